@@ -1,0 +1,49 @@
+# The same commands by hand and in CI; `make help` lists them.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help repro test test-all lint types check demo clean
+
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+repro: .venv/base ## Install what is needed, run the pipeline and print its metrics
+	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
+	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc metrics show
+
+test: .venv/dev ## Run the quick tests (offline, no GPU)
+	$(BIN)/python -m pytest
+
+test-all: .venv/dev ## Run the slow and real tests too; those that cannot run here skip loudly
+	$(BIN)/python -m pytest -m '' -rs
+
+lint: .venv/dev ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev ## Check types
+	$(BIN)/mypy
+
+check: ## Run what CI runs
+	bash .ci/run
+
+demo: .venv/base ## Rebuild the embedded teacher and student (data/demo)
+	$(BIN)/python -m stages.demo
+
+clean: ## Remove the virtual environment and caches; data stays
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv .venv
+
+.venv/base: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) --editable .
+	@touch $@
+
+.venv/dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) --editable '.[dev]'
+	@touch $@ .venv/base

@@ -1,0 +1,1 @@
+"""KDMCSE: sentence embeddings distilled from a frozen CLIP teacher."""

@@ -1,0 +1,1 @@
+"""Corpora: fetching, reading and the tables they become."""

@@ -1,0 +1,129 @@
+"""From sources to the corpora's folders: fetch, read, write, count."""
+
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.download import records
+from pipeline.download.fetch import Fetched, fetch
+from pipeline.download.karpathy import read_karpathy
+from pipeline.download.scenes.corpora import make_sentences, make_sts, write_pairs_corpus
+from pipeline.download.senteval import read_senteval
+from pipeline.download.sources import BY_NAME, SCENES
+from pipeline.download.wiki import read_sentences_file
+from pipeline.params.download import DownloadParams
+from pipeline.runtime import atomic_folder, log
+
+Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Fetcher:
+    """Where fetched files are kept, and the mirror to take them from, if any."""
+
+    folder: Path
+    mirror: str | None
+
+    def __call__(self, source: str) -> list[Fetched]:
+        """Fetch all files of a source."""
+        return [fetch(file, self.folder, self.mirror) for file in BY_NAME[source].files]
+
+
+def make_pairs(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metrics:
+    """Write the images with captions that `params.pairs` names; returns their counts."""
+
+    def write(target: Path) -> list[Fetched]:
+        if params.pairs == SCENES:
+            write_pairs_corpus(target, params.scenes)
+            return []
+        return _write_public_pairs(target, params.pairs, fetcher)
+
+    fetched = _replace(folder, write)
+    return _account(params.pairs, _count_pairs(records.read_pairs(folder)), fetched)
+
+
+def make_text(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metrics:
+    """Write the text-only sentences that `params.text` names; returns their count."""
+
+    def write(target: Path) -> list[Fetched]:
+        if params.text == SCENES:
+            records.write_sentences(target, make_sentences(params.scenes))
+            return []
+        fetched = fetcher(params.text)
+        records.write_sentences(target, read_sentences_file(fetched[0].path))
+        return fetched
+
+    fetched = _replace(folder, write)
+    return _account(params.text, {"sentences": len(records.read_sentences(folder))}, fetched)
+
+
+def make_evaluation(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metrics:
+    """Write the tasks that `params.evaluation` names; returns the pairs of each."""
+
+    def write(target: Path) -> list[Fetched]:
+        if params.evaluation == SCENES:
+            records.write_sts(target, make_sts(params.scenes))
+            return []
+        fetched = fetcher(params.evaluation)
+        sts, transfer = read_senteval(fetched[0].path)
+        records.write_sts(target, sts)
+        records.write_transfer(target, transfer)
+        return fetched
+
+    fetched = _replace(folder, write)
+    return _account(params.evaluation, _count_tasks(folder), fetched)
+
+
+def _replace(folder: Path, write: Callable[[Path], list[Fetched]]) -> list[Fetched]:
+    with atomic_folder(folder) as target:
+        return write(target)
+
+
+def _write_public_pairs(folder: Path, dataset: str, fetcher: Fetcher) -> list[Fetched]:
+    fetched = fetcher(dataset)
+    splits, *archives = [file.path for file in fetched]
+    images, captions = read_karpathy(splits, dataset, archives)
+    records.write_pairs(folder, images, captions)
+    for archive in archives:
+        _link_or_copy(archive, folder / archive.name)
+    return fetched
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Spare the disk a second copy of a large archive where the file system can."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _count_pairs(pairs: records.Pairs) -> dict[str, int]:
+    by_split = pairs.images["split"].value_counts()
+    splits = {f"{split}_images": int(by_split.get(split, 0)) for split in records.SPLITS}
+    return {"images": len(pairs.images), "captions": len(pairs.captions), **splits}
+
+
+def _count_tasks(folder: Path) -> dict[str, int]:
+    tables = [records.read_sts(folder)]
+    if (folder / "transfer.parquet").is_file():
+        tables.append(records.read_table(folder / "transfer.parquet", records.TRANSFER))
+    return {
+        str(task).lower().replace("-", "_"): int(count)
+        for table in tables
+        for task, count in table["task"].value_counts(sort=False).items()
+    }
+
+
+def _account(source: str, counts: dict[str, int], fetched: Iterable[Fetched]) -> Metrics:
+    """Counts, held against the public ones where those are known, and what was fetched."""
+    public = BY_NAME[source].counts if source in BY_NAME else {}
+    differing = {key: count for key, count in public.items() if counts.get(key) != count}
+    for key, count in differing.items():
+        log.warning("%s has %s %s, the public release %s", source, counts.get(key, 0), key, count)
+    metrics: Metrics = dict(counts)
+    if public:
+        metrics["as_published"] = int(not differing)
+        metrics["sha256"] = {file.path.name: file.sha256 for file in fetched}
+    return metrics

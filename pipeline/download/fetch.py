@@ -1,0 +1,216 @@
+"""Fetching a public file: stream, resume, verify, rename.
+
+A transfer that breaks leaves `NAME.part`, and the next one asks for the rest of it (HTTP Range).
+The sha256 of every file is recorded at first use in `checksums.json` beside it, with the address
+it came from; the same address must give the same bytes ever after.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from urllib.parse import quote
+
+import requests
+from requests.adapters import HTTPAdapter
+from tqdm import tqdm
+from urllib3.util import Retry
+
+from pipeline.download.sources import RemoteFile
+from pipeline.errors import DownloadError
+from pipeline.runtime import atomic_file, hash_file, log, reports_full_disk, write_json
+
+MIRROR_VARIABLE = "DATA_MIRROR"
+CHECKSUMS = "checksums.json"
+
+_HUB = "hf://"
+_TIMEOUT = (20, 60)
+_CHUNK = 1 << 16
+_BREAKS = 5
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A file at hand, with where it came from."""
+
+    path: Path
+    sha256: str
+    address: str
+
+
+def fetch(file: RemoteFile, folder: Path, mirror: str | None) -> Fetched:
+    """Bring a public file into `folder`, or find it there from an earlier run.
+
+    Args:
+        file: what to fetch.
+        folder: where files are kept between runs.
+        mirror: a folder or base URL that holds the file by its public name, or None.
+
+    Raises:
+        DownloadError: it cannot be had, or its bytes are not those of the first time.
+        ResourceError: the disk is full.
+    """
+    address = _address(file, mirror)
+    target = folder / file.name
+    known = _read_checksums(folder).get(file.name)
+    if target.is_file() and known is not None and known["address"] == address:
+        _verify(target, hash_file(target), known["sha256"])
+        return Fetched(target, known["sha256"], address)
+    folder.mkdir(parents=True, exist_ok=True)
+    _transfer(address, target)
+    digest = hash_file(target)
+    write_json(
+        folder / CHECKSUMS,
+        _read_checksums(folder) | {file.name: {"sha256": digest, "address": address}},
+    )
+    return Fetched(target, digest, address)
+
+
+def _address(file: RemoteFile, mirror: str | None) -> str:
+    if not mirror:
+        return file.address
+    if mirror.startswith(("http://", "https://")):
+        return f"{mirror.rstrip('/')}/{quote(file.name)}"
+    return str(Path(mirror) / file.name)
+
+
+def _read_checksums(folder: Path) -> dict[str, dict[str, str]]:
+    path = folder / CHECKSUMS
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, OSError) as error:
+        raise DownloadError(f"{path} cannot be read: {error}.", "delete it.") from None
+
+
+def _verify(path: Path, digest: str, expected: str) -> None:
+    if digest != expected:
+        raise DownloadError(
+            f"{path} has sha256 {digest[:12]}, but {expected[:12]} was recorded at its first use.",
+            f"delete {path} to fetch it again.",
+        )
+
+
+def _transfer(address: str, target: Path) -> None:
+    log.info("fetching %s from %s", target.name, address)
+    if address.startswith(_HUB):
+        _transfer_from_hub(address, target)
+    elif address.startswith(("http://", "https://")):
+        _transfer_over_http(address, target)
+    else:
+        _copy(Path(address), target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Take a file of a mirror folder."""
+    if not source.is_file():
+        raise DownloadError(
+            f"{MIRROR_VARIABLE} holds no {source.name} ({source} does not exist).",
+            f"put the file there, or unset {MIRROR_VARIABLE} to fetch it from its source.",
+        )
+    with atomic_file(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _transfer_from_hub(address: str, target: Path) -> None:
+    from huggingface_hub import hf_hub_download
+
+    kind, owner, name, file = address.removeprefix(_HUB).split("/", 3)
+    try:
+        cached = hf_hub_download(f"{owner}/{name}", file, repo_type=kind.removesuffix("s"))
+    except (OSError, ValueError) as error:  # the hub's errors are OSErrors
+        raise _unreachable(address, error) from None
+    log.info("%s is %s", target.name, Path(cached).parent.name)
+    _copy(Path(cached), target)
+
+
+def _transfer_over_http(address: str, target: Path) -> None:
+    """Stream into NAME.part, going on after a break where it stopped."""
+    part = target.with_name(target.name + ".part")
+    breaks = 0
+    while True:
+        before = _size(part)
+        try:
+            total = _append(address, part)
+            break
+        except requests.RequestException as error:
+            breaks = 0 if _size(part) > before else breaks + 1
+            if breaks >= _BREAKS or _is_final(error):
+                raise _unreachable(address, error) from None
+            log.warning("the transfer broke at %s bytes, going on", f"{_size(part):,}")
+    if total is not None and _size(part) != total:
+        part.unlink(missing_ok=True)
+        raise DownloadError(
+            f"{address} gave another number of bytes than the {total:,} it announced.",
+            "run the same command again, or fetch the file by hand into a mirror folder.",
+        )
+    with part.open("rb") as stream:
+        os.fsync(stream.fileno())
+    part.replace(target)
+
+
+def _append(address: str, part: Path) -> int | None:
+    """Ask for the bytes behind those at hand and append them; returns the whole size."""
+    offset = _size(part)
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
+    with _session().get(address, headers=headers, stream=True, timeout=_TIMEOUT) as response:
+        if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return _whole_size(response, offset)
+        response.raise_for_status()
+        resumed = response.status_code == HTTPStatus.PARTIAL_CONTENT
+        total = _whole_size(response, offset if resumed else 0)
+        with reports_full_disk(part), part.open("ab" if resumed else "wb") as stream:
+            for chunk in _watched(
+                response, part.name.removesuffix(".part"), total, resumed, offset
+            ):
+                stream.write(chunk)
+    return total
+
+
+def _watched(
+    response: requests.Response, name: str, total: int | None, resumed: bool, offset: int
+) -> Iterator[bytes]:
+    initial = offset if resumed else 0
+    with tqdm(desc=name, total=total, initial=initial, unit="B", unit_scale=True) as bar:
+        for chunk in response.iter_content(_CHUNK):
+            yield chunk
+            bar.update(len(chunk))
+
+
+def _whole_size(response: requests.Response, offset: int) -> int | None:
+    content_range = response.headers.get("Content-Range", "")
+    if (total := content_range.rpartition("/")[2]).isdigit():
+        return int(total)
+    length = response.headers.get("Content-Length", "")
+    return offset + int(length) if length.isdigit() else None
+
+
+def _session() -> requests.Session:
+    """A session that waits and retries on busy servers, honouring Retry-After."""
+    retry = Retry(total=4, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504))
+    session = requests.Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(max_retries=retry))
+    return session
+
+
+def _is_final(error: requests.RequestException) -> bool:
+    """A refusal or an address that is no address: asking again cannot help."""
+    return isinstance(error, requests.HTTPError | requests.TooManyRedirects | ValueError)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _unreachable(address: str, error: Exception) -> DownloadError:
+    reason = " ".join(str(error).split())[:200]
+    return DownloadError(
+        f"{address} cannot be fetched: {reason}",
+        f"check the network, or put the file into a folder and name that in {MIRROR_VARIABLE}; "
+        "what was already transferred is kept.",
+    )

@@ -1,0 +1,93 @@
+"""Reader of the Karpathy splits: one json a data set, images in their archives."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pandas as pd
+
+from pipeline.download.archives import Archive
+from pipeline.errors import InputError
+
+_SPLIT = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+"""COCO's `restval` images are training images by convention."""
+
+
+def read_karpathy(
+    splits: Path, dataset: str, archives: Iterable[Path]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read images and captions of one data set.
+
+    Args:
+        splits: caption_datasets.zip.
+        dataset: `flickr8k`, `flickr30k` or `coco`.
+        archives: the image archives; images are found in them by file name.
+
+    Returns:
+        The rows of images.parquet and captions.parquet. An image that is in no archive is kept,
+        with its bare name as member; the features step counts it as rejected.
+
+    Raises:
+        InputError: the zip or json is damaged, or a row has another form than expected.
+    """
+    content = _read_json(splits, f"dataset_{dataset}.json")
+    members = _members_by_name(archives)
+    images, captions = [], []
+    for row, image in enumerate(content):
+        where = f"{splits.name}: dataset_{dataset}.json, image {row}"
+        images.append(_image_row(image, members, where))
+        captions += _caption_rows(image, where)
+    caption_table = pd.DataFrame(captions, columns=["image_id", "caption"])
+    caption_table.insert(0, "caption_id", range(len(caption_table)))
+    return pd.DataFrame(images), caption_table
+
+
+def _read_json(splits: Path, name: str) -> list[Any]:
+    with Archive(splits) as archive:
+        try:
+            images = json.loads(archive.read(name))["images"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{splits} holds no usable {name}: {error}.", "fetch the archive again."
+            ) from None
+    if not isinstance(images, list) or not images:
+        raise InputError(f"{splits}: {name} lists no images.", "fetch the archive again.")
+    return images
+
+
+def _members_by_name(archives: Iterable[Path]) -> Mapping[str, tuple[str, str]]:
+    """Where each file name stands: archive name and member; macOS's shadow files are no images."""
+    found: dict[str, tuple[str, str]] = {}
+    for path in archives:
+        with Archive(path) as archive:
+            for member in archive.sizes:
+                if not member.startswith("__MACOSX/"):
+                    found.setdefault(PurePosixPath(member).name, (path.name, member))
+    return found
+
+
+def _image_row(
+    image: Any, members: Mapping[str, tuple[str, str]], where: str
+) -> dict[str, str | int]:
+    try:
+        image_id, split, name = int(image["imgid"]), _SPLIT[image["split"]], image["filename"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _malformed(where, error) from None
+    fallback = (next(iter(members.values()), ("", ""))[0], str(name))
+    archive, member = members.get(name, fallback)
+    return {"image_id": image_id, "split": split, "archive": archive, "member": member}
+
+
+def _caption_rows(image: Any, where: str) -> list[tuple[int, str]]:
+    try:
+        raw = [str(sentence["raw"]) for sentence in image["sentences"]]
+    except (KeyError, TypeError) as error:
+        raise _malformed(where, error) from None
+    return [(int(image["imgid"]), " ".join(text.split())) for text in raw if text.strip()]
+
+
+def _malformed(where: str, error: Exception) -> InputError:
+    return InputError(
+        f"{where} has no usable {error}.", "fetch caption_datasets.zip again from its source."
+    )

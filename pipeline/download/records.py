@@ -1,0 +1,155 @@
+"""CONTRACT of the corpora: the Parquet tables that `download` writes and all later steps read.
+
+    pairs/images.parquet       image_id, split (train | val | test), archive, member
+    pairs/captions.parquet     caption_id, image_id, caption
+    pairs/<archive>            the images, packed as downloaded (zip or tar)
+    text/sentences.parquet     sentence
+    evaluation/sts.parquet     task, subset, split, sentence1, sentence2, score
+    evaluation/transfer.parquet task, split, sentence1, sentence2 (or null), label
+
+Rows keep the order of their source. `archive` names a file in the same folder, `member` a file
+inside it. An STS row whose source has no gold score is not in the table.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import InputError, MissingArtifactError
+from pipeline.runtime import atomic_file, hash_strings
+
+SPLITS = ("train", "val", "test")
+
+IMAGES = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("split", pa.string()),
+        ("archive", pa.string()),
+        ("member", pa.string()),
+    ]
+)
+CAPTIONS = pa.schema(
+    [("caption_id", pa.int64()), ("image_id", pa.int64()), ("caption", pa.string())]
+)
+SENTENCES = pa.schema([("sentence", pa.string())])
+STS = pa.schema(
+    [
+        ("task", pa.string()),
+        ("subset", pa.string()),
+        ("split", pa.string()),
+        ("sentence1", pa.string()),
+        ("sentence2", pa.string()),
+        ("score", pa.float64()),
+    ]
+)
+TRANSFER = pa.schema(
+    [
+        ("task", pa.string()),
+        ("split", pa.string()),
+        ("sentence1", pa.string()),
+        ("sentence2", pa.string()),
+        ("label", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images with their captions; `folder` holds the archives that `images` names."""
+
+    folder: Path
+    images: pd.DataFrame
+    captions: pd.DataFrame
+
+    def fingerprint(self) -> str:
+        """A hash of every row: which images, in which archives, with which captions."""
+        images, captions = self.images, self.captions
+        return hash_strings(
+            [
+                *images["image_id"].astype(str),
+                *images["member"],
+                *captions["image_id"].astype(str),
+                *captions["caption"],
+            ]
+        )
+
+    def captions_of(self, split: str) -> pd.DataFrame:
+        """The captions whose image is in `split`, in the table's order."""
+        ids = self.images.loc[self.images["split"] == split, "image_id"]
+        return self.captions[self.captions["image_id"].isin(ids)]
+
+
+def write_pairs(folder: Path, images: pd.DataFrame, captions: pd.DataFrame) -> None:
+    """Write both tables of the pairs; the archives are put into `folder` by the caller."""
+    write_table(folder / "images.parquet", images, IMAGES)
+    write_table(folder / "captions.parquet", captions, CAPTIONS)
+
+
+def read_pairs(folder: Path) -> Pairs:
+    """Read the tables of the pairs.
+
+    Raises:
+        MissingArtifactError: a table is not there.
+        InputError: a table is unreadable, empty or has other columns.
+    """
+    images = read_table(folder / "images.parquet", IMAGES)
+    captions = read_table(folder / "captions.parquet", CAPTIONS)
+    return Pairs(folder, images, captions)
+
+
+def write_sentences(folder: Path, sentences: list[str]) -> None:
+    """Write the text-only sentences."""
+    write_table(folder / "sentences.parquet", {"sentence": sentences}, SENTENCES)
+
+
+def read_sentences(folder: Path) -> list[str]:
+    """Read the text-only sentences, in order; errors as `read_pairs`."""
+    return list(read_table(folder / "sentences.parquet", SENTENCES)["sentence"])
+
+
+def write_sts(folder: Path, rows: pd.DataFrame) -> None:
+    """Write the STS pairs of all tasks."""
+    write_table(folder / "sts.parquet", rows, STS)
+
+
+def read_sts(folder: Path) -> pd.DataFrame:
+    """Read the STS pairs of all tasks; errors as `read_pairs`."""
+    return read_table(folder / "sts.parquet", STS)
+
+
+def write_transfer(folder: Path, rows: pd.DataFrame) -> None:
+    """Write the samples of the transfer tasks."""
+    write_table(folder / "transfer.parquet", rows, TRANSFER)
+
+
+def write_table(
+    path: Path, rows: pd.DataFrame | Mapping[str, list[object] | list[str]], schema: pa.Schema
+) -> None:
+    """Write rows in the schema's column order; equal rows give equal bytes."""
+    columns = {name: pa.array(rows[name], schema.field(name).type) for name in schema.names}
+    with atomic_file(path) as temporary:
+        pq.write_table(pa.table(columns, schema=schema), temporary, compression="zstd")
+
+
+def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
+    """Read a table and hold it against its schema; errors as `read_pairs`."""
+    if not path.is_file():
+        raise MissingArtifactError(path, made_by="download")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{path} cannot be read: {reason}.", "run `dvc repro -f download`."
+        ) from None
+    if not table.schema.equals(schema) or table.num_rows == 0:
+        found = "no rows" if table.num_rows == 0 else f"columns {', '.join(table.schema.names)}"
+        raise InputError(
+            f"{path} has {found}, expected {', '.join(schema.names)} and at least one row.",
+            "run `dvc repro -f download`.",
+        )
+    return pd.DataFrame(table.to_pandas())

@@ -1,0 +1,1 @@
+"""The embedded world: rendered pictures, captions, sentences and graded sentence pairs."""

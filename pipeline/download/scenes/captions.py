@@ -1,0 +1,134 @@
+"""Describe a scene in a sentence, in many wordings, all of them true."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.download.scenes.words import (
+    BACKGROUND_WORDS,
+    INVERSE,
+    PLACE_WORDS,
+    RELATION_WORDS,
+    Told,
+    be,
+    finish,
+    name_group,
+    word_for,
+)
+from pipeline.download.scenes.world import Group, Scene, happens, pick
+
+_OPENINGS = (
+    "",
+    "",
+    "a picture of ",
+    "an image of ",
+    "an image showing ",
+    "a drawing with ",
+    "there {be} ",
+    "we see ",
+    "you can see ",
+    "the picture shows ",
+    "the scene contains ",
+)
+_ALONE = ("{a}", "only {a}", "{a} and nothing else")
+_TOGETHER = ("{a} and {b}", "{a} together with {b}", "both {a} and {b}")
+_PHRASES = (
+    "{a} {relation} {b}",
+    "{a} {relation} {b}",
+    "{b} with {a} {relation} {it}",
+    "{a} {place_a} and {b} {place_b}",
+)
+_CLAUSES = (
+    "{a} {be} {relation} {b}",
+    "{a} {be} placed {relation} {b}",
+    "{relation} {b} there {be} {a}",
+    "{relation} {b} {be} {a}",
+    "{place_a} there {be} {a}, {place_b} {be_b} {b}",
+)
+_BACKGROUNDS = (
+    "{sentence}, on a {background} background",
+    "{sentence}, against a {background} backdrop",
+    "{sentence}, all on {background}",
+    "on a {background} background, {sentence}",
+)
+
+_SIZE_TOLD = 0.8
+_SHARE_TOLD = {"count": 0.85, "relation": 0.9, "background": 0.4}
+"""How often a caption tells each attribute."""
+
+
+@dataclass(frozen=True)
+class _View:
+    """A scene read in one order: `first` lies `direction` of `second`."""
+
+    first: Group
+    second: Group
+    direction: str
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A caption that tells most of a scene."""
+    drawn = {name: happens(share, rng) for name, share in _SHARE_TOLD.items()}
+    sizes = happens(_SIZE_TOLD, rng), happens(_SIZE_TOLD, rng)
+    return describe(scene, Told(sizes=sizes, **drawn), rng)
+
+
+def draw_captions(scene: Scene, number: int, rng: np.random.Generator) -> list[str]:
+    """`number` captions of a scene, no two of them alike."""
+    found: dict[str, None] = {}
+    while len(found) < number:
+        found[caption(scene, rng)] = None
+    return list(found)
+
+
+def describe(scene: Scene, told: Told, rng: np.random.Generator) -> str:
+    """Say what `told` asks for, no more and no less.
+
+    The wording follows from `rng` alone: two scenes with as many groups, described from equal
+    generators, differ only in the words for what differs.
+    """
+    body = _describe_groups(scene, told, rng)
+    background = word_for(BACKGROUND_WORDS[scene.background], rng)
+    frame = pick(_BACKGROUNDS, rng) if told.background else "{sentence}"
+    return finish(frame.format(sentence=body, background=background), rng)
+
+
+def _describe_groups(scene: Scene, told: Told, rng: np.random.Generator) -> str:
+    if scene.relation is None:
+        return _describe_alone(scene.groups[0], told, rng)
+    view = _look(scene.groups[0], scene.groups[1], scene.relation, rng)
+    if not told.relation:
+        return _fill(_open(_TOGETHER, rng), view, told, rng)
+    clause, phrase = pick(_CLAUSES, rng), _open(_PHRASES, rng)
+    return _fill(clause if happens(0.4, rng) else phrase, view, told, rng)
+
+
+def _describe_alone(group: Group, told: Told, rng: np.random.Generator) -> str:
+    name = name_group(group, rng, size=told.sizes[0], count=told.count)
+    return _open(_ALONE, rng).format(a=name, be=be(group))
+
+
+def _open(templates: tuple[str, ...], rng: np.random.Generator) -> str:
+    return pick(_OPENINGS, rng) + pick(templates, rng)
+
+
+def _look(first: Group, second: Group, relation: str, rng: np.random.Generator) -> _View:
+    if happens(0.5, rng):
+        return _View(first, second, relation)
+    return _View(second, first, INVERSE[relation])
+
+
+def _fill(template: str, view: _View, told: Told, rng: np.random.Generator) -> str:
+    # What stands first decides the verb of an opening such as `there is`.
+    leader = view.second if "{be} {b}" in template else view.first
+    place = int(rng.random() * 2)
+    return template.format(
+        a=name_group(view.first, rng, size=told.sizes[0], count=told.count),
+        b=name_group(view.second, rng, size=told.sizes[1], count=told.count),
+        be=be(leader),
+        be_b=be(view.second),
+        it="it" if view.second.count == 1 else "them",
+        relation=word_for(RELATION_WORDS[view.direction], rng),
+        place_a=PLACE_WORDS[view.direction][place],
+        place_b=PLACE_WORDS[INVERSE[view.direction]][place],
+    )

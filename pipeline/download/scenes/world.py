@@ -1,0 +1,131 @@
+"""What a scene is, how scenes are drawn, and which of them are held out.
+
+A scene holds one or two groups of equal shapes on a plain background; the first of two groups
+lies above or to the left of the second. The *kind* of a group is its colour and shape; the
+*combination* of a scene is the set of its kinds, without order, sizes, counts or places.
+Every combination belongs to one split for good, whatever the seed: a model trained on the
+train split has seen red stars and blue rings, but never a held-out pair of them together.
+
+The precedents are ShapeWorld (arXiv 1704.04517) and CLEVR (arXiv 1612.06890).
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain, combinations, product
+from math import prod
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "pink", "cyan")
+SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross", "ring", "heart")
+SIZES = ("small", "large")
+COUNTS = (1, 2, 3, 4)
+RELATIONS = ("above", "left")
+BACKGROUNDS = ("white", "grey", "black")
+
+COMMON = frozenset({"red", "green", "blue", "yellow", "circle", "square", "triangle"})
+"""Colours and shapes that are met more often than the others, as in any real collection."""
+
+SPLITS_OF_HUNDRED = ("train",) * 80 + ("val",) * 9 + ("test",) * 11
+"""The split of each of a hundred pictures in a row, and of a hundred combinations."""
+
+_COMMON_WEIGHT = 3.0
+"""How much more often a common colour or shape is drawn than another."""
+
+_ALONE = 0.15
+"""Share of the scenes that hold one group only."""
+
+Kind = tuple[str, str]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Group:
+    """`count` equal shapes that lie together."""
+
+    colour: str
+    shape: str
+    size: str
+    count: int
+
+    @property
+    def kind(self) -> Kind:
+        """Colour and shape."""
+        return self.colour, self.shape
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One or two groups of different kinds.
+
+    Attributes:
+        groups: the groups; with two, the first is the upper or the left one.
+        relation: `above` or `left`, how the first lies to the second; None with one group.
+        background: colour behind everything.
+    """
+
+    groups: tuple[Group, ...]
+    relation: str | None
+    background: str
+
+    @property
+    def combination(self) -> frozenset[Kind]:
+        """The kinds of the groups, which decide the split of the scene."""
+        return frozenset(group.kind for group in self.groups)
+
+
+def generator(seed: int, stream: int, item: int) -> np.random.Generator:
+    """The random numbers of one item of one stream: no item depends on the others."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, item)))
+
+
+def pick(options: Sequence[T], rng: np.random.Generator) -> T:
+    """One of `options`; spends one random number, however many options there are."""
+    return options[int(rng.random() * len(options))]
+
+
+def happens(share: float, rng: np.random.Generator) -> bool:
+    """True in `share` of the cases; spends one random number."""
+    return bool(rng.random() < share)
+
+
+@cache
+def split_of(combination: frozenset[Kind]) -> str:
+    """The split (train | val | test) that a combination belongs to."""
+    name = " + ".join(sorted(" ".join(kind) for kind in combination))
+    digest = hashlib.sha256(name.encode()).digest()
+    return SPLITS_OF_HUNDRED[int.from_bytes(digest[:8], "big") % 100]
+
+
+def draw_scene(split: str, rng: np.random.Generator) -> Scene:
+    """Draw a scene whose combination belongs to `split`."""
+    alone = happens(_ALONE, rng)
+    kinds = list(_draw_kinds(split, 1 if alone else 2, rng))
+    if happens(0.5, rng):
+        kinds.reverse()
+    groups = tuple(Group(*kind, pick(SIZES, rng), pick(COUNTS, rng)) for kind in kinds)
+    relation = None if alone else pick(RELATIONS, rng)
+    return Scene(groups, relation, pick(BACKGROUNDS, rng))
+
+
+def _draw_kinds(split: str, size: int, rng: np.random.Generator) -> tuple[Kind, ...]:
+    """A combination of the split, by its weight; spends one random number."""
+    options = _combinations_in(split, size)
+    cumulated = _cumulated_weights(split, size)
+    return options[int(np.searchsorted(cumulated, rng.random() * cumulated[-1], side="right"))]
+
+
+@cache
+def _cumulated_weights(split: str, size: int) -> NDArray[np.float64]:
+    words = (chain.from_iterable(kinds) for kinds in _combinations_in(split, size))
+    return np.cumsum([prod(_COMMON_WEIGHT for word in kinds if word in COMMON) for kinds in words])
+
+
+@cache
+def _combinations_in(split: str, size: int) -> tuple[tuple[Kind, ...], ...]:
+    every = combinations(product(COLOURS, SHAPES), size)
+    return tuple(kinds for kinds in every if split_of(frozenset(kinds)) == split)

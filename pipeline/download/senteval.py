@@ -1,0 +1,192 @@
+"""Reader of SentEval's `senteval.tar`: STS and transfer tasks, as SentEval reads them.
+
+Protocol (facebookresearch/SentEval): the files are tokenised; a sentence is its white-space tokens
+joined by one space. MR, CR, SUBJ, MPQA and TREC are latin-1, the rest UTF-8. STS rows whose gold
+line is empty are dropped. Blank lines of CR and MPQA are samples. Accents that the public files
+carry as `cat -v` wrote them stay as they are, so that scores are comparable.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.download.archives import Archive
+from pipeline.download.records import STS, TRANSFER
+from pipeline.errors import InputError
+
+STS_SUBSETS: Mapping[str, tuple[str, ...]] = {
+    "STS12": ("MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),
+    "STS13": ("FNWN", "headlines", "OnWN"),
+    "STS14": ("deft-forum", "deft-news", "headlines", "OnWN", "images", "tweet-news"),
+    "STS15": ("answers-forums", "answers-students", "belief", "headlines", "images"),
+    "STS16": ("answer-answer", "headlines", "plagiarism", "postediting", "question-question"),
+}
+"""STS13's SMT is not public: its gold file stands without its input."""
+
+_STSB = {"train": "sts-train.csv", "dev": "sts-dev.csv", "test": "sts-test.csv"}
+_SICK = {
+    "train": "SICK_train.txt",
+    "dev": "SICK_trial.txt",
+    "test": "SICK_test_annotated.txt",
+}
+_BINARY = (  # task, file of label 1, file of label 0
+    ("MR", "MR/rt-polarity.pos", "MR/rt-polarity.neg"),
+    ("CR", "CR/custrev.pos", "CR/custrev.neg"),
+    ("SUBJ", "SUBJ/subj.objective", "SUBJ/subj.subjective"),
+    ("MPQA", "MPQA/mpqa.pos", "MPQA/mpqa.neg"),
+)
+_TREC = {"train": "TREC/train_5500.label", "test": "TREC/TREC_10.label"}
+_TREC_CLASSES = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
+_SST2 = {split: f"SST/binary/sentiment-{split}" for split in ("train", "dev", "test")}
+_MRPC = {split: f"MRPC/msr_paraphrase_{split}.txt" for split in ("train", "test")}
+
+_StsRow = tuple[str, str, str, str, str, float]
+_TransferRow = tuple[str, str, str, str | None, int]
+
+
+def read_senteval(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read all STS and transfer tasks of the tar.
+
+    Returns:
+        The rows of sts.parquet and transfer.parquet.
+
+    Raises:
+        InputError: a file is missing or a row has another form; file and row are named.
+    """
+    with Archive(path) as archive:
+        files = _Files(archive)
+        sts = [*_sts_by_year(files), *_sts_benchmark(files), *_sick(files)]
+        transfer = [*_binary_tasks(files), *_trec(files), *_sst2(files), *_mrpc(files)]
+    return (
+        pd.DataFrame(sts, columns=STS.names),
+        pd.DataFrame(transfer, columns=TRANSFER.names),
+    )
+
+
+@dataclass(frozen=True)
+class _Files:
+    archive: Archive
+
+    def lines(self, name: str, encoding: str = "utf-8") -> list[str]:
+        """The lines of a file; the last may end the file without a line break."""
+        lines = self._text(name, encoding).split("\n")
+        return lines[:-1] if lines[-1] == "" else lines
+
+    def all_lines(self, name: str) -> list[str]:
+        """The lines as `str.splitlines` cuts them, which the binary tasks are counted by."""
+        return self._text(name, "latin-1").splitlines()
+
+    def rows(self, name: str, columns: int, *, header: bool = False) -> Iterator[list[str]]:
+        """Tab-separated rows with at least `columns` columns."""
+        for number, line in enumerate(self.lines(name, "utf-8-sig"), start=1):
+            if header and number == 1:
+                continue
+            cells = line.split("\t")
+            if len(cells) < columns:
+                raise self.malformed(name, number, f"has {len(cells)} columns, not {columns}")
+            yield cells
+
+    def _text(self, name: str, encoding: str) -> str:
+        member = next((n for n in self.archive.sizes if n == name or n.endswith(f"/{name}")), None)
+        if member is None:
+            raise InputError(f"{self.archive.path} holds no {name}.", "fetch it again.")
+        try:
+            return self.archive.read(member).decode(encoding)
+        except UnicodeDecodeError as error:
+            raise self.malformed(name, error.start, f"(byte) is not {encoding}") from None
+
+    def malformed(self, name: str, number: int, problem: str) -> InputError:
+        """An error that names file and row."""
+        return InputError(
+            f"{self.archive.path}: {name} row {number:,} {problem}.", "fetch it again."
+        )
+
+
+def _sts_by_year(files: _Files) -> Iterator[_StsRow]:
+    for task, subsets in STS_SUBSETS.items():
+        for subset in subsets:
+            yield from _sts_subset(files, task, subset)
+
+
+def _sts_subset(files: _Files, task: str, subset: str) -> Iterator[_StsRow]:
+    folder = f"STS/{task}-en-test"
+    gold_name, name = f"{folder}/STS.gs.{subset}.txt", f"{folder}/STS.input.{subset}.txt"
+    gold = files.lines(gold_name)
+    pairs = list(files.rows(name, 2))
+    if len(gold) != len(pairs):
+        raise files.malformed(
+            gold_name, len(gold), f"is the last, but {name} has {len(pairs):,} rows"
+        )
+    for number, (score, cells) in enumerate(zip(gold, pairs, strict=True), start=1):
+        if score.strip():
+            value = _score(files, score, gold_name, number)
+            yield task, subset, "test", _join(cells[0]), _join(cells[1]), value
+
+
+def _sts_benchmark(files: _Files) -> Iterator[_StsRow]:
+    for split, file in _STSB.items():
+        name = f"STS/STSBenchmark/{file}"
+        for number, cells in enumerate(files.rows(name, 7), start=1):
+            value = _score(files, cells[4], name, number)
+            yield "STS-B", cells[0], split, _join(cells[5]), _join(cells[6]), value
+
+
+def _sick(files: _Files) -> Iterator[_StsRow]:
+    for split, file in _SICK.items():
+        name = f"SICK/{file}"
+        for number, cells in enumerate(files.rows(name, 4, header=True), start=2):
+            value = _score(files, cells[3], name, number)
+            yield "SICK-R", "SICK", split, _join(cells[1]), _join(cells[2]), value
+
+
+def _score(files: _Files, text: str, name: str, number: int) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not isfinite(value):
+        raise files.malformed(name, number, f"has the gold score {text.strip()!r}, no number")
+    return value
+
+
+def _binary_tasks(files: _Files) -> Iterator[_TransferRow]:
+    for task, positive, negative in _BINARY:
+        for label, name in ((1, positive), (0, negative)):
+            for line in files.all_lines(name):
+                yield task, "all", _join(line), None, label
+
+
+def _trec(files: _Files) -> Iterator[_TransferRow]:
+    for split, name in _TREC.items():
+        for number, line in enumerate(files.lines(name, "latin-1"), start=1):
+            label, _, question = line.partition(" ")
+            coarse = label.partition(":")[0]
+            if coarse not in _TREC_CLASSES:
+                raise files.malformed(name, number, f"has the unknown class {coarse!r}")
+            yield "TREC", split, _join(question), None, _TREC_CLASSES.index(coarse)
+
+
+def _sst2(files: _Files) -> Iterator[_TransferRow]:
+    for split, name in _SST2.items():
+        for number, cells in enumerate(files.rows(name, 2), start=1):
+            yield "SST2", split, _join(cells[0]), None, _label(files, cells[1], name, number)
+
+
+def _mrpc(files: _Files) -> Iterator[_TransferRow]:
+    for split, name in _MRPC.items():
+        for number, cells in enumerate(files.rows(name, 5, header=True), start=2):
+            label = _label(files, cells[0], name, number)
+            yield "MRPC", split, _join(cells[3]), _join(cells[4]), label
+
+
+def _label(files: _Files, text: str, name: str, number: int) -> int:
+    if text.strip() not in {"0", "1"}:
+        raise files.malformed(name, number, f"has the label {text.strip()!r}, not 0 or 1")
+    return int(text)
+
+
+def _join(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,403 @@
+"""CONTRACT of the student: a sentence encoder, its pooling and its grounding heads.
+
+A student directory loads in plain `transformers.AutoModel` and in
+`sentence_transformers.SentenceTransformer`; the pooling is saved in it:
+
+    config.json, model.safetensors, tokenizer*     transformers
+    modules.json, 1_Pooling/, sentence_bert_config.json   sentence-transformers
+    heads.json, heads.safetensors                  the grounding heads and their objective
+    README.md                                      the model card
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.errors import InputError, MissingArtifactError, ModelError
+from pipeline.runtime import hash_file, hash_strings, progress
+
+Pooling = Literal["cls", "mean"]
+Tokens = Mapping[str, Int[Tensor, "batch tokens"]]
+
+_POOLING_FILE = Path("1_Pooling/config.json")
+_POOLING_KEYS: dict[Pooling, str] = {
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+}
+_IDENTITY_FILES = ("config.json", "model.safetensors", "tokenizer.json", _POOLING_FILE)
+_HEADS_FILES = ("heads.json", "heads.safetensors")
+_LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+
+
+class SentenceEncoder(nn.Module):
+    """A transformers encoder with its tokenizer and pooling.
+
+    Args:
+        backbone: a transformers model that returns `last_hidden_state`.
+        tokenizer: its fast tokenizer.
+        pooling: `cls` (first token) or `mean` (over all tokens that are not padding).
+    """
+
+    def __init__(self, backbone: nn.Module, tokenizer: Any, pooling: Pooling) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.pooling: Pooling = pooling
+
+    @classmethod
+    def load(cls, name: str | Path, pooling: Pooling | None = None) -> "SentenceEncoder":
+        """Load a sentence-transformers or plain transformers directory, or a hub name.
+
+        Args:
+            name: the directory (a Path is never looked up on the hub) or hub name.
+            pooling: overrides the pooling that the directory names.
+
+        Raises:
+            MissingArtifactError: `name` is a Path and not there.
+            ModelError: it cannot be loaded, or names no pooling and none was given.
+        """
+        if isinstance(name, Path) and not name.is_dir():
+            raise MissingArtifactError(name, made_by="train")
+        pooling = pooling or saved_pooling(name)
+        if pooling is None:
+            raise ModelError(
+                f"{name} does not say how it pools its tokens.",
+                "say it with --pooling cls or --pooling mean.",
+            )
+        backbone, tokenizer = _load_transformers(name)
+        return cls(backbone, tokenizer, pooling)
+
+    @property
+    def dim(self) -> int:
+        """Width H of the embeddings."""
+        return int(cast(Any, self.backbone).config.hidden_size)
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens that the model can read, special tokens included."""
+        positions = getattr(cast(Any, self.backbone).config, "max_position_embeddings", None)
+        limits = [int(self.tokenizer.model_max_length), int(positions or 1 << 30)]
+        return min(limits)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def tokenize(
+        self, sentences: Sequence[str], max_length: int | None = None
+    ) -> dict[str, Tensor]:
+        """Tokenise, cut to `max_length` (default: the model's own) and pad to the longest."""
+        tokens = self.tokenizer(
+            list(sentences),
+            padding=True,
+            truncation=True,
+            max_length=min(max_length or self.max_length, self.max_length),
+            return_tensors="pt",
+        )
+        return {key: value.to(self.device) for key, value in tokens.items()}
+
+    def forward(self, tokens: Tokens) -> Float[Tensor, "batch dim"]:
+        """Sentence vectors h before any head; not normalised."""
+        hidden = self.backbone(**tokens).last_hidden_state
+        return pool(hidden, tokens["attention_mask"], self.pooling)
+
+    def encode(
+        self, sentences: Sequence[str], *, batch_size: int, show_progress: bool = False
+    ) -> Float32[np.ndarray, "sentences dim"]:
+        """Embed sentences without dropout, in length order; the rows keep the given order.
+
+        Raises:
+            ModelError: the model gave a value that is not finite.
+        """
+        order = np.argsort([-len(sentence) for sentence in sentences], kind="stable")
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        result = np.empty((len(sentences), self.dim), dtype=np.float32)
+        for rows in self._watch(batches, show_progress):
+            result[rows] = self._encode_batch([sentences[row] for row in rows])
+        if not np.isfinite(result).all():
+            raise ModelError(
+                "the encoder gave an embedding that is not finite.", "check or retrain the model."
+            )
+        return result
+
+    def _watch(self, batches: list[NDArray[np.intp]], show: bool) -> Any:
+        return progress(batches, what="encoding", unit="batch") if show else batches
+
+    @torch.inference_mode()
+    def _encode_batch(self, sentences: list[str]) -> NDArray[np.float32]:
+        was_training = self.training
+        self.eval()
+        try:
+            return _to_numpy(self(self.tokenize(sentences)))
+        finally:
+            self.train(was_training)
+
+
+def pool(
+    hidden: Float[Tensor, "batch tokens dim"],
+    attention_mask: Int[Tensor, "batch tokens"],
+    pooling: Pooling,
+) -> Float[Tensor, "batch dim"]:
+    """One vector a sentence: the first token's, or the mean over those that are not padding."""
+    if pooling == "cls":
+        return hidden[:, 0]
+    mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+
+class Head(nn.Sequential):
+    """A linear layer and tanh."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__(nn.Linear(dim_in, dim_out), nn.Tanh())
+
+
+class GroundingHeads(nn.Module):
+    """The four heads of the method (METHOD: z, p, a and b before their normalisation).
+
+    Args:
+        student_dim: H, width of the student's sentence vectors.
+        teacher_dim: width of the teacher's features.
+        grounding_dim: width of the shared space.
+    """
+
+    def __init__(self, student_dim: int, teacher_dim: int, grounding_dim: int) -> None:
+        super().__init__()
+        self.dims = (student_dim, teacher_dim, grounding_dim)
+        self.text = Head(student_dim, student_dim)
+        self.grounding = Head(student_dim, grounding_dim)
+        self.image = Head(teacher_dim, grounding_dim)
+        self.caption = Head(teacher_dim, grounding_dim)
+
+    def ground_sentences(
+        self, vectors: Float[Tensor, "batch student"]
+    ) -> Float[Tensor, "batch grounding"]:
+        """p: sentence vectors in the shared space, L2-normalised."""
+        return _project(self.grounding, vectors)
+
+    def ground_images(
+        self, features: Float[Tensor, "batch teacher"]
+    ) -> Float[Tensor, "batch grounding"]:
+        """a: teacher image features of any scale in the shared space, L2-normalised."""
+        return _project(self.image, _unit_rms(features))
+
+    def ground_captions(
+        self, features: Float[Tensor, "batch teacher"]
+    ) -> Float[Tensor, "batch grounding"]:
+        """b: teacher caption features of any scale in the shared space, L2-normalised."""
+        return _project(self.caption, _unit_rms(features))
+
+
+def _project(head: Head, vectors: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch grounding"]:
+    projected: Tensor = F.normalize(head(vectors), dim=-1)
+    return projected
+
+
+def _unit_rms(features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+    """Scale rows to a root mean square of 1.
+
+    Teachers differ widely in scale (norms of 1 to 20), and so may the two towers of one. At unit
+    RMS the fresh head neither saturates nor drowns its input in its bias, so that it starts as a
+    random projection, which keeps the teacher's angles.
+    """
+    return F.normalize(features, dim=-1) * math.sqrt(features.shape[-1])
+
+
+@dataclass(frozen=True)
+class Student:
+    """What training makes: the encoder, the heads, and the objective that trained them."""
+
+    encoder: SentenceEncoder
+    heads: GroundingHeads
+    objective: str
+
+    @torch.inference_mode()
+    def ground_sentences(
+        self, embeddings: Float[np.ndarray, "rows dim"]
+    ) -> Float32[np.ndarray, "rows grounding"]:
+        """Sentence vectors in the shared space, L2-normalised; errors as `ground_images`."""
+        self._require_grounding(embeddings, self.heads.dims[0])
+        return _to_numpy(self.heads.ground_sentences(self._to_tensor(embeddings)))
+
+    @torch.inference_mode()
+    def ground_images(
+        self, features: Float[np.ndarray, "rows teacher"]
+    ) -> Float32[np.ndarray, "rows grounding"]:
+        """Teacher image features in the shared space, L2-normalised.
+
+        Raises:
+            ModelError: the image head was never trained, or expects another width.
+        """
+        self._require_grounding(features, self.heads.dims[1])
+        return _to_numpy(self.heads.ground_images(self._to_tensor(features)))
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether training used pictures, so that text and images can be compared."""
+        return self.objective != "simcse"
+
+    def _require_grounding(self, rows: NDArray[Any], width: int) -> None:
+        if not self.sees_images:
+            raise ModelError(
+                "this student was trained without pictures (train.objective: simcse).",
+                "train with `dvc exp run -S train.objective=kdmcse`.",
+            )
+        if rows.shape[1] != width:
+            raise ModelError(
+                f"the features are {rows.shape[1]} wide, the student's head expects {width}.",
+                "run `dvc repro train`, so that teacher and student belong together.",
+            )
+
+    def _to_tensor(self, rows: NDArray[Any]) -> Tensor:
+        device = next(self.heads.parameters()).device
+        return torch.as_tensor(rows, dtype=torch.float32, device=device)
+
+
+def _to_numpy(values: Tensor) -> NDArray[np.float32]:
+    return cast(NDArray[np.float32], values.float().cpu().numpy())
+
+
+def save_student(folder: Path, student: Student, card: str) -> None:
+    """Write a student directory into an existing folder; see the module's docstring."""
+    encoder = student.encoder
+    cast(Any, encoder.backbone).save_pretrained(folder)
+    encoder.tokenizer.save_pretrained(folder)
+    _write_sentence_transformers_files(folder, encoder)
+    heads = {key: value.contiguous().cpu() for key, value in student.heads.state_dict().items()}
+    save_file(heads, folder / "heads.safetensors")
+    _write(folder / "heads.json", {"dims": student.heads.dims, "objective": student.objective})
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def load_student(folder: Path, device: torch.device) -> Student:
+    """Read a student directory that `save_student` wrote, onto a device.
+
+    Raises:
+        ModelError: it cannot be loaded.
+        InputError: the heads are missing or do not fit.
+    """
+    encoder = SentenceEncoder.load(folder)
+    try:
+        about = json.loads((folder / "heads.json").read_text(encoding="utf-8"))
+        heads = GroundingHeads(*about["dims"])
+        heads.load_state_dict(load_file(folder / "heads.safetensors"))
+    except (*_LOAD_ERRORS, TypeError) as error:
+        raise InputError(
+            f"{folder} has no usable grounding heads: {_first_line(error)}.",
+            "run `dvc repro -f train`.",
+        ) from None
+    return Student(encoder.to(device).eval(), heads.to(device).eval(), about["objective"])
+
+
+def hash_student(folder: Path) -> str:
+    """A hash of everything in a student directory that changes an embedding."""
+    names = [name for name in (*_IDENTITY_FILES, *_HEADS_FILES) if (folder / name).is_file()]
+    return hash_strings(part for name in names for part in (str(name), hash_file(folder / name)))
+
+
+def saved_pooling(name: str | Path) -> Pooling | None:
+    """The pooling that a sentence-transformers directory or hub model names, if any.
+
+    Raises:
+        ModelError: it names a pooling that is not `cls` or `mean`.
+    """
+    path = _find_file(name, _POOLING_FILE)
+    if path is None:
+        return None
+    config = json.loads(path.read_text(encoding="utf-8"))
+    modes = {config["pooling_mode"]} if "pooling_mode" in config else _legacy_modes(config)
+    if len(modes) == 1 and (mode := modes.pop()) in _POOLING_KEYS:
+        return cast(Pooling, mode)
+    raise ModelError(
+        f"{name} pools in a way that is not supported: {sorted(modes) or config}.",
+        "use a model with cls or mean pooling, or pass --pooling.",
+    )
+
+
+def _legacy_modes(config: dict[str, Any]) -> set[str]:
+    names = {key: mode for mode, key in _POOLING_KEYS.items()}
+    active = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
+    return {names.get(key, key) for key in active}
+
+
+def _find_file(name: str | Path, file: Path) -> Path | None:
+    if Path(name).is_dir():
+        path = Path(name) / file
+        return path if path.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(str(name), str(file)))
+    except RemoteEntryNotFoundError:
+        return None
+    except (LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ModelError(
+            f"{name} is no folder, and the hub does not give it: {_first_line(error)}",
+            "check the path or hub name, and the network.",
+        ) from None
+
+
+def _load_transformers(name: str | Path) -> tuple[nn.Module, Any]:
+    """Load weights (safetensors only, no remote code) and tokenizer."""
+    from transformers import AutoModel, AutoTokenizer
+
+    _silence_transformers()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(name))
+        backbone = AutoModel.from_pretrained(
+            str(name), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+    except _LOAD_ERRORS as error:
+        raise ModelError(
+            f"{name} cannot be loaded as an encoder: {_first_line(error)}",
+            "check the path or hub name and that config.json, model.safetensors and the "
+            "tokenizer files are there.",
+        ) from None
+    return backbone, tokenizer
+
+
+def _silence_transformers() -> None:
+    """Keep reports about unused or fresh weights and loading bars off the user's screen."""
+    from transformers.utils import logging
+
+    cast(Any, logging).set_verbosity_error()
+    cast(Any, logging).disable_progress_bar()
+
+
+def _write_sentence_transformers_files(folder: Path, encoder: SentenceEncoder) -> None:
+    package = "sentence_transformers.models"
+    modules = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling")]
+    _write(
+        folder / "modules.json",
+        [
+            {"idx": int(name), "name": name, "path": path, "type": f"{package}.{kind}"}
+            for name, path, kind in modules
+        ],
+    )
+    limits = {"max_seq_length": encoder.max_length, "do_lower_case": False}
+    _write(folder / "sentence_bert_config.json", limits)
+    (folder / _POOLING_FILE).parent.mkdir(exist_ok=True)
+    flags = {key: mode == encoder.pooling for mode, key in _POOLING_KEYS.items()}
+    _write(folder / _POOLING_FILE, {"word_embedding_dimension": encoder.dim, **flags})
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

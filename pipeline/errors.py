@@ -1,0 +1,68 @@
+"""The error tree: every error a user can meet says what happened and what to do.
+
+PipelineError
+├── ParamsError           params.yaml or a command-line value is wrong
+├── MissingArtifactError  a file of an earlier step is not there
+├── StaleArtifactError    a file was made by another teacher, model or corpus
+├── InputError            a file is there, but its content cannot be used
+├── DownloadError         a transfer failed or its bytes are not the expected ones
+├── ModelError            a teacher or student cannot be loaded or used
+├── TrainingError         the optimisation cannot go on
+├── ResourceError         disk or memory ran out
+└── InterruptedRunError   SIGINT or SIGTERM ended the work early
+"""
+
+from pathlib import Path
+
+
+class PipelineError(Exception):
+    """An error with its remedy; the command line prints both, one line each.
+
+    Args:
+        what: what is wrong, naming the file, key or row.
+        fix: what the user can do about it.
+    """
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(f"{what}\n  fix: {fix}")
+        self.what = what
+        self.fix = fix
+
+
+class ParamsError(PipelineError):
+    """params.yaml or a command-line value is wrong."""
+
+
+class MissingArtifactError(PipelineError):
+    """A file or folder that an earlier step makes is not there."""
+
+    def __init__(self, path: Path, made_by: str) -> None:
+        super().__init__(f"{path} does not exist.", f"run `dvc repro {made_by}`.")
+
+
+class StaleArtifactError(PipelineError):
+    """A file was made by another teacher, model or corpus than the one at hand."""
+
+
+class InputError(PipelineError):
+    """A file is there, but its content cannot be used."""
+
+
+class DownloadError(PipelineError):
+    """A transfer failed, or its bytes are not the expected ones."""
+
+
+class ModelError(PipelineError):
+    """A teacher or student cannot be loaded or used."""
+
+
+class TrainingError(PipelineError):
+    """The optimisation cannot go on."""
+
+
+class ResourceError(PipelineError):
+    """Disk or memory ran out."""
+
+
+class InterruptedRunError(PipelineError):
+    """SIGINT or SIGTERM ended the work early."""

@@ -1,0 +1,1 @@
+"""Teacher features: computed once, cached by content."""

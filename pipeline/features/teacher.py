@@ -1,0 +1,158 @@
+"""The frozen CLIP teacher: the only user of open_clip."""
+
+import contextlib
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import open_clip
+import torch
+from jaxtyping import Float, Int
+from open_clip.transformer import TextTransformer
+from PIL import Image
+from torch import Tensor, nn
+
+from pipeline.errors import ModelError
+from pipeline.features.store import LOCAL_PREFIX, TeacherIdentity, hash_teacher_source
+from pipeline.params.teacher import TeacherParams
+
+Preprocess = Callable[[Image.Image], Tensor]
+
+
+class Teacher:
+    """A loaded teacher in inference mode.
+
+    Args:
+        params: which model.
+        device: where it runs; on a GPU the forward pass runs under float16 autocast.
+    """
+
+    def __init__(self, params: TeacherParams, device: torch.device) -> None:
+        source = hash_teacher_source(params.model)
+        self.device = device
+        model, self.preprocess, self._tokenizer = _load(params, device)
+        self.model = cast(Any, model)
+        self.identity = TeacherIdentity(
+            model=params.model,
+            pretrained=params.pretrained or "",
+            source=source,
+            weights=_hash_weights(model),
+            preprocessing=_describe(self.preprocess),
+            library=f"open_clip {open_clip.__version__}",
+            dtype="float16" if self._autocasts else "float32",
+        )
+
+    @property
+    def _autocasts(self) -> bool:
+        return self.device.type == "cuda"
+
+    @torch.inference_mode()
+    def encode_images(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch dim"]:
+        """Features of preprocessed images, on the CPU, float32, not normalised."""
+        with self._autocast():
+            features = self.model.encode_image(images.to(self.device, non_blocking=True))
+        return cast(Tensor, features).float().cpu()
+
+    @torch.inference_mode()
+    def encode_captions(self, captions: Sequence[str]) -> Float[Tensor, "batch dim"]:
+        """Features of captions, on the CPU, float32, not normalised."""
+        tokens = self._tokenizer(list(captions)).to(self.device)
+        with self._autocast(), _cut_context(self.model, tokens) as cut:
+            features = self.model.encode_text(cut)
+        return cast(Tensor, features).float().cpu()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.float16, enabled=self._autocasts)
+
+
+@contextlib.contextmanager
+def _cut_context(
+    model: nn.Module, tokens: Int[Tensor, "batch context"]
+) -> Iterator[Int[Tensor, "batch cut"]]:
+    """Cut the context to the longest caption of the batch where that is exact.
+
+    Under causal attention no token before the end-of-text token, whose state is the feature,
+    sees anything after it, so the padding behind the longest caption changes nothing.
+    """
+    text = getattr(model, "text", None)
+    if not _is_causal(text):
+        yield tokens
+        return
+    text = cast(Any, text)
+    longest = int(_end_of_text(text, tokens).max()) + 1
+    whole = text.attn_mask
+    text.attn_mask = whole[:longest, :longest]
+    try:
+        yield tokens[:, :longest]
+    finally:
+        text.attn_mask = whole
+
+
+def _is_causal(text: nn.Module | None) -> bool:
+    return (
+        isinstance(text, TextTransformer)
+        and text.attn_mask is not None
+        and text.cls_emb is None
+        and not text.use_pad_mask
+        and text.pool_type in {"argmax", "eos"}
+    )
+
+
+def _end_of_text(text: Any, tokens: Int[Tensor, "batch context"]) -> Int[Tensor, " batch"]:
+    if text.pool_type == "eos":
+        tokens = (tokens == text.eos_id).int()
+    return tokens.argmax(dim=-1)
+
+
+def _load(params: TeacherParams, device: torch.device) -> tuple[nn.Module, Preprocess, Any]:
+    """Load model, image transform and tokenizer, and set inference mode.
+
+    open_clip returns some models in training mode, where BatchNorm would use the statistics of
+    the batch and overwrite its own; hence the `eval`.
+    """
+    _check_name(params)
+    logging.getLogger().setLevel(logging.WARNING)
+    try:
+        model, preprocess = open_clip.create_model_from_pretrained(
+            params.model, params.pretrained, device=device
+        )
+        tokenizer = open_clip.get_tokenizer(params.model)
+    except Exception as error:  # open_clip raises bare RuntimeError, KeyError, OSError, ...
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"teacher {params.model} ({params.pretrained}) cannot be loaded: {reason}",
+            "check teacher.model and teacher.pretrained; `open_clip.list_pretrained()` names "
+            "all that can be downloaded.",
+        ) from error
+    return model.eval().requires_grad_(requires_grad=False), preprocess, tokenizer
+
+
+def _check_name(params: TeacherParams) -> None:
+    """Catch the two usual slips before anything is downloaded."""
+    if params.model.startswith(LOCAL_PREFIX):
+        config = Path(params.model.removeprefix(LOCAL_PREFIX)) / "open_clip_config.json"
+        if not config.is_file():
+            raise ModelError(f"teacher.model: {config} is missing.", "name an open_clip folder.")
+    elif ":" not in params.model and params.pretrained is None:
+        raise ModelError(
+            f"teacher.pretrained is null, but {params.model} names no weights of its own.",
+            "set teacher.pretrained to a weights tag such as openai.",
+        )
+
+
+def _describe(preprocess: Preprocess) -> str:
+    """The transform as text, without the memory addresses of its functions."""
+    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(preprocess).split()))
+
+
+def _hash_weights(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

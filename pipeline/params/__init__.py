@@ -1,0 +1,1 @@
+"""The parameter blocks of params.yaml, one file a block."""

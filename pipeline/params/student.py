@@ -1,0 +1,20 @@
+"""The `student` block: the sentence encoder that is trained."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.config import Block
+
+
+class StudentParams(Block):
+    """A BERT-like encoder, its pooling and its heads."""
+
+    encoder: Annotated[str, Field(min_length=1)]
+    """A transformers directory or hub name."""
+    pooling: Literal["cls", "mean"]
+    """Sentence vector: the first token, or the mean over all tokens that are not padding."""
+    max_length: Annotated[int, Field(ge=4, le=8192)]
+    """Tokens a training sentence is cut to (scoring and search never cut below the model's own)."""
+    grounding_dim: Annotated[int, Field(ge=2, le=8192)]
+    """Dimension of the space shared with the teacher."""

@@ -1,0 +1,194 @@
+"""Small things every step needs: device, atomic writes, hashes, signals, progress."""
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pipeline.errors import InterruptedRunError, ResourceError
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("kdmcse")
+
+T = TypeVar("T")
+
+
+def choose_device() -> "torch.device":
+    """The device of this process: the first CUDA GPU, Apple's GPU, or the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory for the next step instead of giving it back.
+
+    The activations of every forward pass would otherwise be mapped and unmapped afresh; where
+    page faults are dear, as on virtual machines, that costs several times the computation itself.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for option, value in _MALLOC_OPTIONS:
+            libc.mallopt(option, value)
+
+
+_MALLOC_OPTIONS = (
+    (-4, 0),  # M_MMAP_MAX: large blocks come from the heap, which can be reused
+    (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: do not shrink the heap
+    (-2, 64 << 20),  # M_TOP_PAD: grow it in large steps
+)
+
+
+@contextlib.contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target` that becomes it when the block succeeds.
+
+    The bytes are synced before the rename, so `target` is whole or absent, also after
+    a kill or a power cut. On failure nothing is left behind.
+
+    Raises:
+        ResourceError: the disk is full or the quota is used up.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        with reports_full_disk(target):
+            yield temporary
+            _sync(temporary)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `target` that replaces it when the block succeeds.
+
+    Raises:
+        ResourceError: the disk is full or the quota is used up.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        with reports_full_disk(target):
+            yield temporary
+            for path in sorted(temporary.rglob("*")):
+                _sync(path)
+        temporary.chmod(0o777 & ~_umask())
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def reports_full_disk(target: Path) -> Iterator[None]:
+    """Turn the operating system's disk-full errors into one with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise ResourceError(
+            f"{target} could not be written: {os.strerror(error.errno).lower()}.",
+            "free some space and run the same command again; finished work is kept.",
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    if path.is_file():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON with sorted keys, atomically; NaN is refused."""
+    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
+    with atomic_file(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 of a file's bytes, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def hash_strings(parts: Iterable[str]) -> str:
+    """The sha256 of a sequence of strings, in hex; the split between parts counts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        encoded = part.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def ends_on_signal(command: str) -> Iterator[None]:
+    """Turn SIGTERM and SIGINT into an InterruptedRunError, so that clean-up runs."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        # Workers that the same signal ended are no error of their own any more.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        name = signal.Signals(number).name
+        raise InterruptedRunError(
+            f"{command} was stopped by {name}; nothing half-written was left.",
+            "run the same command again.",
+        )
+
+    previous = _install({signal.SIGTERM: stop, signal.SIGINT: stop})
+    try:
+        yield
+    finally:
+        _install(previous)
+
+
+def leave_signals_to_parent(_worker: int = 0) -> None:
+    """Make a worker process outlive Ctrl-C, which the terminal sends to the whole group.
+
+    The parent ends its workers itself, by SIGTERM; without this, dying workers would bury its one
+    clear line under their own.
+    """
+    _install({signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.SIG_IGN})
+
+
+_Handler = Callable[[int, FrameType | None], Any] | int | None
+
+
+def _install(handlers: dict[signal.Signals, Any]) -> dict[signal.Signals, _Handler]:
+    return {number: signal.signal(number, handler) for number, handler in handlers.items()}
+
+
+def progress(items: Iterable[T], *, what: str, unit: str, total: int | None = None) -> Iterator[T]:
+    """Yield `items` under a progress bar on stderr, with rate and time left."""
+    from tqdm import tqdm
+
+    yield from tqdm(items, total=total, desc=what, unit=unit, mininterval=0.5)

@@ -1,0 +1,1 @@
+"""Distillation of the cached teacher into the student."""

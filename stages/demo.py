@@ -1,0 +1,27 @@
+"""Rebuild the small models that the embedded default runs on."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.demo.build import build_demo
+from pipeline.demo.student import StudentRecipe
+from pipeline.demo.teacher import TeacherRecipe
+from stages._cli import run_stage
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder that gets teacher/ and student/.")] = Path(
+        "data/demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of both trainings.", min=0)] = 0,
+) -> None:
+    """Rebuild the demo's teacher and student start; the parts in data/demo were made so."""
+    build_demo(out, TeacherRecipe(seed=seed), StudentRecipe(seed=seed))
+
+
+app = run_stage(main)
+
+if __name__ == "__main__":
+    app()

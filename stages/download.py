@@ -1,0 +1,59 @@
+"""Fetch or make the corpora: pairs, text and evaluation."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.download.corpora import Fetcher, make_evaluation, make_pairs, make_text
+from pipeline.download.fetch import MIRROR_VARIABLE
+from pipeline.download.sources import SOURCES
+from pipeline.runtime import write_json
+from stages import paths
+from stages._cli import read_params, run_stage
+
+
+def main(
+    pairs: Path = paths.PAIRS,
+    text: Path = paths.TEXT,
+    evaluation: Path = paths.EVALUATION,
+    downloads: Path = paths.DOWNLOADS,
+    metrics: Path = paths.REPORTS / "download.json",
+    list_: Annotated[bool, typer.Option("--list", help="Print the known sources and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print --list as JSON.")] = False,
+) -> None:
+    """Fetch or make the corpora: pairs, text and evaluation."""
+    if list_:
+        _print_sources(as_json=as_json)
+        return
+    params = read_params().download
+    fetcher = Fetcher(downloads, os.environ.get(MIRROR_VARIABLE))
+    counts = {
+        "pairs": make_pairs(pairs, params, fetcher),
+        "text": make_text(text, params, fetcher),
+        "evaluation": make_evaluation(evaluation, params, fetcher),
+    }
+    write_json(metrics, counts)
+
+
+def _print_sources(*, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps([asdict(source) for source in SOURCES], indent=2))
+        return
+    table = Table("name", "kind", "size", "files", "licence", "citation")
+    for source in SOURCES:
+        size = f"{sum(file.megabytes for file in source.files):,} MB"
+        files = "\n".join(file.address for file in source.files)
+        table.add_row(source.name, source.kind, size, files, source.licence, source.citation)
+    Console().print(table)
+
+
+app = run_stage(main)
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,158 @@
+"""Shared fixtures: the models of data/demo, a tiny world, stages run in a scratch folder."""
+
+import functools
+import http.server
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from ruamel.yaml import YAML
+from typer.testing import CliRunner, Result
+
+from pipeline.params.schema import Params
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+TINY = {
+    "download": {
+        "scenes": {"images": 300, "captions_per_image": 2, "sentences": 400, "sts_pairs": 300}
+    },
+    "features": {"workers": 1, "batch_size": 100},
+    "train": {"steps": 6, "batch_size": 16, "evaluate_every": 3, "pair_every": 2},
+    "teacher": {"model": f"local-dir:{ROOT / 'data/demo/teacher'}"},
+    "student": {"encoder": str(ROOT / "data/demo/student")},
+}
+
+
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(2)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.pop("DATA_MIRROR", None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, loudly, what this machine cannot run."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="NO CUDA GPU: gpu test not run"))
+        if item.get_closest_marker("real") and not SHARED.is_dir():
+            item.add_marker(pytest.mark.skip(reason="NO ../shared: real test not run"))
+
+
+def read_default_params() -> dict:
+    return YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())
+
+
+def merge(base: dict, changes: dict) -> dict:
+    """`base` with `changes` laid over it, block by block."""
+    merged = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = merge(base[key], value) if nested else value
+    return merged
+
+
+def write_params(folder: Path, *changes: dict) -> None:
+    params = functools.reduce(merge, changes, read_default_params())
+    with (folder / "params.yaml").open("w") as stream:
+        YAML().dump(params, stream)
+
+
+@pytest.fixture
+def default_params() -> Params:
+    return Params.model_validate(read_default_params())
+
+
+def invoke(stage: str, *arguments: str) -> Result:
+    """Run a stage's command in this process, in the current folder."""
+    module = __import__(f"stages.{stage}", fromlist=["app"])
+    return CliRunner().invoke(module.app, list(arguments))
+
+
+def assert_clear_error(result: Result, *words: str) -> None:
+    """One line of what is wrong, one of what to do, exit code 1, no traceback."""
+    assert result.exit_code == 1, (result.exit_code, result.output, result.exception)
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert [line for line in lines if line.startswith("error: ")] == [lines[-2]], result.stderr
+    assert lines[-1].startswith("  fix: "), result.stderr
+    assert "Traceback" not in result.output
+    for word in words:
+        assert word in lines[-2] + lines[-1], result.stderr
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the whole pipeline ran once, tiny, on scenes, with the demo models."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_params(folder, TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for stage in ("download", "features", "train", "evaluate", "index"):
+            result = invoke(stage)
+            assert result.exit_code == 0, (stage, result.output, result.exception)
+    return folder
+
+
+@pytest.fixture
+def in_tiny_run(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder is the tiny run's; do not change it."""
+    monkeypatch.chdir(tiny_run)
+    return tiny_run
+
+
+class RangeHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder with HTTP Range; `faults` are applied to requests one after another."""
+
+    faults: list[Callable[["RangeHandler"], bool]]
+    requests: list[tuple[str, str | None]]
+
+    def do_GET(self) -> None:
+        self.requests.append((self.path, self.headers.get("Range")))
+        if self.faults and self.faults.pop(0)(self):
+            return
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        self.send_content(path.read_bytes())
+
+    def send_content(self, content: bytes, *, cut_after: int | None = None) -> None:
+        """Send what the Range header asks for; close early after `cut_after` bytes."""
+        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        if start >= len(content) > 0:
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(content)}")
+            self.end_headers()
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        self.wfile.write(content[start : None if cut_after is None else start + cut_after])
+
+    def log_message(self, *_: object) -> None:
+        """Keep the test output clean."""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Path, type[RangeHandler]]]:
+    """A loopback HTTP server: its base URL, the folder it serves, and its handler."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = type("Handler", (RangeHandler,), {"faults": [], "requests": []})
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(handler, directory=str(folder))
+    ) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{httpd.server_port}", folder, handler
+        httpd.shutdown()
+        thread.join()

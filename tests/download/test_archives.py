@@ -1,0 +1,65 @@
+import io
+import tarfile
+import zipfile
+
+import pytest
+
+from pipeline.download import archives
+from pipeline.download.archives import Archive
+from pipeline.errors import InputError
+
+
+@pytest.fixture(params=["zip", "tar", "tar.gz"])
+def packed(request, tmp_path):
+    path = tmp_path / f"a.{request.param}"
+    if request.param == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.mkdir("d")
+            archive.writestr("d/one.txt", b"1" * 1000)
+            archive.writestr("../two.txt", b"2")
+    else:
+        with tarfile.open(path, "w:gz" if request.param == "tar.gz" else "w") as archive:
+            for name, content in (("./d/one.txt", b"1" * 1000), ("../two.txt", b"2")):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+            link = tarfile.TarInfo("link")
+            link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            archive.addfile(link)
+    return path
+
+
+def test_members_are_read_into_memory_only(packed, tmp_path):
+    with Archive(packed) as archive:
+        assert archive.read("d/one.txt") == b"1" * 1000
+        assert archive.read("../two.txt") == b"2"
+    assert [path.name for path in tmp_path.iterdir()] == [packed.name]
+
+
+def test_links_and_folders_are_not_members(packed):
+    with Archive(packed) as archive:
+        assert set(archive.sizes) == {"d/one.txt", "../two.txt"}
+        with pytest.raises(KeyError):
+            archive.read("link")
+
+
+def test_a_member_that_is_too_large_is_refused(packed, monkeypatch):
+    monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", 999)
+    with Archive(packed) as archive, pytest.raises(InputError, match="unpacks to 1,000 bytes"):
+        archive.read("d/one.txt")
+
+
+@pytest.mark.parametrize("share", [0, 0.03, 0.06])
+def test_truncation_is_named(packed, share):
+    """Within the first member; the padding at a tar's end may be missing without loss."""
+    content = packed.read_bytes()
+    packed.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InputError, match=packed.name), Archive(packed) as archive:
+        for member in ("d/one.txt", "../two.txt", "missing"):
+            archive.sizes[member] = archive.sizes.get(member, 1000)
+            archive.read(member)
+
+
+def test_a_missing_archive_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"none\.zip does not exist"):
+        Archive(tmp_path / "none.zip")

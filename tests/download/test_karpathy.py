@@ -1,0 +1,65 @@
+import json
+import zipfile
+
+import pytest
+
+from pipeline.download.karpathy import read_karpathy
+from pipeline.errors import InputError
+
+
+def image(number: int, split: str, name: str) -> dict:
+    sentences = [{"raw": f" Caption {number}  {letter} . "} for letter in "ab"]
+    return {"imgid": number, "split": split, "filename": name, "sentences": sentences}
+
+
+@pytest.fixture
+def packed(tmp_path):
+    def pack(images) -> tuple:
+        splits = tmp_path / "caption_datasets.zip"
+        with zipfile.ZipFile(splits, "w") as archive:
+            archive.writestr("dataset_toy.json", json.dumps({"images": images, "dataset": "toy"}))
+        for name in ("one", "two"):
+            with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+                archive.writestr(f"{name}/{name}.jpg", b"jpeg")
+                archive.writestr(f"__MACOSX/{name}/{name}.jpg", b"shadow")
+        return splits, [tmp_path / "one.zip", tmp_path / "two.zip"]
+
+    return pack
+
+
+def test_images_captions_and_splits(packed):
+    splits, archives = packed(
+        [image(4, "restval", "two.jpg"), image(2, "val", "one.jpg"), image(9, "test", "gone.jpg")]
+    )
+    images, captions = read_karpathy(splits, "toy", archives)
+    assert images.to_dict("records") == [
+        {"image_id": 4, "split": "train", "archive": "two.zip", "member": "two/two.jpg"},
+        {"image_id": 2, "split": "val", "archive": "one.zip", "member": "one/one.jpg"},
+        {"image_id": 9, "split": "test", "archive": "one.zip", "member": "gone.jpg"},
+    ]
+    assert list(captions["caption_id"]) == list(range(6))
+    assert list(captions["image_id"]) == [4, 4, 2, 2, 9, 9]
+    assert captions["caption"][0] == "Caption 4 a ."
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ([], "lists no images"),
+        ({}, "lists no images"),
+        ([{"imgid": 1}], "image 0 has no usable 'split'"),
+        ([image(1, "holdout", "one.jpg")], "image 0 has no usable 'holdout'"),
+        ([image(1, "val", "one.jpg"), "text"], "image 1"),
+        ([image(1, "val", "one.jpg") | {"sentences": 3}], "image 0"),
+    ],
+)
+def test_malformed_json_is_named_by_row(packed, images, words):
+    splits, archives = packed(images)
+    with pytest.raises(InputError, match=words):
+        read_karpathy(splits, "toy", archives)
+
+
+def test_a_missing_json_is_named(packed):
+    splits, archives = packed([image(1, "val", "one.jpg")])
+    with pytest.raises(InputError, match=r"no usable dataset_other\.json"):
+        read_karpathy(splits, "other", archives)

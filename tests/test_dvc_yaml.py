@@ -1,0 +1,166 @@
+"""dvc.yaml tells the truth: deps follow the imports, paths are the commands' own, docs agree."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.conftest import ROOT, read_default_params
+
+DVC = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())
+STAGES = list(DVC["stages"])
+CANNOT_CHANGE_BYTES = {
+    "pipeline/__init__.py",
+    "pipeline/config.py",  # refuses values, never changes one
+    "pipeline/errors.py",
+    "stages/__init__.py",
+    "stages/_cli.py",
+    "stages/paths.py",  # held against dvc.yaml below
+}
+
+
+def names_of(entries: list) -> set[str]:
+    return {entry if isinstance(entry, str) else next(iter(entry)) for entry in entries}
+
+
+def module_file(module: str) -> str | None:
+    path = Path(*module.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if (ROOT / candidate).is_file():
+            return str(candidate)
+    return None
+
+
+def imports_of(file: str) -> set[str]:
+    """Files of this project that one file imports, wherever in it the import stands."""
+    found: set[str | None] = set()
+    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {module_file(alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(module_file(node.module))
+            found |= {module_file(f"{node.module}.{alias.name}") for alias in node.names}
+        assert not (isinstance(node, ast.ImportFrom) and node.level), f"{file}: relative import"
+    return {file for file in found if file}
+
+
+def reachable(file: str) -> set[str]:
+    seen, todo = set(), {file}
+    while todo:
+        current = todo.pop()
+        if current in seen or current in CANNOT_CHANGE_BYTES:
+            continue
+        if current.startswith("pipeline/params/"):
+            continue  # blocks refuse values; the values themselves are tracked as params
+        seen.add(current)
+        todo |= imports_of(current)
+    return {file for file in seen if not is_bare_init(file)}
+
+
+def is_bare_init(file: str) -> bool:
+    body = ast.parse((ROOT / file).read_text()).body
+    return file.endswith("__init__.py") and all(isinstance(node, ast.Expr) for node in body)
+
+
+def is_covered(path: str, entries: set[str]) -> bool:
+    return any(path == entry or path.startswith(f"{entry}/") for entry in entries)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_module_a_stage_imports_is_a_dep(stage):
+    deps = names_of(DVC["stages"][stage]["deps"])
+    missing = {file for file in reachable(f"stages/{stage}.py") if not is_covered(file, deps)}
+    assert not missing, f"add to {stage}.deps in dvc.yaml: {sorted(missing)}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_dep_is_listed_in_vain(stage):
+    used = reachable(f"stages/{stage}.py")
+    for dep in names_of(DVC["stages"][stage]["deps"]):
+        if dep.startswith(("pipeline/", "stages/")):
+            assert any(is_covered(file, {dep}) for file in used), f"{stage} does not import {dep}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_paths_are_the_defaults_of_the_command(stage):
+    """A path option of the command is a dep or output of the stage, and no output is forgotten."""
+    entry = DVC["stages"][stage]
+    assert entry["cmd"] == f"python -m stages.{stage}"
+    made = names_of(entry["outs"] + entry.get("metrics", []))
+    read = {dep for dep in names_of(entry["deps"]) if dep.startswith("data/")}
+    main = __import__(f"stages.{stage}", fromlist=["main"]).main
+    defaults = {p.default for p in inspect.signature(main).parameters.values()}
+    paths = {
+        str(d)
+        for d in defaults
+        if isinstance(d, Path) or (stage == "evaluate" and d == "data/model")
+    }
+    paths -= {"data/downloads"}  # kept between runs, no output
+    csv = {"reports/evaluate.csv"} if stage == "evaluate" else set()  # beside --out
+    assert made == {path for path in paths if path in made} | csv
+    for path in paths - made:
+        assert is_covered(path, read) or any(is_covered(dep, {path}) for dep in read), path
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_a_description_and_its_own_params(stage):
+    entry = DVC["stages"][stage]
+    assert entry["desc"].endswith(".")
+    assert set(entry["params"]) <= set(read_default_params())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_params_block_a_stage_uses_is_tracked(stage):
+    """The blocks that `read_params()` hands to the stage are exactly its params."""
+    tree = ast.parse((ROOT / f"stages/{stage}.py").read_text())
+    blocks = set(read_default_params())
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in blocks and is_params(node.value)
+    }
+    identity_only = (
+        {"teacher"} if stage in {"train", "index"} else set()
+    )  # checked, see features.h5
+    assert used - identity_only == set(DVC["stages"][stage]["params"])
+
+
+def is_params(node: ast.expr) -> bool:
+    called = isinstance(node, ast.Call) and ast.unparse(node.func) == "read_params"
+    return called or ast.unparse(node) == "params"
+
+
+def test_all_blocks_are_tracked_by_some_stage():
+    tracked = {block for entry in DVC["stages"].values() for block in entry["params"]}
+    assert tracked == set(read_default_params())
+
+
+def test_stages_stand_in_the_order_of_the_pipeline():
+    assert STAGES == ["download", "features", "train", "evaluate", "index"]
+
+
+def test_rooms_import_only_to_their_left():
+    """download <- features <- train; evaluate never imports train (DESIGN)."""
+    forbidden = {
+        "pipeline/download": (
+            "features",
+            "train",
+            "evaluate",
+            "index",
+            "search",
+            "encoder",
+            "demo",
+        ),
+        "pipeline/features": ("train", "evaluate", "index", "search", "encoder", "demo"),
+        "pipeline/train": ("evaluate", "index", "search", "demo"),
+        "pipeline/evaluate": ("features", "train", "index", "search", "demo"),
+    }
+    for room, others in forbidden.items():
+        for file in (ROOT / room).rglob("*.py"):
+            for other in others:
+                for imported in imports_of(str(file.relative_to(ROOT))):
+                    assert not imported.startswith(
+                        (f"pipeline/{other}/", f"pipeline/{other}.py")
+                    ), f"{file} imports {imported}"

@@ -1,0 +1,157 @@
+"""The student's contract: one directory, three libraries, the same embeddings."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
+
+from pipeline.encoder import (
+    GroundingHeads,
+    SentenceEncoder,
+    Student,
+    hash_student,
+    load_student,
+    save_student,
+    saved_pooling,
+)
+from pipeline.errors import InputError, MissingArtifactError, ModelError
+from tests.conftest import ROOT
+
+START = ROOT / "data/demo/student"
+SENTENCES = [
+    "A small red circle.",
+    "",
+    "two blue squares above a large green star " * 3,
+    "dogs run",
+]
+
+
+@pytest.fixture(params=["cls", "mean"])
+def saved(request, tmp_path):
+    torch.manual_seed(0)
+    encoder = SentenceEncoder.load(START, request.param)
+    heads = GroundingHeads(encoder.dim, 6, 8)
+    save_student(tmp_path, Student(encoder, heads, "kdmcse"), "# card\n")
+    return tmp_path
+
+
+def test_all_three_libraries_give_the_same_embeddings(saved):
+    ours = SentenceEncoder.load(saved)
+    expected = ours.encode(SENTENCES, batch_size=2)
+    theirs = SentenceTransformer(str(saved), device="cpu")
+    np.testing.assert_allclose(theirs.encode(SENTENCES), expected, atol=2e-6)
+    tokens = AutoTokenizer.from_pretrained(saved)(
+        SENTENCES, padding=True, truncation=True, max_length=ours.max_length, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        hidden = AutoModel.from_pretrained(saved).eval()(**tokens).last_hidden_state.numpy()
+    mask = tokens["attention_mask"].numpy().astype(bool)
+    plain = [
+        h[0] if ours.pooling == "cls" else h[m].mean(0) for h, m in zip(hidden, mask, strict=True)
+    ]
+    np.testing.assert_allclose(plain, expected, atol=2e-6)
+
+
+def test_a_saved_student_is_read_back(saved):
+    student = load_student(saved, torch.device("cpu"))
+    assert student.objective == "kdmcse"
+    features = np.random.default_rng(0).standard_normal((3, 6))
+    grounded = student.ground_images(features)
+    np.testing.assert_allclose(np.linalg.norm(grounded, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(student.ground_images(features * 20), grounded, atol=1e-6)
+    weight, bias = (p.detach().numpy() for p in student.heads.image[0].parameters())
+    unit = features / np.sqrt((features**2).mean(axis=1, keepdims=True))
+    projected = np.tanh(unit @ weight.T + bias)
+    by_hand = projected / np.linalg.norm(projected, axis=1, keepdims=True)
+    np.testing.assert_allclose(grounded, by_hand, atol=1e-6)
+
+
+def test_embeddings_do_not_depend_on_batch_size_or_order(saved):
+    encoder = SentenceEncoder.load(saved)
+    one = encoder.encode(SENTENCES, batch_size=1)
+    np.testing.assert_allclose(encoder.encode(SENTENCES, batch_size=4), one, atol=2e-6)
+    np.testing.assert_allclose(encoder.encode(SENTENCES[::-1], batch_size=3)[::-1], one, atol=2e-6)
+
+
+def test_encoding_leaves_training_mode_as_it_was(saved):
+    encoder = SentenceEncoder.load(saved).train()
+    encoder.encode(SENTENCES, batch_size=2)
+    assert encoder.training
+    assert encoder.backbone.training
+
+
+def test_pooling_is_never_guessed():
+    assert saved_pooling(START) is None
+    with pytest.raises(ModelError, match="does not say how it pools") as error:
+        SentenceEncoder.load(START)
+    assert "--pooling" in error.value.fix
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling"),
+    [
+        ({"pooling_mode": "cls"}, "cls"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
+    ],
+)
+def test_both_formats_of_sentence_transformers_pooling_are_read(tmp_path, config, pooling):
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling/config.json").write_text(json.dumps(config))
+    assert saved_pooling(tmp_path) == pooling
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"pooling_mode": "max"}, {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}],
+)
+def test_other_pooling_is_refused(tmp_path, config):
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling/config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="not supported"):
+        saved_pooling(tmp_path)
+
+
+def test_the_hash_follows_what_changes_an_embedding(saved):
+    before = hash_student(saved)
+    (saved / "README.md").write_text("another card")
+    assert hash_student(saved) == before
+    pooling = json.loads((saved / "1_Pooling/config.json").read_text())
+    pooling["pooling_mode_cls_token"] = not pooling["pooling_mode_cls_token"]
+    (saved / "1_Pooling/config.json").write_text(json.dumps(pooling))
+    assert hash_student(saved) != before
+
+
+def test_damage_is_named(saved):
+    (saved / "heads.safetensors").write_bytes(b"rot")
+    with pytest.raises(InputError, match="no usable grounding heads"):
+        load_student(saved, torch.device("cpu"))
+    (saved / "model.safetensors").write_bytes(b"rot")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_student(saved, torch.device("cpu"))
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(MissingArtifactError, match="nowhere does not exist"):
+        SentenceEncoder.load(tmp_path / "nowhere", "mean")
+    with pytest.raises(ModelError, match="no/such"):
+        SentenceEncoder.load("no/such/folder", "mean")
+
+
+def test_a_text_only_student_does_not_ground(saved):
+    student = load_student(saved, torch.device("cpu"))
+    blind = Student(student.encoder, student.heads, "simcse")
+    with pytest.raises(ModelError, match="trained without pictures"):
+        blind.ground_images(np.zeros((1, 6)))
+    with pytest.raises(ModelError, match="5 wide"):
+        student.ground_images(np.zeros((1, 5)))
+
+
+def test_an_encoder_that_gives_nan_is_refused(saved):
+    encoder = SentenceEncoder.load(saved)
+    with torch.no_grad():
+        next(encoder.backbone.parameters()).fill_(float("nan"))
+    with pytest.raises(ModelError, match="not finite"):
+        encoder.encode(["a"], batch_size=1)

@@ -1,0 +1,75 @@
+import errno
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.errors import ResourceError
+from pipeline.runtime import atomic_file, atomic_folder, hash_strings, write_json
+from tests.conftest import ROOT
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "deep" / "file"
+    with atomic_file(target) as temporary:
+        temporary.write_text("one")
+        assert not target.exists()
+    with pytest.raises(KeyError), atomic_file(target) as temporary:
+        temporary.write_text("two")
+        raise KeyError
+    assert target.read_text() == "one"
+    assert [path.name for path in target.parent.iterdir()] == ["file"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "folder"
+    for text in ("one", "two"):
+        with atomic_folder(target) as temporary:
+            (temporary / f"{text}.txt").write_text(text)
+    with pytest.raises(KeyError), atomic_folder(target) as temporary:
+        raise KeyError
+    assert [path.name for path in target.iterdir()] == ["two.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_has_a_remedy(tmp_path, code):
+    with (
+        pytest.raises(ResourceError, match="could not be written") as error,
+        atomic_file(tmp_path / "file"),
+    ):
+        raise OSError(code, "full")
+    assert "free some space" in error.value.fix
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_size_limit_leaves_nothing_half_written(tmp_path):
+    """The kernel itself refuses to go on writing, in the middle of the file."""
+    code = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from pipeline.runtime import atomic_file; from pipeline.errors import ResourceError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n"
+        "    with atomic_file(Path(sys.argv[1]) / 'file') as temporary:\n"
+        "        temporary.write_bytes(b'x' * 5000)\n"
+        "except ResourceError as error:\n"
+        "    print(error)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "could not be written" in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_refuses_nan(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "metrics.json", {"a": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_split_between_strings_counts():
+    assert hash_strings(["ab", "c"]) != hash_strings(["a", "bc"])
+    assert hash_strings(["\ud800"]) != hash_strings(["\ud801"])  # lone surrogates hash too

@@ -1,0 +1,142 @@
+"""The losses, recomputed in float64 through acos, pair by pair."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from pipeline.train.losses import adap_acse_loss, simcse_loss
+
+sizes = st.integers(2, 7)
+seeds = st.integers(0, 2**32 - 1)
+margins = st.floats(0, 1.5)
+temperatures = st.floats(0.02, 2)
+
+
+def draw_batch(size: int, seed: int, dim: int = 5) -> tuple[torch.Tensor, ...]:
+    rng = np.random.default_rng(seed)
+    anchors, candidates, features = rng.standard_normal((3, size, dim))
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    return tuple(torch.from_numpy(x).float() for x in (anchors, candidates, features @ features.T))
+
+
+def reference_loss(anchors, candidates, teacher, *, margin, temperature, keep=None) -> float:
+    """The definition, in plain Python floats: angles, one pair at a time."""
+    a, c = anchors.double().tolist(), candidates.double().tolist()
+    total = 0.0
+    for i in range(len(a)):
+        logits = []
+        for j in range(len(c)):
+            dot = sum(x * y for x, y in zip(a[i], c[j], strict=True))
+            norms = math.sqrt(sum(x * x for x in a[i])) * math.sqrt(sum(x * x for x in c[j]))
+            theta = math.acos(max(-1.0, min(1.0, dot / norms)))
+            if i != j and keep is not None and not keep[i][j]:
+                logits.append(-math.inf)
+            elif i != j and theta > margin:
+                delta = abs(1 - float(teacher[i][j]))
+                logits.append(math.cos(theta - margin * delta) / temperature)
+            else:
+                logits.append(math.cos(theta) / temperature)
+        top = max(logits)
+        total += top + math.log(sum(math.exp(x - top) for x in logits)) - logits[i]
+    return total / len(a)
+
+
+@settings(max_examples=60)
+@given(sizes, seeds, margins, temperatures)
+def test_adap_acse_is_its_definition(size, seed, margin, temperature):
+    anchors, candidates, teacher = draw_batch(size, seed)
+    keep = torch.from_numpy(np.random.default_rng(seed).random((size, size)) > 0.3)
+    for mask in (None, keep):
+        loss = adap_acse_loss(
+            anchors, candidates, teacher, margin=margin, temperature=temperature, keep=mask
+        )
+        expected = reference_loss(
+            anchors, candidates, teacher, margin=margin, temperature=temperature, keep=mask
+        )
+        assert float(loss) == pytest.approx(expected, rel=2e-4, abs=2e-4)
+
+
+@settings(max_examples=30)
+@given(sizes, seeds, margins, temperatures)
+def test_simcse_is_a_fixed_margin(size, seed, margin, temperature):
+    first, second, _ = draw_batch(size, seed)
+    expected = reference_loss(
+        first, second, torch.zeros(size, size), margin=margin, temperature=temperature
+    )
+    loss = simcse_loss(first, second, temperature=temperature, margin=margin)
+    assert float(loss) == pytest.approx(expected, rel=2e-4, abs=2e-4)
+
+
+@given(sizes, seeds)
+def test_without_margin_it_is_info_nce(size, seed):
+    anchors, candidates, teacher = draw_batch(size, seed)
+    cosines = F.cosine_similarity(anchors[:, None], candidates[None], dim=-1)
+    expected = F.cross_entropy(cosines / 0.05, torch.arange(size))
+    loss = adap_acse_loss(anchors, candidates, teacher, margin=0.0, temperature=0.05)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+
+
+@given(sizes, seeds, st.floats(0.1, 100))
+def test_scale_and_order_do_not_matter(size, seed, scale):
+    anchors, candidates, teacher = draw_batch(size, seed)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(size))
+    loss = adap_acse_loss(anchors, candidates, teacher, margin=0.2, temperature=0.1)
+    changed = adap_acse_loss(
+        anchors[order] * scale,
+        candidates[order] / scale,
+        teacher[order][:, order],
+        margin=0.2,
+        temperature=0.1,
+    )
+    torch.testing.assert_close(loss, changed, rtol=1e-4, atol=1e-5)
+
+
+def test_more_margin_makes_unlike_negatives_harder():
+    anchors, candidates, teacher = draw_batch(6, 0)
+    losses = [
+        float(adap_acse_loss(anchors, candidates, teacher, margin=m, temperature=0.05))
+        for m in (0.0, 0.1, 0.2)
+    ]
+    assert losses == sorted(losses)
+    assert losses[0] < losses[-1]
+
+
+def test_negatives_within_the_margin_keep_their_angle():
+    """theta = 0.1 is not above the margin of 0.2, so the teacher's opinion does not count."""
+    angles = torch.tensor([0.0, 0.1])
+    points = torch.stack([angles.cos(), angles.sin()], dim=1)
+    losses = [
+        adap_acse_loss(points, points, torch.full((2, 2), s), margin=0.2, temperature=0.05)
+        for s in (0.0, 1.0)
+    ]
+    torch.testing.assert_close(*losses)
+
+
+def test_removing_all_negatives_leaves_no_loss():
+    anchors, candidates, teacher = draw_batch(4, 1)
+    keep = torch.zeros(4, 4, dtype=torch.bool)
+    loss = adap_acse_loss(anchors, candidates, teacher, margin=0.1, temperature=0.05, keep=keep)
+    assert float(loss) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_duplicates_have_finite_gradients(dtype):
+    points = torch.ones(4, 3, dtype=dtype, requires_grad=True)
+    loss = adap_acse_loss(points, points, torch.ones(4, 4), margin=0.0, temperature=0.05)
+    shifted = adap_acse_loss(points, points, torch.zeros(4, 4), margin=0.15, temperature=0.05)
+    (loss + shifted).backward()
+    assert loss.dtype == torch.float32
+    assert torch.isfinite(points.grad).all()
+
+
+def test_gradients_are_those_of_finite_differences():
+    anchors, candidates, teacher = (x.double() for x in draw_batch(4, 3))
+    torch.autograd.gradcheck(
+        lambda a, c: adap_acse_loss(a, c, teacher, margin=0.15, temperature=0.5),
+        (anchors.requires_grad_(), candidates.requires_grad_()),
+    )
