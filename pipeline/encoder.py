@@ -36,9 +36,16 @@ _POOLING_KEYS: dict[Pooling, str] = {
     "cls": "pooling_mode_cls_token",
     "mean": "pooling_mode_mean_tokens",
 }
-_IDENTITY_FILES = ("config.json", "model.safetensors", "tokenizer.json", _POOLING_FILE)
+_IDENTITY_FILES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    _POOLING_FILE,
+)
 _HEADS_FILES = ("heads.json", "heads.safetensors")
-_LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+_PLAIN_MODULES = {"Transformer", "Pooling", "Normalize"}
+"""Modules of sentence-transformers that leave the cosine of pooled token vectors as it is."""
 
 
 class SentenceEncoder(nn.Module):
@@ -292,14 +299,15 @@ def load_student(folder: Path, device: torch.device) -> Student:
     encoder = SentenceEncoder.load(folder)
     try:
         about = json.loads((folder / "heads.json").read_text(encoding="utf-8"))
+        objective = str(about["objective"])
         heads = GroundingHeads(*about["dims"])
         heads.load_state_dict(load_file(folder / "heads.safetensors"))
-    except (*_LOAD_ERRORS, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"{folder} has no usable grounding heads: {_first_line(error)}.",
             "run `dvc repro -f train`.",
         ) from None
-    return Student(encoder.to(device).eval(), heads.to(device).eval(), about["objective"])
+    return Student(encoder.to(device).eval(), heads.to(device).eval(), objective)
 
 
 def hash_student(folder: Path) -> str:
@@ -312,12 +320,13 @@ def saved_pooling(name: str | Path) -> Pooling | None:
     """The pooling that a sentence-transformers directory or hub model names, if any.
 
     Raises:
-        ModelError: it names a pooling that is not `cls` or `mean`.
+        ModelError: it names a pooling that is not `cls` or `mean`, or has further modules, such as
+            a dense layer, whose embeddings would be others than those of its pooling.
     """
-    path = _find_file(name, _POOLING_FILE)
-    if path is None:
+    _require_plain_modules(name)
+    config = _read_json(name, _POOLING_FILE)
+    if config is None:
         return None
-    config = json.loads(path.read_text(encoding="utf-8"))
     modes = {config["pooling_mode"]} if "pooling_mode" in config else _legacy_modes(config)
     if len(modes) == 1 and (mode := modes.pop()) in _POOLING_KEYS:
         return cast(Pooling, mode)
@@ -325,6 +334,26 @@ def saved_pooling(name: str | Path) -> Pooling | None:
         f"{name} pools in a way that is not supported: {sorted(modes) or config}.",
         "use a model with cls or mean pooling, or pass --pooling.",
     )
+
+
+def _require_plain_modules(name: str | Path) -> None:
+    modules = _read_json(name, Path("modules.json")) or []
+    kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+    if further := [kind for kind in kinds if kind not in _PLAIN_MODULES]:
+        raise ModelError(
+            f"{name} embeds through {', '.join(further)}, which is not supported.",
+            "use a model of a transformer and a pooling.",
+        )
+
+
+def _read_json(name: str | Path, file: Path) -> Any:
+    path = _find_file(name, file)
+    if path is None:
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}.", "get the model again.") from None
 
 
 def _legacy_modes(config: dict[str, Any]) -> set[str]:
@@ -338,13 +367,13 @@ def _find_file(name: str | Path, file: Path) -> Path | None:
         path = Path(name) / file
         return path if path.is_file() else None
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     try:
         return Path(hf_hub_download(str(name), str(file)))
     except RemoteEntryNotFoundError:
         return None
-    except (LocalEntryNotFoundError, OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001  # the hub's library lets its transport's errors pass
         raise ModelError(
             f"{name} is no folder, and the hub does not give it: {_first_line(error)}",
             "check the path or hub name, and the network.",
@@ -361,7 +390,7 @@ def _load_transformers(name: str | Path) -> tuple[nn.Module, Any]:
         backbone = AutoModel.from_pretrained(
             str(name), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
-    except _LOAD_ERRORS as error:
+    except Exception as error:  # noqa: BLE001  # transformers raises whatever a bad file makes it
         raise ModelError(
             f"{name} cannot be loaded as an encoder: {_first_line(error)}",
             "check the path or hub name and that config.json, model.safetensors and the "

@@ -8,8 +8,9 @@ PipelineError
 ├── DownloadError         a transfer failed or its bytes are not the expected ones
 ├── ModelError            a teacher or student cannot be loaded or used
 ├── TrainingError         the optimisation cannot go on
-├── ResourceError         disk or memory ran out
-└── InterruptedRunError   SIGINT or SIGTERM ended the work early
+└── ResourceError         disk, memory or a place to write is missing
+
+InterruptedRunError       SIGINT or SIGTERM ended the work early
 """
 
 from pathlib import Path
@@ -61,8 +62,17 @@ class TrainingError(PipelineError):
 
 
 class ResourceError(PipelineError):
-    """Disk or memory ran out."""
+    """Disk or memory ran out, or the place to write cannot be written."""
 
 
-class InterruptedRunError(PipelineError):
-    """SIGINT or SIGTERM ended the work early."""
+class InterruptedRunError(BaseException):
+    """SIGINT or SIGTERM ended the work early.
+
+    No PipelineError and no Exception, so that no handler on the way takes it for a fault of the
+    file or library at hand.
+    """
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.fix = fix

@@ -42,7 +42,7 @@ ROWS = pa.schema(
     ]
 )
 
-_REBUILD = "run `dvc repro index`."
+_REBUILD = "run `dvc repro -f index`."
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def open_index(folder: Path, model: Path) -> Index:
             )
     kinds: tuple[Kind, ...] = ("caption", "image")
     searchers = {kind: _open(folder / f"{kind}s.faiss") for kind in kinds if f"{kind}s" in manifest}
-    index = Index(searchers, read_table(folder / "rows.parquet", ROWS))
+    index = Index(searchers, read_table(folder / "rows.parquet", ROWS, made_by="index"))
     for kind, searcher in searchers.items():
         if not searcher.ntotal == len(index.rows_of(kind)) == manifest[f"{kind}s"]:
             raise InputError(f"{folder}: {kind}s.faiss does not fit its rows table.", _REBUILD)

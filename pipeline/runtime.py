@@ -66,18 +66,19 @@ def atomic_file(target: Path) -> Iterator[Path]:
     a kill or a power cut. On failure nothing is left behind.
 
     Raises:
-        ResourceError: the disk is full or the quota is used up.
+        ResourceError: the disk is full, or the place cannot be written.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    with reports_unwritable(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     os.close(handle)
     temporary = Path(name)
     try:
-        with reports_full_disk(target):
+        with reports_unwritable(target):
             yield temporary
             _sync(temporary)
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(target)
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -87,33 +88,54 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `target` that replaces it when the block succeeds.
 
     Raises:
-        ResourceError: the disk is full or the quota is used up.
+        ResourceError: the disk is full, or the place cannot be written.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    with reports_unwritable(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
-        with reports_full_disk(target):
+        with reports_unwritable(target):
             yield temporary
             for path in sorted(temporary.rglob("*")):
                 _sync(path)
-        temporary.chmod(0o777 & ~_umask())
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.replace(target)
+            temporary.chmod(0o777 & ~_umask())
+            _swap(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _swap(temporary: Path, target: Path) -> None:
+    """Put a finished folder in the place of an old one, which is whole until then."""
+    old = temporary.with_name(temporary.name + ".old")
+    if target.exists():
+        target.replace(old)
+    temporary.replace(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space and run the same command again; finished work is kept.",
+    errno.EDQUOT: "free some space and run the same command again; finished work is kept.",
+    errno.EFBIG: "raise the file size limit and run the same command again.",
+    errno.EACCES: "make the folder writable, or name another place.",
+    errno.EPERM: "make the folder writable, or name another place.",
+    errno.EROFS: "name a place on a disk that can be written.",
+    errno.EISDIR: "name a file; there is a folder of this name.",
+    errno.ENOTDIR: "name another place; a part of this path is a file.",
+}
+
+
 @contextlib.contextmanager
-def reports_full_disk(target: Path) -> Iterator[None]:
-    """Turn the operating system's disk-full errors into one with a remedy."""
+def reports_unwritable(target: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write into an error with a remedy."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in _REMEDIES:
             raise
         raise ResourceError(
             f"{target} could not be written: {os.strerror(error.errno).lower()}.",
-            "free some space and run the same command again; finished work is kept.",
+            _REMEDIES[error.errno],
         ) from error
 
 

@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -14,12 +15,15 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.config import load_params
-from pipeline.errors import PipelineError
+from pipeline.errors import InterruptedRunError, PipelineError
 from pipeline.params.schema import Params
 from pipeline.runtime import ends_on_signal, keep_freed_memory
 
 PARAMS_FILE = Path("params.yaml")
 DEBUG_VARIABLE = "KDMCSE_DEBUG"
+
+_OUT_OF_MEMORY = re.compile("out of memory|allocate memory")
+"""How torch words it, on GPU and CPU, in an error that is no MemoryError."""
 
 P = ParamSpec("P")
 
@@ -44,10 +48,8 @@ def _reporting_errors(main: Callable[P, None]) -> Callable[P, None]:
         try:
             with ends_on_signal(Path(sys.argv[0]).stem):
                 main(*args, **kwargs)
-        except PipelineError as error:
+        except (PipelineError, InterruptedRunError) as error:
             _fail(error.what, error.fix)
-        except MemoryError:
-            _fail("memory ran out.", "lower the batch size, or use a machine with more memory.")
         except BrokenPipeError:
             os._exit(1)  # the reader of our output went away; there is nobody to tell
         except Exception as error:  # noqa: BLE001  # the last resort: never a bare traceback
@@ -60,6 +62,8 @@ def _fail_unexpectedly(error: Exception) -> None:
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exc()
     reason = " ".join(str(error).split())[:300]
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(reason):
+        _fail("memory ran out.", "lower the batch size, or use a machine with more memory.")
     _fail(
         f"unexpected {type(error).__name__}: {reason}",
         f"this is a bug; run again with {DEBUG_VARIABLE}=1 and report the traceback.",

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from pipeline.download.records import read_pairs, read_sentences, read_sts
 from pipeline.encoder import SentenceEncoder
+from pipeline.errors import ParamsError
 from pipeline.evaluate.report import sts_metrics, sts_table
 from pipeline.evaluate.sts import TaskScore, normalise, score_sts
 from pipeline.runtime import atomic_file, choose_device, write_json
@@ -30,6 +31,8 @@ def main(
 ) -> None:
     """Score a sentence encoder on STS: Spearman x100, over all pairs and over unseen pairs."""
     params = read_params().evaluate
+    if out.suffix == ".csv":
+        raise ParamsError(f"--out {out} would be overwritten by its own CSV.", "end it in .json.")
     table = read_sts(evaluation)
     encoder = SentenceEncoder.load(paths.MODEL if model == str(paths.MODEL) else model, pooling).to(
         choose_device()

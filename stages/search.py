@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.search import Hit, Searcher
 from stages import paths
@@ -34,7 +35,7 @@ def main(
 def _print(hits: list[Hit]) -> None:
     table = Table("rank", "score", "caption", "image")
     for hit in hits:
-        table.add_row(str(hit.rank), f"{hit.score:.4f}", hit.caption, hit.image)
+        table.add_row(str(hit.rank), f"{hit.score:.4f}", Text(hit.caption), Text(hit.image))
     Console().print(table)
 
 

@@ -114,6 +114,20 @@ def test_other_pooling_is_refused(tmp_path, config):
         saved_pooling(tmp_path)
 
 
+def test_a_dense_layer_behind_the_pooling_is_refused(saved):
+    modules = json.loads((saved / "modules.json").read_text())
+    modules.append({"idx": 2, "name": "2", "path": "2_Dense", "type": "x.models.Dense"})
+    (saved / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ModelError, match="embeds through Dense"):
+        SentenceEncoder.load(saved)
+
+
+def test_json_that_is_none_is_named(saved):
+    (saved / "1_Pooling/config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json cannot be read"):
+        SentenceEncoder.load(saved)
+
+
 def test_the_hash_follows_what_changes_an_embedding(saved):
     before = hash_student(saved)
     (saved / "README.md").write_text("another card")

@@ -10,10 +10,14 @@ import time
 import zipfile
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from pipeline.download.records import write_table
 from pipeline.errors import InputError
+from pipeline.index import ROWS
 from stages._cli import run_stage
 from tests.conftest import ROOT, TINY, assert_clear_error, invoke, write_params
 
@@ -61,7 +65,7 @@ def test_features_of_another_teacher(scratch):
     before = snapshot(scratch)
     for stage in ("train", "index"):
         assert_clear_error(
-            invoke(stage), "data/features.h5", "another teacher", "dvc repro features"
+            invoke(stage), "data/features.h5", "another teacher", "dvc repro -f features"
         )
     assert snapshot(scratch) == before
 
@@ -131,7 +135,7 @@ def test_a_missing_artefact_names_the_stage_that_makes_it(scratch, gone, stage, 
 
 
 def test_a_loss_that_is_not_finite(scratch):
-    write_params(scratch, TINY, {"loss": {"temperature": 1e-40}})
+    write_params(scratch, TINY, {"loss": {"temperature": 1e-40}, "train": {"evaluate_every": 6}})
     model = snapshot(scratch / "data/model")
     assert_clear_error(invoke("train"), "the loss is nan at step 6", "learning_rate")
     assert snapshot(scratch / "data/model") == model
@@ -179,6 +183,32 @@ def wait_until_busy(process: subprocess.Popen, bar: str) -> None:
         if f"{bar}   0%" in text and text.count(bar) >= 2:
             return
     pytest.fail(f"the stage never showed {bar}: {text}")
+
+
+def test_captions_are_shown_as_they_are(scratch, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    rows = pd.read_parquet("data/index/rows.parquet")
+    rows["text"] = "a [red] circle :smile: [/b]"
+    write_table(Path("data/index/rows.parquet"), rows, ROWS)
+    result = invoke("search", "a circle", "-k", "1")
+    assert "a [red] circle :smile: [/b]" in result.stdout, result.output
+
+
+def test_a_csv_is_no_place_for_json(in_tiny_run):
+    assert_clear_error(invoke("evaluate", "--out", "scores.csv"), "scores.csv", "end it in .json")
+
+
+def test_a_place_that_cannot_be_written_has_a_remedy(scratch):
+    (scratch / "reports/index.json").unlink()
+    (scratch / "reports/index.json").mkdir()
+    assert_clear_error(invoke("index"), "reports/index.json", "is a directory", "name a file")
+
+
+def test_a_gpu_out_of_memory_has_the_same_remedy():
+    def main() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    assert_clear_error(run(main), "memory ran out", "batch size")
 
 
 def run(main) -> object:

@@ -99,14 +99,15 @@ def test_an_index_of_another_model_is_refused(copied):
     (copied / "model/config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-6}))
     with pytest.raises(StaleArtifactError, match="another student") as error:
         open_index(copied / "index", copied / "model")
-    assert "dvc repro index" in error.value.fix
+    assert "dvc repro -f index" in error.value.fix
 
 
 @pytest.mark.parametrize("name", ["captions.faiss", "rows.parquet", "manifest.json"])
 def test_damaged_files_are_named(copied, name):
     (copied / "index" / name).write_bytes(b"rot")
-    with pytest.raises(InputError, match=name):
+    with pytest.raises(InputError, match=name) as error:
         open_index(copied / "index", copied / "model")
+    assert error.value.fix == "run `dvc repro -f index`."
 
 
 def test_files_that_do_not_belong_together_are_refused(copied):

@@ -1,13 +1,12 @@
 """From sources to the corpora's folders: fetch, read, write, count."""
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.download import records
-from pipeline.download.fetch import Fetched, fetch
+from pipeline.download.fetch import fetch
 from pipeline.download.karpathy import read_karpathy
 from pipeline.download.scenes.corpora import make_sentences, make_sts, write_pairs_corpus
 from pipeline.download.senteval import read_senteval
@@ -16,7 +15,7 @@ from pipeline.download.wiki import read_sentences_file
 from pipeline.params.download import DownloadParams
 from pipeline.runtime import atomic_folder, log
 
-Metrics = dict[str, Any]
+Metrics = dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -26,69 +25,64 @@ class Fetcher:
     folder: Path
     mirror: str | None
 
-    def __call__(self, source: str) -> list[Fetched]:
+    def __call__(self, source: str) -> list[Path]:
         """Fetch all files of a source."""
-        return [fetch(file, self.folder, self.mirror) for file in BY_NAME[source].files]
+        return [fetch(file, self.folder, self.mirror).path for file in BY_NAME[source].files]
 
 
 def make_pairs(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metrics:
     """Write the images with captions that `params.pairs` names; returns their counts."""
 
-    def write(target: Path) -> list[Fetched]:
+    def write(target: Path) -> None:
         if params.pairs == SCENES:
             write_pairs_corpus(target, params.scenes)
-            return []
-        return _write_public_pairs(target, params.pairs, fetcher)
+        else:
+            _write_public_pairs(target, params.pairs, fetcher)
 
-    fetched = _replace(folder, write)
-    return _account(params.pairs, _count_pairs(records.read_pairs(folder)), fetched)
+    _replace(folder, write)
+    return _account(params.pairs, _count_pairs(records.read_pairs(folder)))
 
 
 def make_text(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metrics:
     """Write the text-only sentences that `params.text` names; returns their count."""
 
-    def write(target: Path) -> list[Fetched]:
+    def write(target: Path) -> None:
         if params.text == SCENES:
-            records.write_sentences(target, make_sentences(params.scenes))
-            return []
-        fetched = fetcher(params.text)
-        records.write_sentences(target, read_sentences_file(fetched[0].path))
-        return fetched
+            sentences = make_sentences(params.scenes)
+        else:
+            sentences = read_sentences_file(fetcher(params.text)[0])
+        records.write_sentences(target, sentences)
 
-    fetched = _replace(folder, write)
-    return _account(params.text, {"sentences": len(records.read_sentences(folder))}, fetched)
+    _replace(folder, write)
+    return _account(params.text, {"sentences": len(records.read_sentences(folder))})
 
 
 def make_evaluation(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metrics:
     """Write the tasks that `params.evaluation` names; returns the pairs of each."""
 
-    def write(target: Path) -> list[Fetched]:
+    def write(target: Path) -> None:
         if params.evaluation == SCENES:
             records.write_sts(target, make_sts(params.scenes))
-            return []
-        fetched = fetcher(params.evaluation)
-        sts, transfer = read_senteval(fetched[0].path)
+            return
+        sts, transfer = read_senteval(fetcher(params.evaluation)[0])
         records.write_sts(target, sts)
         records.write_transfer(target, transfer)
-        return fetched
 
-    fetched = _replace(folder, write)
-    return _account(params.evaluation, _count_tasks(folder), fetched)
+    _replace(folder, write)
+    return _account(params.evaluation, _count_tasks(folder))
 
 
-def _replace(folder: Path, write: Callable[[Path], list[Fetched]]) -> list[Fetched]:
+def _replace(folder: Path, write: Callable[[Path], None]) -> None:
     with atomic_folder(folder) as target:
-        return write(target)
+        write(target)
 
 
-def _write_public_pairs(folder: Path, dataset: str, fetcher: Fetcher) -> list[Fetched]:
-    fetched = fetcher(dataset)
-    splits, *archives = [file.path for file in fetched]
+def _write_public_pairs(folder: Path, dataset: str, fetcher: Fetcher) -> None:
+    splits, *archives = fetcher(dataset)
     images, captions = read_karpathy(splits, dataset, archives)
     records.write_pairs(folder, images, captions)
     for archive in archives:
         _link_or_copy(archive, folder / archive.name)
-    return fetched
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -116,14 +110,10 @@ def _count_tasks(folder: Path) -> dict[str, int]:
     }
 
 
-def _account(source: str, counts: dict[str, int], fetched: Iterable[Fetched]) -> Metrics:
-    """Counts, held against the public ones where those are known, and what was fetched."""
+def _account(source: str, counts: dict[str, int]) -> Metrics:
+    """Counts, held against the public ones where those are known."""
     public = BY_NAME[source].counts if source in BY_NAME else {}
     differing = {key: count for key, count in public.items() if counts.get(key) != count}
     for key, count in differing.items():
         log.warning("%s has %s %s, the public release %s", source, counts.get(key, 0), key, count)
-    metrics: Metrics = dict(counts)
-    if public:
-        metrics["as_published"] = int(not differing)
-        metrics["sha256"] = {file.path.name: file.sha256 for file in fetched}
-    return metrics
+    return counts | ({"as_published": int(not differing)} if public else {})

@@ -1,8 +1,9 @@
 """Fetching a public file: stream, resume, verify, rename.
 
-A transfer that breaks leaves `NAME.part`, and the next one asks for the rest of it (HTTP Range).
-The sha256 of every file is recorded at first use in `checksums.json` beside it, with the address
-it came from; the same address must give the same bytes ever after.
+A transfer that breaks leaves `NAME.part`, and the next one from the same address asks for the rest
+of it (HTTP Range, if the file there is still the same). The sha256 of every file is recorded at
+first use in `checksums.json` beside it, with the address it came from; the same address must give
+the same bytes ever after.
 """
 
 import json
@@ -21,7 +22,7 @@ from urllib3.util import Retry
 
 from pipeline.download.sources import RemoteFile
 from pipeline.errors import DownloadError
-from pipeline.runtime import atomic_file, hash_file, log, reports_full_disk, write_json
+from pipeline.runtime import atomic_file, hash_file, log, reports_unwritable, write_json
 
 MIRROR_VARIABLE = "DATA_MIRROR"
 CHECKSUMS = "checksums.json"
@@ -54,19 +55,26 @@ def fetch(file: RemoteFile, folder: Path, mirror: str | None) -> Fetched:
         ResourceError: the disk is full.
     """
     address = _address(file, mirror)
-    target = folder / file.name
-    known = _read_checksums(folder).get(file.name)
-    if target.is_file() and known is not None and known["address"] == address:
-        _verify(target, hash_file(target), known["sha256"])
-        return Fetched(target, known["sha256"], address)
+    target, part = folder / file.name, folder / f"{file.name}.part"
+    known = _read_checksums(folder).get(file.name, {})
+    expected = known["sha256"] if known.get("address") == address else None
+    if target.is_file() and expected is not None:
+        _verify(target, hash_file(target), expected, f"delete {target} to fetch it again.")
+        return Fetched(target, expected, address)
     folder.mkdir(parents=True, exist_ok=True)
-    _transfer(address, target)
-    digest = hash_file(target)
-    write_json(
-        folder / CHECKSUMS,
-        _read_checksums(folder) | {file.name: {"sha256": digest, "address": address}},
-    )
+    _transfer(address, file.name, part)
+    digest = hash_file(part)
+    if expected is not None and digest != expected:
+        part.unlink()
+        _verify(address, digest, expected, _ACCEPT.format(folder / CHECKSUMS, file.name))
+    part.replace(target)
+    _note_of(part).unlink(missing_ok=True)
+    checksums = _read_checksums(folder) | {file.name: {"sha256": digest, "address": address}}
+    write_json(folder / CHECKSUMS, checksums)
     return Fetched(target, digest, address)
+
+
+_ACCEPT = "the source changed; to accept that, remove the entry of {1} from {0}."
 
 
 def _address(file: RemoteFile, mirror: str | None) -> str:
@@ -87,50 +95,51 @@ def _read_checksums(folder: Path) -> dict[str, dict[str, str]]:
         raise DownloadError(f"{path} cannot be read: {error}.", "delete it.") from None
 
 
-def _verify(path: Path, digest: str, expected: str) -> None:
+def _verify(path: Path | str, digest: str, expected: str, fix: str) -> None:
     if digest != expected:
         raise DownloadError(
             f"{path} has sha256 {digest[:12]}, but {expected[:12]} was recorded at its first use.",
-            f"delete {path} to fetch it again.",
+            fix,
         )
 
 
-def _transfer(address: str, target: Path) -> None:
-    log.info("fetching %s from %s", target.name, address)
+def _transfer(address: str, name: str, part: Path) -> None:
+    """Bring the whole file to `part`."""
+    log.info("fetching %s from %s", name, address)
     if address.startswith(_HUB):
-        _transfer_from_hub(address, target)
+        _transfer_from_hub(address, part)
     elif address.startswith(("http://", "https://")):
-        _transfer_over_http(address, target)
+        _transfer_over_http(address, part)
     else:
-        _copy(Path(address), target)
+        _copy(Path(address), part)
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, part: Path) -> None:
     """Take a file of a mirror folder."""
     if not source.is_file():
         raise DownloadError(
             f"{MIRROR_VARIABLE} holds no {source.name} ({source} does not exist).",
             f"put the file there, or unset {MIRROR_VARIABLE} to fetch it from its source.",
         )
-    with atomic_file(target) as temporary:
+    with atomic_file(part) as temporary:
         shutil.copyfile(source, temporary)
 
 
-def _transfer_from_hub(address: str, target: Path) -> None:
+def _transfer_from_hub(address: str, part: Path) -> None:
     from huggingface_hub import hf_hub_download
 
     kind, owner, name, file = address.removeprefix(_HUB).split("/", 3)
     try:
         cached = hf_hub_download(f"{owner}/{name}", file, repo_type=kind.removesuffix("s"))
-    except (OSError, ValueError) as error:  # the hub's errors are OSErrors
+    except Exception as error:  # noqa: BLE001  # the hub's library lets its transport's errors pass
         raise _unreachable(address, error) from None
-    log.info("%s is %s", target.name, Path(cached).parent.name)
-    _copy(Path(cached), target)
+    log.info("%s is of revision %s", file, Path(cached).parent.name)
+    _copy(Path(cached), part)
 
 
-def _transfer_over_http(address: str, target: Path) -> None:
-    """Stream into NAME.part, going on after a break where it stopped."""
-    part = target.with_name(target.name + ".part")
+def _transfer_over_http(address: str, part: Path) -> None:
+    """Stream into `part`, going on after a break where it stopped."""
+    _drop_foreign_part(part, address)
     breaks = 0
     while True:
         before = _size(part)
@@ -150,32 +159,70 @@ def _transfer_over_http(address: str, target: Path) -> None:
         )
     with part.open("rb") as stream:
         os.fsync(stream.fileno())
-    part.replace(target)
 
 
 def _append(address: str, part: Path) -> int | None:
     """Ask for the bytes behind those at hand and append them; returns the whole size."""
     offset = _size(part)
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
-    with _session().get(address, headers=headers, stream=True, timeout=_TIMEOUT) as response:
+    with _session().get(
+        address, headers=_headers(part, offset), stream=True, timeout=_TIMEOUT
+    ) as response:
         if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return _whole_size(response, offset)
         response.raise_for_status()
-        resumed = response.status_code == HTTPStatus.PARTIAL_CONTENT
-        total = _whole_size(response, offset if resumed else 0)
-        with reports_full_disk(part), part.open("ab" if resumed else "wb") as stream:
-            for chunk in _watched(
-                response, part.name.removesuffix(".part"), total, resumed, offset
-            ):
+        start = offset if _continues(response, offset) else 0
+        validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        write_json(_note_of(part), {"address": address, "validator": validator})
+        total = _whole_size(response, start)
+        with reports_unwritable(part), part.open("ab" if start else "wb") as stream:
+            for chunk in _watched(response, part.stem, total, start):
                 stream.write(chunk)
     return total
 
 
+def _headers(part: Path, offset: int) -> dict[str, str]:
+    """Ask for the bytes from `offset`, if the file is still the one that `part` began."""
+    headers = {"Accept-Encoding": "identity"}
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
+        if validator := _read_note(part).get("validator"):
+            headers["If-Range"] = validator
+    return headers
+
+
+def _continues(response: requests.Response, offset: int) -> bool:
+    """Whether the answer is the rest of the file rather than all of it."""
+    if response.status_code != HTTPStatus.PARTIAL_CONTENT:
+        return False
+    if not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+        raise DownloadError(
+            f"{response.url} sent another part of the file than was asked for.",
+            "fetch the file by hand into a mirror folder.",
+        )
+    return True
+
+
+def _note_of(part: Path) -> Path:
+    return part.with_name(f"{part.name}.json")
+
+
+def _read_note(part: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(_note_of(part).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _drop_foreign_part(part: Path, address: str) -> None:
+    """A part of another address, or of nobody knows which, cannot be continued."""
+    if _read_note(part).get("address") != address:
+        part.unlink(missing_ok=True)
+
+
 def _watched(
-    response: requests.Response, name: str, total: int | None, resumed: bool, offset: int
+    response: requests.Response, name: str, total: int | None, start: int
 ) -> Iterator[bytes]:
-    initial = offset if resumed else 0
-    with tqdm(desc=name, total=total, initial=initial, unit="B", unit_scale=True) as bar:
+    with tqdm(desc=name, total=total, initial=start, unit="B", unit_scale=True) as bar:
         for chunk in response.iter_content(_CHUNK):
             yield chunk
             bar.update(len(chunk))

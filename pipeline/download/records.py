@@ -66,12 +66,14 @@ class Pairs:
     captions: pd.DataFrame
 
     def fingerprint(self) -> str:
-        """A hash of every row: which images, in which archives, with which captions."""
+        """A hash of every row: which images, under which names, with which captions."""
         images, captions = self.images, self.captions
         return hash_strings(
             [
                 *images["image_id"].astype(str),
+                *images["archive"],
                 *images["member"],
+                *captions["caption_id"].astype(str),
                 *captions["image_id"].astype(str),
                 *captions["caption"],
             ]
@@ -135,21 +137,26 @@ def write_table(
         pq.write_table(pa.table(columns, schema=schema), temporary, compression="zstd")
 
 
-def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
-    """Read a table and hold it against its schema; errors as `read_pairs`."""
+def read_table(path: Path, schema: pa.Schema, made_by: str = "download") -> pd.DataFrame:
+    """Read a table and hold it against its schema; errors as `read_pairs`.
+
+    Args:
+        path: the Parquet file.
+        schema: the columns it must have.
+        made_by: the stage that makes it, for the remedy.
+    """
     if not path.is_file():
-        raise MissingArtifactError(path, made_by="download")
+        raise MissingArtifactError(path, made_by)
+    redo = f"run `dvc repro -f {made_by}`."
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{path} cannot be read: {reason}.", "run `dvc repro -f download`."
-        ) from None
+        raise InputError(f"{path} cannot be read: {reason}.", redo) from None
     if not table.schema.equals(schema) or table.num_rows == 0:
         found = "no rows" if table.num_rows == 0 else f"columns {', '.join(table.schema.names)}"
         raise InputError(
             f"{path} has {found}, expected {', '.join(schema.names)} and at least one row.",
-            "run `dvc repro -f download`.",
+            redo,
         )
     return pd.DataFrame(table.to_pandas())

@@ -44,7 +44,7 @@ class TaskScore:
     spearman: float
     pairs: int
     spearman_unseen: float | None
-    """Over pairs none of whose sentences is in the training text; None below 10 such pairs."""
+    """Over pairs without a sentence of the training text; None below 10, or with equal gold."""
     pairs_unseen: int
 
 
@@ -169,11 +169,11 @@ def _score_task(
     unseen: Bool[np.ndarray, " pairs"],
 ) -> TaskScore:
     left = int(unseen.sum())
-    enough = left >= _FEWEST_PAIRS
+    says_something = left >= _FEWEST_PAIRS and bool(np.ptp(gold[unseen]) > 0)
     return TaskScore(
         task=task,
         spearman=spearman(cosines, gold, task),
         pairs=len(gold),
-        spearman_unseen=spearman(cosines[unseen], gold[unseen], task) if enough else None,
+        spearman_unseen=spearman(cosines[unseen], gold[unseen], task) if says_something else None,
         pairs_unseen=left,
     )

@@ -148,7 +148,7 @@ def _check_identity(path: Path, found: dict[str, Any], teacher: TeacherParams, c
             raise StaleArtifactError(
                 f"{path} was made by another {_MEANING[key]}: "
                 f"{_short(found.get(key))} instead of {_short(value)}.",
-                "run `dvc repro features`.",
+                _REDO,
             )
 
 

@@ -119,7 +119,10 @@ def _load(params: TeacherParams, device: torch.device) -> tuple[nn.Module, Prepr
     logging.getLogger().setLevel(logging.WARNING)
     try:
         model, preprocess = open_clip.create_model_from_pretrained(
-            params.model, params.pretrained, device=device
+            params.model,
+            params.pretrained,
+            device=device,
+            force_quick_gelu=needs_quick_gelu(params.model, params.pretrained),
         )
         tokenizer = open_clip.get_tokenizer(params.model)
     except Exception as error:  # open_clip raises bare RuntimeError, KeyError, OSError, ...
@@ -130,6 +133,16 @@ def _load(params: TeacherParams, device: torch.device) -> tuple[nn.Module, Prepr
             "all that can be downloaded.",
         ) from error
     return model.eval().requires_grad_(requires_grad=False), preprocess, tokenizer
+
+
+def needs_quick_gelu(model: str, pretrained: str | None) -> bool:
+    """Whether the weights were trained with QuickGELU, as OpenAI's were.
+
+    open_clip only warns where the architecture's own activation is another, and the features are
+    then silently wrong.
+    """
+    tag = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else None
+    return bool((tag or {}).get("quick_gelu", False))
 
 
 def _check_name(params: TeacherParams) -> None:

@@ -19,6 +19,7 @@ from pipeline.errors import TrainingError
 from pipeline.params.loss import LossParams
 from pipeline.params.student import StudentParams
 from pipeline.params.train import TrainParams
+from pipeline.runtime import log
 from pipeline.train.batches import (
     Rows,
     Schedule,
@@ -33,6 +34,8 @@ LOG_EVERY = 10
 """Steps between two points of the training curves."""
 
 _MAX_GRADIENT_NORM = 1.0
+_MOST_MASKED = 0.5
+"""A filter that removes a larger share of the negatives, or none, warns (METHOD)."""
 
 ScoreDev = Callable[[SentenceEncoder], float]
 """Spearman x100 of an encoder on the dev pairs."""
@@ -108,9 +111,9 @@ class _Curves:
         self._terms.clear()
         return means
 
-    def masked_share(self) -> float:
-        """Mean share of masked negatives over all filtered steps, 0 to 1."""
-        return float(torch.stack(self._masked).mean()) if self._masked else 0.0
+    def masked_share(self) -> float | None:
+        """Mean share of masked negatives over all filtered steps, 0 to 1; None without any."""
+        return float(torch.stack(self._masked).mean()) if self._masked else None
 
 
 class _Run:
@@ -143,6 +146,7 @@ class _Run:
                 loss = self._step(sentences, teacher)
                 self._after_step(step, loss, bar)
         self._seconds = time.perf_counter() - started
+        self._warn_of_useless_filter()
 
     def best_student(self) -> Student:
         """The student at the step that scored best on dev."""
@@ -159,7 +163,7 @@ class _Run:
             "dev_before": round(self._dev_before, 4),
             "dev_best": round(self._best[0], 4),
             "best_step": self._best[1],
-            "masked_share": round(self._curves.masked_share(), 6),
+            "masked_share": round(self._curves.masked_share() or 0.0, 6),
             "seconds": round(self._seconds, 1),
             "steps_per_second": round(self._steps / self._seconds, 2),
         }
@@ -201,6 +205,14 @@ class _Run:
         if self._best is None or score > self._best[0]:
             state = {key: value.cpu() for key, value in self._unwrapped().state_dict().items()}
             self._best = (score, step, copy.deepcopy(state))
+
+    def _warn_of_useless_filter(self) -> None:
+        share = self._curves.masked_share()
+        if share is not None and not 0 < share <= _MOST_MASKED:
+            log.warning(
+                "the noise filter removed %.1f %% of the negatives; choose another loss.filter",
+                100 * share,
+            )
 
     def _score(self) -> float:
         return self._score_dev(self._unwrapped().encoder)

@@ -64,5 +64,7 @@ def _keep(score: Float[Tensor, "batch batch"], params: FilterParams) -> Bool[Ten
     diagonal = torch.eye(len(score), dtype=torch.bool, device=score.device)
     limit = torch.as_tensor(params.threshold, device=score.device)
     if params.kind == "percentile":
-        limit = torch.quantile(score[~diagonal], params.threshold / 100)
+        negatives = score[~diagonal]
+        rank = round(params.threshold / 100 * (len(negatives) - 1))
+        limit = negatives.kthvalue(rank + 1).values  # torch.quantile takes 2^24 values at most
     return (score <= limit) | diagonal

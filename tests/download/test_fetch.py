@@ -54,10 +54,17 @@ def test_a_broken_transfer_goes_on_where_it_stopped(served, tmp_path):
     assert 0 < int(second.removeprefix("bytes=").rstrip("-")) <= 300_000
 
 
+def leave_part(folder, content: bytes, url: str) -> None:
+    """What a broken transfer leaves."""
+    (folder / "file.bin.part").write_bytes(content)
+    note = {"address": f"{url}/file.bin", "validator": None}
+    (folder / "file.bin.part.json").write_text(json.dumps(note))
+
+
 def test_a_part_from_an_earlier_run_is_used(served, tmp_path):
     url, _, handler = served
     (tmp_path / "to").mkdir()
-    (tmp_path / "to/file.bin.part").write_bytes(CONTENT[:1000])
+    leave_part(tmp_path / "to", CONTENT[:1000], url)
     assert fetch(FILE, tmp_path / "to", url).path.read_bytes() == CONTENT
     assert handler.requests == [("/file.bin", "bytes=1000-")]
 
@@ -65,8 +72,49 @@ def test_a_part_from_an_earlier_run_is_used(served, tmp_path):
 def test_a_complete_part_is_used(served, tmp_path):
     url, _, _ = served
     (tmp_path / "to").mkdir()
-    (tmp_path / "to/file.bin.part").write_bytes(CONTENT)
+    leave_part(tmp_path / "to", CONTENT, url)
     assert fetch(FILE, tmp_path / "to", url).path.read_bytes() == CONTENT
+
+
+def test_a_part_of_another_address_is_not_continued(served, tmp_path):
+    url, _, _ = served
+    (tmp_path / "to").mkdir()
+    leave_part(tmp_path / "to", b"A" * 400, "http://elsewhere")
+    assert fetch(FILE, tmp_path / "to", url).path.read_bytes() == CONTENT
+    assert not list((tmp_path / "to").glob("*.part*"))
+
+
+def test_a_file_that_changed_since_the_break_starts_again(served, tmp_path):
+    """The server answers an If-Range that no longer holds with the whole file."""
+    url, _, handler = served
+    (tmp_path / "to").mkdir()
+    leave_part(tmp_path / "to", b"A" * 400, url)
+    note = {"address": f"{url}/file.bin", "validator": '"old"'}
+    (tmp_path / "to/file.bin.part.json").write_text(json.dumps(note))
+    asked = []
+
+    def whole(h) -> bool:
+        asked.append(h.headers.get("If-Range"))
+        del h.headers["Range"]
+        h.send_content(CONTENT)
+        return True
+
+    handler.faults.append(whole)
+    assert fetch(FILE, tmp_path / "to", url).path.read_bytes() == CONTENT
+    assert asked == ['"old"']
+
+
+def test_a_source_that_changed_is_noticed_also_after_a_delete(tmp_path):
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    (mirror / "file.bin").write_bytes(b"one")
+    fetched = fetch(FILE, tmp_path / "to", str(mirror))
+    fetched.path.unlink()
+    (mirror / "file.bin").write_bytes(b"two")
+    with pytest.raises(DownloadError, match="recorded at its first use") as error:
+        fetch(FILE, tmp_path / "to", str(mirror))
+    assert "checksums.json" in error.value.fix
+    assert not fetched.path.exists()
 
 
 def busy(handler) -> bool:

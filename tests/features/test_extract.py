@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from pipeline.download.records import Pairs, read_pairs, write_pairs
-from pipeline.errors import InputError, ModelError
-from pipeline.features.extract import extract_features
-from pipeline.features.teacher import Teacher
+from pipeline.errors import InputError, InterruptedRunError, ModelError
+from pipeline.features.extract import decode_image, extract_features
+from pipeline.features.teacher import Teacher, needs_quick_gelu
 from pipeline.params.features import FeaturesParams
 from pipeline.params.teacher import TeacherParams
 from tests.conftest import ROOT, TINY
@@ -103,6 +103,14 @@ def test_bad_images_are_skipped_counted_and_named(tmp_path, teacher, jpegs, capl
     assert "1.jpg" in caplog.text
 
 
+def test_a_stop_signal_is_no_fault_of_the_image(jpegs):
+    def stopped(_image):
+        raise InterruptedRunError("features was stopped by SIGTERM", "run it again")
+
+    with pytest.raises(InterruptedRunError):
+        decode_image(jpegs[0], stopped)
+
+
 def test_rejected_images_do_not_change_the_others(tmp_path, teacher, jpegs):
     for name in ("good", "mixed"):
         (tmp_path / name).mkdir()
@@ -157,6 +165,18 @@ def test_another_weight_gives_another_identity(tmp_path, teacher):
     weights.write_bytes(bytes(content))
     other = Teacher(TeacherParams(model=f"local-dir:{copy}"), torch.device("cpu"))
     assert other.identity.weights != teacher.identity.weights
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained", "quick"),
+    [
+        ("ViT-L-14", "openai", True),
+        ("ViT-B-32", "laion2b_s34b_b79k", False),
+        ("local-dir:x", None, False),
+    ],
+)
+def test_weights_get_the_activation_they_were_trained_with(model, pretrained, quick):
+    assert needs_quick_gelu(model, pretrained) is quick
 
 
 @pytest.mark.parametrize(
