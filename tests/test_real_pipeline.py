@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline.download.records import read_pairs, write_pairs
+from pipeline.download.records import read_pairs, read_sts, write_pairs, write_sts
 from tests.conftest import SHARED, invoke, write_params
 
 REAL = {
@@ -36,7 +36,7 @@ def test_the_stages_run_on_real_input(tmp_path: Path, monkeypatch):
     assert counts["pairs"]["as_published"] == counts["evaluation"]["as_published"] == 1
     assert (counts["pairs"]["images"], counts["pairs"]["captions"]) == (8_000, 40_000)
     keep_few_images(Path("data/pairs"), per_split={"train": 40, "test": 10})
-    keep_few_dev_pairs(Path("data/evaluation/sts.parquet"), 60)
+    keep_few_dev_pairs(Path("data/evaluation"), 60)
     for stage in ("features", "train", "index"):
         run(stage)
     metrics = json.loads(Path("reports/features.json").read_text())
@@ -57,7 +57,7 @@ def keep_few_images(folder: Path, per_split: dict[str, int]) -> None:
     write_pairs(folder, images, captions)
 
 
-def keep_few_dev_pairs(path: Path, count: int) -> None:
-    table = pd.read_parquet(path)
+def keep_few_dev_pairs(folder: Path, count: int) -> None:
+    table = read_sts(folder)
     dev = table[(table["task"] == "STS-B") & (table["split"] == "dev")]
-    dev.head(count).to_parquet(path, index=False)
+    write_sts(folder, dev.head(count))

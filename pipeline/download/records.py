@@ -154,9 +154,12 @@ def read_table(path: Path, schema: pa.Schema, made_by: str = "download") -> pd.D
         reason = str(error).splitlines()[0]
         raise InputError(f"{path} cannot be read: {reason}.", redo) from None
     if not table.schema.equals(schema) or table.num_rows == 0:
-        found = "no rows" if table.num_rows == 0 else f"columns {', '.join(table.schema.names)}"
+        found = "no rows" if table.num_rows == 0 else f"columns {_describe(table.schema)}"
         raise InputError(
-            f"{path} has {found}, expected {', '.join(schema.names)} and at least one row.",
-            redo,
+            f"{path} has {found}, expected {_describe(schema)} and at least one row.", redo
         )
     return pd.DataFrame(table.to_pandas())
+
+
+def _describe(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} ({field.type})" for field in schema)
