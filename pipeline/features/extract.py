@@ -1,6 +1,7 @@
 """Read -> decode -> encode -> write: the teacher's features of all images and captions."""
 
 import io
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -141,9 +142,19 @@ def _decoded_batches(
         batch_size=params.batch_size,
         num_workers=params.workers,
         collate_fn=_collate,
-        worker_init_fn=leave_signals_to_parent,
+        worker_init_fn=_prepare_worker,
     )
     return progress(loader, what="images", unit="batch", total=len(loader))
+
+
+def _prepare_worker(worker: int) -> None:
+    """Let the parent speak for its workers, also when it is stopped.
+
+    Errors of decoding travel to the parent as results; what a worker could still print is the
+    traceback of a thread whose connection to a stopped parent broke.
+    """
+    leave_signals_to_parent(worker)
+    sys.excepthook = lambda *_: None
 
 
 def _collate(decoded: list[Decoded]) -> tuple[Tensor | None, list[str | None]]:
