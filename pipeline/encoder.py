@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import InputError, MissingArtifactError, ModelError
-from pipeline.runtime import hash_file, hash_strings, progress
+from pipeline.runtime import hash_file, hash_strings, length_batches, progress
 
 Pooling = Literal["cls", "mean"]
 Tokens = Mapping[str, Int[Tensor, "batch tokens"]]
@@ -44,8 +44,17 @@ _IDENTITY_FILES = (
     _POOLING_FILE,
 )
 _HEADS_FILES = ("heads.json", "heads.safetensors")
-_PLAIN_MODULES = {"Transformer", "Pooling", "Normalize"}
-"""Modules of sentence-transformers that leave the cosine of pooled token vectors as it is."""
+_KNOWN_MODULES = {"Transformer", "Pooling", "Normalize"}
+"""Modules of sentence-transformers that an embedding may pass here."""
+
+
+@dataclass(frozen=True)
+class TokenizedSentences:
+    """Sentences as token ids, special tokens included, cut to what the model can read."""
+
+    ids: list[list[int]]
+    truncated: int
+    """Sentences that were cut."""
 
 
 class SentenceEncoder(nn.Module):
@@ -55,13 +64,19 @@ class SentenceEncoder(nn.Module):
         backbone: a transformers model that returns `last_hidden_state`.
         tokenizer: its fast tokenizer.
         pooling: `cls` (first token) or `mean` (over all tokens that are not padding).
+        normalised: whether embeddings are L2-normalised.
     """
 
-    def __init__(self, backbone: nn.Module, tokenizer: Any, pooling: Pooling) -> None:
+    def __init__(
+        self, backbone: nn.Module, tokenizer: Any, pooling: Pooling, *, normalised: bool = False
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.pooling: Pooling = pooling
+        self.normalised = normalised
+        self.truncated = 0
+        """Sentences that `encode` had to cut so far."""
 
     @classmethod
     def load(cls, name: str | Path, pooling: Pooling | None = None) -> "SentenceEncoder":
@@ -69,7 +84,8 @@ class SentenceEncoder(nn.Module):
 
         Args:
             name: the directory (a Path is never looked up on the hub) or hub name.
-            pooling: overrides the pooling that the directory names.
+            pooling: overrides what the directory says of its pooling and normalisation; the
+                embedding is then the pooled vector as it is.
 
         Raises:
             MissingArtifactError: `name` is a Path and not there.
@@ -77,14 +93,14 @@ class SentenceEncoder(nn.Module):
         """
         if isinstance(name, Path) and not name.is_dir():
             raise MissingArtifactError(name, made_by="train")
-        pooling = pooling or saved_pooling(name)
-        if pooling is None:
+        known = pooling or saved_pooling(name)
+        if known is None:
             raise ModelError(
                 f"{name} does not say how it pools its tokens.",
                 "say it with --pooling cls or --pooling mean.",
             )
-        backbone, tokenizer = _load_transformers(name)
-        return cls(backbone, tokenizer, pooling)
+        normalised = pooling is None and "Normalize" in _module_kinds(name)
+        return cls(*_load_transformers(name), known, normalised=normalised)
 
     @property
     def dim(self) -> int:
@@ -117,9 +133,18 @@ class SentenceEncoder(nn.Module):
         return {key: value.to(self.device) for key, value in tokens.items()}
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch dim"]:
-        """Sentence vectors h before any head; not normalised."""
+        """Sentence vectors h before any head; normalised only where the model says so."""
         hidden = self.backbone(**tokens).last_hidden_state
-        return pool(hidden, tokens["attention_mask"], self.pooling)
+        vectors = pool(hidden, tokens["attention_mask"], self.pooling)
+        return F.normalize(vectors, dim=-1) if self.normalised else vectors
+
+    def tokenize_all(self, sentences: Sequence[str]) -> TokenizedSentences:
+        """Tokenise once, for `encode_tokenized`; no sentence is cut below the model's limit."""
+        if not sentences:
+            return TokenizedSentences([], 0)
+        encoded = self.tokenizer(list(sentences), truncation=True, max_length=self.max_length)
+        truncated = sum(bool(one.overflowing) for one in encoded.encodings or [])
+        return TokenizedSentences(encoded["input_ids"], truncated)
 
     def encode(
         self, sentences: Sequence[str], *, batch_size: int, show_progress: bool = False
@@ -127,30 +152,46 @@ class SentenceEncoder(nn.Module):
         """Embed sentences without dropout, in length order; the rows keep the given order.
 
         Raises:
-            ModelError: the model gave a value that is not finite.
+            ModelError: the model gave a value that is not finite; the sentence is named.
         """
-        order = np.argsort([-len(sentence) for sentence in sentences], kind="stable")
-        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        result = np.empty((len(sentences), self.dim), dtype=np.float32)
-        for rows in self._watch(batches, show_progress):
-            result[rows] = self._encode_batch([sentences[row] for row in rows])
-        if not np.isfinite(result).all():
+        tokenized = self.tokenize_all(sentences)
+        self.truncated += tokenized.truncated
+        vectors = self.encode_tokenized(
+            tokenized, batch_size=batch_size, show_progress=show_progress
+        )
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
             raise ModelError(
-                "the encoder gave an embedding that is not finite.", "check or retrain the model."
+                "the encoder gave an embedding that is not finite, first for "
+                f"{sentences[int(np.argmin(finite))][:80]!r}.",
+                "check or retrain the model.",
             )
-        return result
-
-    def _watch(self, batches: list[NDArray[np.intp]], show: bool) -> Any:
-        return progress(batches, what="encoding", unit="batch") if show else batches
+        return vectors
 
     @torch.inference_mode()
-    def _encode_batch(self, sentences: list[str]) -> NDArray[np.float32]:
+    def encode_tokenized(
+        self, tokenized: TokenizedSentences, *, batch_size: int, show_progress: bool = False
+    ) -> Float32[np.ndarray, "sentences dim"]:
+        """As `encode`, for what `tokenize_all` gave; values are not checked."""
+        result = np.empty((len(tokenized.ids), self.dim), dtype=np.float32)
+        batches = length_batches([len(ids) for ids in tokenized.ids], batch_size)
         was_training = self.training
         self.eval()
         try:
-            return _to_numpy(self(self.tokenize(sentences)))
+            for rows in progress(batches, what="encoding", unit="batch", show=show_progress):
+                result[rows] = _to_numpy(self(self._pad([tokenized.ids[row] for row in rows])))
         finally:
             self.train(was_training)
+        return result
+
+    def _pad(self, sentences: list[list[int]]) -> dict[str, Tensor]:
+        """Token ids, padded on the right to the longest, and their mask."""
+        lengths = np.array([len(ids) for ids in sentences])
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        ids = np.full(mask.shape, self.tokenizer.pad_token_id or 0)
+        ids[mask] = np.concatenate(sentences)
+        tokens = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
+        return {key: torch.from_numpy(value).to(self.device) for key, value in tokens.items()}
 
 
 def pool(
@@ -225,11 +266,13 @@ def _unit_rms(features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"
 
 @dataclass(frozen=True)
 class Student:
-    """What training makes: the encoder, the heads, and the objective that trained them."""
+    """What training makes: the encoder, the heads, and what trained them."""
 
     encoder: SentenceEncoder
     heads: GroundingHeads
     objective: str
+    seed: int | None = None
+    """Of the training run."""
 
     @torch.inference_mode()
     def ground_sentences(
@@ -285,7 +328,8 @@ def save_student(folder: Path, student: Student, card: str) -> None:
     _write_sentence_transformers_files(folder, encoder)
     heads = {key: value.contiguous().cpu() for key, value in student.heads.state_dict().items()}
     save_file(heads, folder / "heads.safetensors")
-    _write(folder / "heads.json", {"dims": student.heads.dims, "objective": student.objective})
+    about = {"dims": student.heads.dims, "objective": student.objective, "seed": student.seed}
+    _write(folder / "heads.json", about)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -299,7 +343,7 @@ def load_student(folder: Path, device: torch.device) -> Student:
     encoder = SentenceEncoder.load(folder)
     try:
         about = json.loads((folder / "heads.json").read_text(encoding="utf-8"))
-        objective = str(about["objective"])
+        objective, seed = str(about["objective"]), about.get("seed")
         heads = GroundingHeads(*about["dims"])
         heads.load_state_dict(load_file(folder / "heads.safetensors"))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -307,7 +351,12 @@ def load_student(folder: Path, device: torch.device) -> Student:
             f"{folder} has no usable grounding heads: {_first_line(error)}.",
             "run `dvc repro -f train`.",
         ) from None
-    return Student(encoder.to(device).eval(), heads.to(device).eval(), objective)
+    return Student(encoder.to(device).eval(), heads.to(device).eval(), objective, seed)
+
+
+def is_student(folder: Path) -> bool:
+    """Whether `save_student` wrote this directory."""
+    return (folder / "heads.json").is_file()
 
 
 def hash_student(folder: Path) -> str:
@@ -323,7 +372,7 @@ def saved_pooling(name: str | Path) -> Pooling | None:
         ModelError: it names a pooling that is not `cls` or `mean`, or has further modules, such as
             a dense layer, whose embeddings would be others than those of its pooling.
     """
-    _require_plain_modules(name)
+    _require_known_modules(name)
     config = _read_json(name, _POOLING_FILE)
     if config is None:
         return None
@@ -336,14 +385,18 @@ def saved_pooling(name: str | Path) -> Pooling | None:
     )
 
 
-def _require_plain_modules(name: str | Path) -> None:
-    modules = _read_json(name, Path("modules.json")) or []
-    kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
-    if further := [kind for kind in kinds if kind not in _PLAIN_MODULES]:
+def _require_known_modules(name: str | Path) -> None:
+    if further := [kind for kind in _module_kinds(name) if kind not in _KNOWN_MODULES]:
         raise ModelError(
             f"{name} embeds through {', '.join(further)}, which is not supported.",
             "use a model of a transformer and a pooling.",
         )
+
+
+def _module_kinds(name: str | Path) -> list[str]:
+    """The modules of a sentence-transformers model, in order; none for a plain directory."""
+    modules = _read_json(name, Path("modules.json")) or []
+    return [str(module["type"]).rpartition(".")[2] for module in modules]
 
 
 def _read_json(name: str | Path, file: Path) -> Any:
@@ -410,6 +463,7 @@ def _silence_transformers() -> None:
 def _write_sentence_transformers_files(folder: Path, encoder: SentenceEncoder) -> None:
     package = "sentence_transformers.models"
     modules = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling")]
+    modules += [("2", "2_Normalize", "Normalize")] * encoder.normalised
     _write(
         folder / "modules.json",
         [

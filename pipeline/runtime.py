@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pipeline.errors import InterruptedRunError, ResourceError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
+    from torch import nn
 
 log = logging.getLogger("kdmcse")
 
@@ -164,6 +167,15 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def hash_weights(model: "nn.Module") -> str:
+    """The sha256 of a model's loaded weights by name, in hex; dtypes count."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def hash_strings(parts: Iterable[str]) -> str:
     """The sha256 of a sequence of strings, in hex; the split between parts counts."""
     digest = hashlib.sha256()
@@ -209,8 +221,18 @@ def _install(handlers: dict[signal.Signals, Any]) -> dict[signal.Signals, _Handl
     return {number: signal.signal(number, handler) for number, handler in handlers.items()}
 
 
-def progress(items: Iterable[T], *, what: str, unit: str, total: int | None = None) -> Iterator[T]:
+def progress(
+    items: Iterable[T], *, what: str, unit: str, total: int | None = None, show: bool = True
+) -> Iterator[T]:
     """Yield `items` under a progress bar on stderr, with rate and time left."""
     from tqdm import tqdm
 
-    yield from tqdm(items, total=total, desc=what, unit=unit, mininterval=0.5)
+    yield from tqdm(items, total=total, desc=what, unit=unit, mininterval=0.5, disable=not show)
+
+
+def length_batches(lengths: Sequence[int], batch_size: int) -> list["NDArray[np.intp]"]:
+    """Rows in batches of like length, the longest first; together they are all rows."""
+    import numpy as np
+
+    order = np.argsort([-length for length in lengths], kind="stable")
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

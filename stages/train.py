@@ -8,7 +8,7 @@ from dvclive.live import Live
 
 from pipeline.download.records import read_pairs, read_sentences, read_sts
 from pipeline.encoder import save_student
-from pipeline.evaluate.sts import dev_pairs, score_pairs
+from pipeline.evaluate.selection import DevScorer
 from pipeline.features.store import read_features
 from pipeline.runtime import atomic_folder, write_json
 from pipeline.train.batches import training_pairs
@@ -33,8 +33,7 @@ def main(
     corpus = read_pairs(pairs)
     cached = read_features(features, params.teacher, corpus.fingerprint())
     data = TrainingData(read_sentences(text), training_pairs(corpus, cached))
-    dev = dev_pairs(read_sts(evaluation))
-    score_dev = functools.partial(score_pairs, pairs=dev, batch_size=params.train.batch_size)
+    score_dev = DevScorer(read_sts(evaluation), params.train.batch_size)
     with Live(str(curves), dvcyaml=None, report=None, save_dvc_exp=False) as live:
         training = train_student(data, run, score_dev, functools.partial(_record, live))
     card = model_card(run, params.teacher, training.metrics)

@@ -3,6 +3,7 @@
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
 from typing import cast
@@ -12,6 +13,9 @@ from pipeline.errors import InputError
 MAX_MEMBER_BYTES = 256 * 1024**2
 """No single member of an archive may be larger when unpacked."""
 
+MAX_RATIO = 100
+"""Beyond MAX_MEMBER_BYTES, a compressed tar may unpack to no more than this many times its size."""
+
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError)
 
 
@@ -19,13 +23,14 @@ class Archive:
     """A zip or tar file whose members are read into memory, one at a time.
 
     Nothing is written to disk, so that no member can reach a path outside; only regular files
-    are listed, so links and devices cannot be followed; sizes are bounded before reading.
+    are listed, so links and devices cannot be followed; sizes are bounded before reading, and so
+    is what has to be unpacked of a compressed tar to list it.
 
     Args:
         path: the archive.
 
     Raises:
-        InputError: it is no readable zip or tar file.
+        InputError: it is no readable zip or tar file, or unpacks to too much.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,8 +81,16 @@ class Archive:
         if isinstance(self._file, zipfile.ZipFile):
             entries = [info for info in self._file.infolist() if not info.is_dir()]
             return {info.filename: info.file_size for info in entries}
-        members = [info for info in self._file.getmembers() if info.isreg()]
+        members = [info for info in self._members(self._file) if info.isreg()]
         return {info.name.removeprefix("./"): info.size for info in members}
+
+    def _members(self, file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+        """The entries of a tar; each is held against the bound before the next is looked for."""
+        bound = max(MAX_MEMBER_BYTES, MAX_RATIO * self.path.stat().st_size)
+        for info in file:
+            if info.offset_data + info.size > bound:
+                raise tarfile.ReadError(f"with {info.name} it unpacks to more than {bound:,} bytes")
+            yield info
 
     def _stream(self, member: str) -> BufferedIOBase:
         if isinstance(self._file, zipfile.ZipFile):

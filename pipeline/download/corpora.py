@@ -5,11 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from pipeline.download import records
 from pipeline.download.fetch import fetch
 from pipeline.download.karpathy import read_karpathy
 from pipeline.download.scenes.corpora import make_sentences, make_sts, write_pairs_corpus
-from pipeline.download.senteval import read_senteval
+from pipeline.download.scenes.transfer import make_transfer
+from pipeline.download.senteval import read_cased_benchmark, read_senteval
 from pipeline.download.sources import BY_NAME, SCENES
 from pipeline.download.wiki import read_sentences_file
 from pipeline.params.download import DownloadParams
@@ -58,13 +61,13 @@ def make_text(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metrics
 
 
 def make_evaluation(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metrics:
-    """Write the tasks that `params.evaluation` names; returns the pairs of each."""
+    """Write the tasks that `params.evaluation` names; returns the samples of each."""
 
     def write(target: Path) -> None:
         if params.evaluation == SCENES:
-            records.write_sts(target, make_sts(params.scenes))
-            return
-        sts, transfer = read_senteval(fetcher(params.evaluation)[0])
+            sts, transfer = make_sts(params.scenes), make_transfer(params.scenes)
+        else:
+            sts, transfer = _read_public_tasks(fetcher(params.evaluation))
         records.write_sts(target, sts)
         records.write_transfer(target, transfer)
 
@@ -85,6 +88,12 @@ def _write_public_pairs(folder: Path, dataset: str, fetcher: Fetcher) -> None:
         _link_or_copy(archive, folder / archive.name)
 
 
+def _read_public_tasks(files: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    senteval, *cased_benchmark = files
+    sts, transfer = read_senteval(senteval)
+    return pd.concat([sts, *map(read_cased_benchmark, cased_benchmark)]), transfer
+
+
 def _link_or_copy(source: Path, target: Path) -> None:
     """Spare the disk a second copy of a large archive where the file system can."""
     try:
@@ -100,12 +109,9 @@ def _count_pairs(pairs: records.Pairs) -> dict[str, int]:
 
 
 def _count_tasks(folder: Path) -> dict[str, int]:
-    tables = [records.read_sts(folder)]
-    if (folder / "transfer.parquet").is_file():
-        tables.append(records.read_table(folder / "transfer.parquet", records.TRANSFER))
     return {
         str(task).lower().replace("-", "_"): int(count)
-        for table in tables
+        for table in (records.read_sts(folder), records.read_transfer(folder))
         for task, count in table["task"].value_counts(sort=False).items()
     }
 

@@ -8,16 +8,21 @@
     evaluation/transfer.parquet task, split, sentence1, sentence2 (or null), label
 
 Rows keep the order of their source. `archive` names a file in the same folder, `member` a file
-inside it. An STS row whose source has no gold score is not in the table.
+inside it. An STS row whose source has no gold score is not in the table. The split of a transfer
+sample is train | dev | test, or `all` where the task is scored by cross-validation; its label is a
+class from 0 on; `sentence2` is null in all rows of a task or in none, and no other cell is null.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import ArrayLike
 
 from pipeline.errors import InputError, MissingArtifactError
 from pipeline.runtime import atomic_file, hash_strings
@@ -96,7 +101,8 @@ def read_pairs(folder: Path) -> Pairs:
 
     Raises:
         MissingArtifactError: a table is not there.
-        InputError: a table is unreadable, empty or has other columns.
+        InputError: a table is unreadable, empty, has other columns, or a cell is null or no
+            finite number; the row is named, counted from 0.
     """
     images = read_table(folder / "images.parquet", IMAGES)
     captions = read_table(folder / "captions.parquet", CAPTIONS)
@@ -128,6 +134,24 @@ def write_transfer(folder: Path, rows: pd.DataFrame) -> None:
     write_table(folder / "transfer.parquet", rows, TRANSFER)
 
 
+def read_transfer(folder: Path) -> pd.DataFrame:
+    """Read the samples of the transfer tasks; `sentence2` is null where a task has one sentence.
+
+    Raises:
+        MissingArtifactError: the table is not there.
+        InputError: as `read_pairs`; or a label is below 0; or `sentence2` is null in some rows of
+            a task and not in others.
+    """
+    path = folder / "transfer.parquet"
+    rows = read_table(path, TRANSFER, optional=("sentence2",))
+    _refuse_rows(path, rows["label"] < 0, "has a label below 0", _redo("download"))
+    alone = rows["sentence2"].isna()
+    mixed = alone != alone.groupby(rows["task"]).transform("first")
+    problem = "and the first of its task are not alike: only one has a sentence2"
+    _refuse_rows(path, mixed, problem, _redo("download"))
+    return rows
+
+
 def write_table(
     path: Path, rows: pd.DataFrame | Mapping[str, list[object] | list[str]], schema: pa.Schema
 ) -> None:
@@ -137,28 +161,55 @@ def write_table(
         pq.write_table(pa.table(columns, schema=schema), temporary, compression="zstd")
 
 
-def read_table(path: Path, schema: pa.Schema, made_by: str = "download") -> pd.DataFrame:
+def read_table(
+    path: Path, schema: pa.Schema, made_by: str = "download", optional: Collection[str] = ()
+) -> pd.DataFrame:
     """Read a table and hold it against its schema; errors as `read_pairs`.
 
     Args:
         path: the Parquet file.
         schema: the columns it must have.
         made_by: the stage that makes it, for the remedy.
+        optional: the columns whose cells may be null.
     """
     if not path.is_file():
         raise MissingArtifactError(path, made_by)
-    redo = f"run `dvc repro -f {made_by}`."
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} cannot be read: {reason}.", redo) from None
+    table = _load(path, _redo(made_by))
     if not table.schema.equals(schema) or table.num_rows == 0:
         found = "no rows" if table.num_rows == 0 else f"columns {_describe(table.schema)}"
         raise InputError(
-            f"{path} has {found}, expected {_describe(schema)} and at least one row.", redo
+            f"{path} has {found}, expected {_describe(schema)} and at least one row.",
+            _redo(made_by),
         )
+    for name in (name for name in schema.names if name not in optional):
+        _refuse_rows(path, _is_unusable(table[name]), f"has no usable {name}", _redo(made_by))
     return pd.DataFrame(table.to_pandas())
+
+
+def _load(path: Path, redo: str) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} cannot be read: {reason}.", redo) from None
+
+
+def _is_unusable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Which cells are null, or no finite number where they should be one."""
+    if pa.types.is_floating(column.type):
+        return pc.invert(pc.fill_null(pc.is_finite(column), fill_value=False))
+    return pc.is_null(column)
+
+
+def _refuse_rows(path: Path, refused: ArrayLike, problem: str, redo: str) -> None:
+    """Name the first of the refused rows, if there is one."""
+    rows = np.flatnonzero(refused)
+    if rows.size:
+        raise InputError(f"{path} row {rows[0]:,} {problem}.", redo)
+
+
+def _redo(made_by: str) -> str:
+    return f"run `dvc repro -f {made_by}`."
 
 
 def _describe(schema: pa.Schema) -> str:

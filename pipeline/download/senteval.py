@@ -1,14 +1,15 @@
-"""Reader of SentEval's `senteval.tar`: STS and transfer tasks, as SentEval reads them.
+"""Readers of SentEval's `senteval.tar`, as SentEval reads it, and of the cased STS-B of MTEB.
 
 Protocol (facebookresearch/SentEval): the files are tokenised; a sentence is its white-space tokens
 joined by one space. MR, CR, SUBJ, MPQA and TREC are latin-1, the rest UTF-8. STS rows whose gold
 line is empty are dropped. Blank lines of CR and MPQA are samples. Accents that the public files
 carry as `cat -v` wrote them stay as they are, so that scores are comparable.
+
+Every file must hold at least one sample, and a gold file one score: no task can get lost silently.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 
 import pandas as pd
@@ -25,6 +26,9 @@ STS_SUBSETS: Mapping[str, tuple[str, ...]] = {
     "STS16": ("answer-answer", "headlines", "plagiarism", "postediting", "question-question"),
 }
 """STS13's SMT is not public: its gold file stands without its input."""
+
+_STS_SCALE = (0.0, 5.0)
+_SICK_SCALE = (1.0, 5.0)
 
 _STSB = {"train": "sts-train.csv", "dev": "sts-dev.csv", "test": "sts-test.csv"}
 _SICK = {
@@ -58,12 +62,27 @@ def read_senteval(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
     with Archive(path) as archive:
         files = _Files(archive)
-        sts = [*_sts_by_year(files), *_sts_benchmark(files), *_sick(files)]
+        benchmark = _sts_benchmark(files, "STS/STSBenchmark", "STS-B")
+        sts = [*_sts_by_year(files), *benchmark, *_sick(files)]
         transfer = [*_binary_tasks(files), *_trec(files), *_sst2(files), *_mrpc(files)]
     return (
         pd.DataFrame(sts, columns=STS.names),
         pd.DataFrame(transfer, columns=TRANSFER.names),
     )
+
+
+def read_cased_benchmark(path: Path) -> pd.DataFrame:
+    """Read STS-B from its authors' archive: cased and not tokenised, as MTEB scores it.
+
+    Returns:
+        Rows of sts.parquet, of the task STS-B-cased.
+
+    Raises:
+        InputError: a file is missing or a row has another form; file and row are named.
+    """
+    with Archive(path) as archive:
+        rows = list(_sts_benchmark(_Files(archive), "stsbenchmark", "STS-B-cased"))
+    return pd.DataFrame(rows, columns=STS.names)
 
 
 @dataclass(frozen=True)
@@ -79,24 +98,33 @@ class _Files:
         """The lines as `str.splitlines` cuts them, which the binary tasks are counted by."""
         return self._text(name, "latin-1").splitlines()
 
-    def rows(self, name: str, columns: int, *, header: bool = False) -> Iterator[list[str]]:
-        """Tab-separated rows with at least `columns` columns."""
-        for number, line in enumerate(self.lines(name, "utf-8-sig"), start=1):
-            if header and number == 1:
-                continue
+    def rows(
+        self, name: str, columns: int, *, header: int = 0, more: bool = False
+    ) -> Iterator[tuple[int, list[str]]]:
+        """Numbered tab-separated rows of `columns` columns (or `more`), after `header` lines."""
+        lines = self.lines(name, "utf-8-sig")[header:]
+        if not lines:
+            raise self.malformed(name, header + 1, "is missing: the file ends after its header")
+        for number, line in enumerate(lines, start=header + 1):
             cells = line.split("\t")
-            if len(cells) < columns:
-                raise self.malformed(name, number, f"has {len(cells)} columns, not {columns}")
-            yield cells
+            if len(cells) < columns or (len(cells) > columns and not more):
+                expected = f"{columns} or more" if more else str(columns)
+                raise self.malformed(name, number, f"has {len(cells)} columns, not {expected}")
+            yield number, cells
 
     def _text(self, name: str, encoding: str) -> str:
         member = next((n for n in self.archive.sizes if n == name or n.endswith(f"/{name}")), None)
         if member is None:
             raise InputError(f"{self.archive.path} holds no {name}.", "fetch it again.")
+        content = self.archive.read(member)
         try:
-            return self.archive.read(member).decode(encoding)
+            text = content.decode(encoding)
         except UnicodeDecodeError as error:
-            raise self.malformed(name, error.start, f"(byte) is not {encoding}") from None
+            number = content.count(b"\n", 0, error.start) + 1
+            raise self.malformed(name, number, f"is not {encoding}") from None
+        if not text.strip():
+            raise self.malformed(name, 1, "is missing or blank, and so are all others")
+        return text
 
     def malformed(self, name: str, number: int, problem: str) -> InputError:
         """An error that names file and row."""
@@ -115,40 +143,42 @@ def _sts_subset(files: _Files, task: str, subset: str) -> Iterator[_StsRow]:
     folder = f"STS/{task}-en-test"
     gold_name, name = f"{folder}/STS.gs.{subset}.txt", f"{folder}/STS.input.{subset}.txt"
     gold = files.lines(gold_name)
-    pairs = list(files.rows(name, 2))
+    pairs = [cells for _, cells in files.rows(name, 2)]
     if len(gold) != len(pairs):
         raise files.malformed(
             gold_name, len(gold), f"is the last, but {name} has {len(pairs):,} rows"
         )
     for number, (score, cells) in enumerate(zip(gold, pairs, strict=True), start=1):
         if score.strip():
-            value = _score(files, score, gold_name, number)
+            value = _score(files, score, gold_name, number, _STS_SCALE)
             yield task, subset, "test", _join(cells[0]), _join(cells[1]), value
 
 
-def _sts_benchmark(files: _Files) -> Iterator[_StsRow]:
+def _sts_benchmark(files: _Files, folder: str, task: str) -> Iterator[_StsRow]:
     for split, file in _STSB.items():
-        name = f"STS/STSBenchmark/{file}"
-        for number, cells in enumerate(files.rows(name, 7), start=1):
-            value = _score(files, cells[4], name, number)
-            yield "STS-B", cells[0], split, _join(cells[5]), _join(cells[6]), value
+        name = f"{folder}/{file}"
+        for number, cells in files.rows(name, 7, more=True):  # some rows go on with their sources
+            value = _score(files, cells[4], name, number, _STS_SCALE)
+            yield task, cells[0], split, _join(cells[5]), _join(cells[6]), value
 
 
 def _sick(files: _Files) -> Iterator[_StsRow]:
     for split, file in _SICK.items():
         name = f"SICK/{file}"
-        for number, cells in enumerate(files.rows(name, 4, header=True), start=2):
-            value = _score(files, cells[3], name, number)
+        for number, cells in files.rows(name, 5, header=1):
+            value = _score(files, cells[3], name, number, _SICK_SCALE)
             yield "SICK-R", "SICK", split, _join(cells[1]), _join(cells[2]), value
 
 
-def _score(files: _Files, text: str, name: str, number: int) -> float:
+def _score(files: _Files, text: str, name: str, number: int, scale: tuple[float, float]) -> float:
+    lowest, highest = scale
     try:
         value = float(text)
     except ValueError:
         value = float("nan")
-    if not isfinite(value):
-        raise files.malformed(name, number, f"has the gold score {text.strip()!r}, no number")
+    if not lowest <= value <= highest:  # nor is NaN in between
+        problem = f"has the gold score {text.strip()!r}, no number from {lowest:g} to {highest:g}"
+        raise files.malformed(name, number, problem)
     return value
 
 
@@ -166,18 +196,20 @@ def _trec(files: _Files) -> Iterator[_TransferRow]:
             coarse = label.partition(":")[0]
             if coarse not in _TREC_CLASSES:
                 raise files.malformed(name, number, f"has the unknown class {coarse!r}")
+            if not question.strip():
+                raise files.malformed(name, number, "has a class, but no question")
             yield "TREC", split, _join(question), None, _TREC_CLASSES.index(coarse)
 
 
 def _sst2(files: _Files) -> Iterator[_TransferRow]:
     for split, name in _SST2.items():
-        for number, cells in enumerate(files.rows(name, 2), start=1):
+        for number, cells in files.rows(name, 2):
             yield "SST2", split, _join(cells[0]), None, _label(files, cells[1], name, number)
 
 
 def _mrpc(files: _Files) -> Iterator[_TransferRow]:
     for split, name in _MRPC.items():
-        for number, cells in enumerate(files.rows(name, 5, header=True), start=2):
+        for number, cells in files.rows(name, 5, header=1):
             label = _label(files, cells[0], name, number)
             yield "MRPC", split, _join(cells[3]), _join(cells[4]), label
 

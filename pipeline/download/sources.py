@@ -40,6 +40,26 @@ _KARPATHY = RemoteFile(
 )
 _SPLITS = "Karpathy and Fei-Fei, CVPR 2015 (splits)"
 _SIMCSE = "hf://datasets/princeton-nlp/datasets-for-simcse"
+_SENTEVAL = RemoteFile("senteval.tar", f"{_SIMCSE}/senteval.tar", 18)
+_SENTEVAL_LICENCE = "STS: CC BY-SA 4.0; SICK: CC BY-NC-SA 3.0; transfer tasks: research use"
+_SENTEVAL_CITATION = "Conneau and Kiela, LREC 2018 (SentEval)"
+_STSB_PAIRS = 5_749 + 1_500 + 1_379
+_SENTEVAL_COUNTS = {
+    "sts12": 3_108,
+    "sts13": 1_500,
+    "sts14": 3_750,
+    "sts15": 3_000,
+    "sts16": 1_186,
+    "sts_b": _STSB_PAIRS,
+    "sick_r": 4_500 + 500 + 4_927,
+    "mr": 10_662,
+    "cr": 3_775,
+    "subj": 10_000,
+    "mpqa": 10_606,
+    "sst2": 67_349 + 872 + 1_821,
+    "trec": 5_452 + 500,
+    "mrpc": 4_076 + 1_725,
+}
 
 SOURCES = (
     Source(
@@ -113,25 +133,25 @@ SOURCES = (
     Source(
         name="senteval",
         kind="evaluation",
-        files=(RemoteFile("senteval.tar", f"{_SIMCSE}/senteval.tar", 18),),
-        licence="STS: CC BY-SA 4.0; SICK: CC BY-NC-SA 3.0; transfer tasks: research use",
-        citation="Conneau and Kiela, LREC 2018 (SentEval)",
-        counts={
-            "sts12": 3_108,
-            "sts13": 1_500,
-            "sts14": 3_750,
-            "sts15": 3_000,
-            "sts16": 1_186,
-            "sts_b": 5_749 + 1_500 + 1_379,
-            "sick_r": 4_500 + 500 + 4_927,
-            "mr": 10_662,
-            "cr": 3_775,
-            "subj": 10_000,
-            "mpqa": 10_606,
-            "sst2": 67_349 + 872 + 1_821,
-            "trec": 5_452 + 500,
-            "mrpc": 4_076 + 1_725,
-        },
+        files=(_SENTEVAL,),
+        licence=_SENTEVAL_LICENCE,
+        citation=_SENTEVAL_CITATION,
+        counts=_SENTEVAL_COUNTS,
+    ),
+    Source(
+        name="mteb",
+        kind="evaluation",
+        files=(
+            _SENTEVAL,
+            RemoteFile(
+                "Stsbenchmark.tar.gz",
+                "http://ixa2.si.ehu.eus/stswiki/images/4/48/Stsbenchmark.tar.gz",
+                1,
+            ),
+        ),
+        licence=_SENTEVAL_LICENCE,
+        citation=f"{_SENTEVAL_CITATION}; Cer et al., SemEval 2017 (STS-B)",
+        counts=_SENTEVAL_COUNTS | {"sts_b_cased": _STSB_PAIRS},
     ),
 )
 

@@ -1,40 +1,195 @@
-"""What evaluation writes: metrics as JSON, the same as a table for plots and people."""
+"""What an evaluation says: headline numbers, every score, and how they were measured.
 
-from collections.abc import Sequence
+A report is one JSON object:
+
+    sts, transfer, retrieval   the headline numbers of the first system, by task
+    systems                    a list: every system's name, how it was measured, all its scores
+"""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from pipeline.evaluate.sts import TaskScore, average, average_unseen
+from pipeline.encoder import SentenceEncoder
+from pipeline.errors import InputError, MissingArtifactError, StaleArtifactError
+from pipeline.evaluate.scores import AVERAGE, Score
+from pipeline.evaluate.suite import Suite
+from pipeline.runtime import atomic_file, hash_weights, write_json
+
+EVALUATOR = 2
+"""Version of the evaluator: raised where a change can change a number."""
 
 _DIGITS = 4
+_LIBRARIES = (
+    "numpy",
+    "open_clip_torch",
+    "pandas",
+    "scikit-learn",
+    "scipy",
+    "torch",
+    "transformers",
+)
+HEADLINES: Mapping[str, tuple[str, ...]] = {
+    "sts": ("spearman",),
+    "transfer": ("accuracy",),
+    "retrieval": ("recall@1", "recall@5", "recall@10", "median_rank"),
+}
+"""The measures of each part that are headline numbers."""
 
 
-def sts_metrics(scores: Sequence[TaskScore]) -> dict[str, Any]:
-    """The metrics: one Spearman x100 a task, their averages, and how many pairs were unseen.
+@dataclass(frozen=True)
+class System:
+    """One encoder that was measured."""
 
-    `avg_unseen` is left out where a task has too few unseen pairs for a correlation.
-    """
-    metrics: dict[str, Any] = {score.task: round(score.spearman, _DIGITS) for score in scores}
-    metrics["avg"] = round(average(scores), _DIGITS)
-    if (unseen := average_unseen(scores)) is not None:
-        metrics["avg_unseen"] = round(unseen, _DIGITS)
-    metrics["pairs"] = sum(score.pairs for score in scores)
-    metrics["pairs_unseen"] = sum(score.pairs_unseen for score in scores)
-    return metrics
+    name: str
+    about: Mapping[str, Any]
+    """How: model, pooling, versions, data; see docs/evaluation.md."""
+    scores: Sequence[Score]
 
 
-def sts_table(scores: Sequence[TaskScore]) -> pd.DataFrame:
-    """One row a task: task, spearman, spearman_unseen, pairs, pairs_unseen."""
-    return pd.DataFrame(
+def describe(suite: Suite, device: str, **model: Any) -> dict[str, Any]:
+    """How a system was measured: the given facts of the model, and those of the evaluation."""
+    libraries = {name: version(name) for name in _LIBRARIES}
+    return {
+        **model,
+        "evaluator": EVALUATOR,
+        "data": suite.data,
+        "settings": suite.params.model_dump(include={"convention", "seed", "resamples"}),
+        "device": device,
+        "libraries": {"python": platform.python_version(), **libraries},
+    }
+
+
+def describe_encoder(encoder: SentenceEncoder) -> dict[str, Any]:
+    """The facts of a sentence encoder, after it was scored."""
+    return {
+        "weights": hash_weights(encoder),
+        "pooling": encoder.pooling,
+        "normalised": encoder.normalised,
+        "max_length": encoder.max_length,
+        "truncated": encoder.truncated,
+    }
+
+
+def write_report(out: Path, systems: Sequence[System]) -> None:
+    """Write the report, and beside it its headline numbers as CSV for plots."""
+    with atomic_file(out.with_suffix(".csv")) as temporary:
+        plot_table(systems).to_csv(temporary, index=False)
+    write_json(out, report(systems))
+
+
+def report(systems: Sequence[System]) -> dict[str, Any]:
+    """The JSON of an evaluation; the headline numbers are those of the first system."""
+    return {**headline(systems[0].scores), "systems": [_as_json(system) for system in systems]}
+
+
+def headline(scores: Sequence[Score]) -> dict[str, Any]:
+    """The headline numbers by part and task; those that are undefined are left out."""
+    found: dict[str, Any] = {}
+    for score in filter(_is_headline, scores):
+        if score.value is not None:
+            _put(found, score)
+    counts = [s for s in scores if (s.part, s.task, s.aggregation) == ("sts", AVERAGE, "all")]
+    for score in counts:
+        found["sts"]["pairs_unseen" if score.unseen else "pairs"] = score.count
+    return found
+
+
+def plot_table(systems: Sequence[System]) -> pd.DataFrame:
+    """One row a headline number: system, part, task, measure, score, low, high, count."""
+    rows = [
         {
-            "task": [score.task for score in scores],
-            "spearman": [round(score.spearman, _DIGITS) for score in scores],
-            "spearman_unseen": [
-                None if score.spearman_unseen is None else round(score.spearman_unseen, _DIGITS)
-                for score in scores
-            ],
-            "pairs": [score.pairs for score in scores],
-            "pairs_unseen": [score.pairs_unseen for score in scores],
+            "system": system.name,
+            "part": score.part,
+            "task": headline_name(score),
+            "measure": score.measure,
+            "score": _rounded(score.value),
+            "low": _rounded(score.low),
+            "high": _rounded(score.high),
+            "count": score.count,
         }
-    )
+        for system in systems
+        for score in system.scores
+        if _is_headline(score)
+    ]
+    return pd.DataFrame(rows)
+
+
+def headline_name(score: Score) -> str:
+    """A task's name in the headline numbers: `STS12`, `STS-B-dev`, `avg_unseen`."""
+    dev = f"{score.task}-dev" if score.split == "dev" else score.task
+    return f"{dev}_unseen" if score.unseen else dev
+
+
+def read_report(path: Path) -> list[System]:
+    """The systems of a report that an evaluation wrote.
+
+    Raises:
+        MissingArtifactError: there is no such file.
+        InputError: it is no report.
+    """
+    if not path.is_file():
+        raise MissingArtifactError(path, made_by="evaluate")
+    try:
+        systems = json.loads(path.read_text(encoding="utf-8"))["systems"]
+        return [
+            System(one["name"], one["about"], [Score(**score) for score in one["scores"]])
+            for one in systems
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is no evaluation report: {type(error).__name__} {error}.",
+            "write it with `python -m stages.evaluate --out`.",
+        ) from None
+
+
+def require_same_ground(system: System, other: System, path: Path) -> None:
+    """Refuse to show systems in one table that were not measured on the same thing.
+
+    Raises:
+        StaleArtifactError: the evaluator, its settings, or data that both have differ.
+    """
+    mine, theirs = (_ground(one.about) for one in (system, other))
+    for key in mine.keys() & theirs.keys():
+        if mine[key] != theirs[key]:
+            raise StaleArtifactError(
+                f"{path}: {other.name} was measured with other {key}.",
+                "evaluate it again on the data and params at hand.",
+            )
+
+
+def _ground(about: Mapping[str, Any]) -> dict[str, Any]:
+    return {"evaluator": about["evaluator"], **about["settings"], **about["data"]}
+
+
+def _is_headline(score: Score) -> bool:
+    if score.measure not in HEADLINES[score.part] or score.subset:
+        return False
+    if score.part != "sts":
+        return True
+    return score.aggregation == "all" and (not score.unseen or score.task == AVERAGE)
+
+
+def _put(found: dict[str, Any], score: Score) -> None:
+    part = found.setdefault(score.part, {})
+    if score.part == "retrieval":
+        part.setdefault(score.task, {})[score.measure] = _rounded(score.value)
+    else:
+        part[headline_name(score)] = _rounded(score.value)
+
+
+def _as_json(system: System) -> dict[str, Any]:
+    scores = [
+        {key: _rounded(value) for key, value in asdict(score).items()} for score in system.scores
+    ]
+    return {"name": system.name, "about": dict(system.about), "scores": scores}
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, _DIGITS) if isinstance(value, float) else value

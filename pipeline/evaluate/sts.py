@@ -1,147 +1,103 @@
-"""Semantic textual similarity: Spearman of cosines against graded pairs.
+"""Semantic textual similarity: cosines against graded pairs.
 
-Protocol: SimCSE's `all` aggregation. All pairs of a task (a year of STS12-16) are ranked together
-in one Spearman correlation with average ranks; STS-B and SICK-R use their test split. Cosines are
-computed in float64, where a zero vector has cosine 0. All scores are x100.
+Protocol: SentEval as SimCSE extends it. The headline is the aggregation `all`: all pairs of a task
+(a year of STS12 to STS16) are ranked together in one Spearman correlation with average ranks;
+STS-B and SICK-R use their test split. `mean` and `wmean` are the plain and the pair-weighted mean
+over the sub-sets of a year. Cosines are computed in float64; that with a zero vector is 0.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Float32, Float64
+from jaxtyping import Bool, Float64
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
-from pipeline.errors import InputError, ModelError
+from pipeline.errors import InputError
+from pipeline.evaluate.correlation import (
+    Bootstrap,
+    Correlation,
+    correlate,
+    interval,
+    require_correlation,
+)
+from pipeline.evaluate.embed import Embeddings, unit_rows
+from pipeline.evaluate.geometry import Unit, alignment, mcse_batches, uniformity
+from pipeline.evaluate.order import protocol_order
+from pipeline.evaluate.scores import AVERAGE, Score
+from pipeline.evaluate.selection import SELECTION_TASKS
+from pipeline.params.evaluate import Convention
 
-SELECTION_TASKS = ("STS-B", "SCENES")
-"""Tasks whose dev split selects the student."""
-
-_FEWEST_PAIRS = 10
-"""Below this many pairs a correlation says nothing."""
-
-
-@runtime_checkable
-class Encoder(Protocol):
-    """Anything that embeds sentences."""
-
-    def encode(
-        self, sentences: Sequence[str], *, batch_size: int, show_progress: bool = False
-    ) -> Float32[np.ndarray, "sentences dim"]:
-        """One row a sentence."""
-        ...
+_CASED = "STS-B-cased"
+_YEARS = ("STS12", "STS13", "STS14", "STS15", "STS16")
+"""Tasks of several sets, which SentEval reads, sorts and averages one by one."""
+_FEWEST_UNSEEN = 10
+"""Below this many unseen pairs a correlation says nothing."""
 
 
 @dataclass(frozen=True)
-class TaskScore:
-    """The score of one task."""
+class StsTask:
+    """The pairs of one task that are scored together."""
 
-    task: str
-    spearman: float
-    pairs: int
-    spearman_unseen: float | None
-    """Over pairs without a sentence of the training text; None below 10, or with equal gold."""
-    pairs_unseen: int
+    name: str
+    split: str
+    """test, dev, or all of them."""
+    pairs: pd.DataFrame
+
+
+def sts_tasks(table: pd.DataFrame, convention: Convention) -> list[StsTask]:
+    """The tasks of a convention in the table's order, dev splits last.
+
+    Args:
+        table: rows of sts.parquet.
+        convention: `senteval`: the test split of every task, tokenised and lower-cased as
+            SentEval has them; `mteb`: SICK-R over the pairs of all its splits, STS-B on its cased
+            original, which is left out where the table lacks it.
+
+    Raises:
+        InputError: nothing is left to score.
+    """
+    names = list(dict.fromkeys(table["task"]))
+    tested = [task for name in names if (task := _tested(table, name, convention)) is not None]
+    if not any(len(task.pairs) for task in tested):
+        raise InputError("the STS table has no test pairs.", "run `dvc repro -f download`.")
+    dev = [StsTask(name, "dev", _rows(table, name, "dev")) for name in SELECTION_TASKS]
+    return [task for task in (*tested, *dev) if len(task.pairs)]
 
 
 def score_sts(
-    encoder: Encoder,
-    table: pd.DataFrame,
+    embeddings: Embeddings,
+    tasks: Sequence[StsTask],
+    bootstrap: Bootstrap,
     *,
-    batch_size: int,
     seen: frozenset[str] = frozenset(),
-    show_progress: bool = False,
-) -> list[TaskScore]:
-    """Score an encoder on the test split of every task, each distinct sentence encoded once.
+) -> list[Score]:
+    """Score every task, and the average over them.
 
     Args:
-        encoder: what to score.
-        table: rows of sts.parquet.
-        batch_size: sentences a forward pass.
+        embeddings: of all sentences of the tasks.
+        tasks: what to score.
+        bootstrap: how the intervals are drawn.
         seen: normalised sentences of the training text (`normalise`).
-        show_progress: whether to draw a progress bar.
+
+    Returns:
+        For every task Spearman and Pearson in each aggregation and sub-set, Spearman over the
+        unseen pairs, alignment and uniformity; last the averages over all but the dev splits.
 
     Raises:
-        InputError: there is no test pair.
+        InputError: a task has fewer than two pairs, or all its gold scores are equal.
         ModelError: the cosines of a task are all equal, so that it has no correlation.
     """
-    test = table[table["split"] == "test"]
-    if test.empty:
-        raise InputError("the STS table has no test pairs.", "run `dvc repro -f download`.")
-    cosines = pair_cosines(encoder, test, batch_size=batch_size, show_progress=show_progress)
-    unseen = _is_unseen(test, seen)
+    measured = [_measure(task, embeddings, bootstrap, seen) for task in tasks]
+    tested = [result for result in measured if result.task.split != "dev"]
     return [
-        _score_task(str(task), cosines[rows], test["score"].to_numpy()[rows], unseen[rows])
-        for task, rows in test.groupby("task", sort=False).indices.items()
+        *(score for result in measured for score in result.scores()),
+        _average([result.whole for result in tested], unseen=False),
+        _average([result.unseen for result in tested], unseen=True),
     ]
-
-
-def average(scores: Iterable[TaskScore]) -> float:
-    """The mean over tasks."""
-    return float(np.mean([score.spearman for score in scores]))
-
-
-def average_unseen(scores: Iterable[TaskScore]) -> float | None:
-    """The mean over tasks of the unseen pairs; None where one task has too few."""
-    values = [score.spearman_unseen for score in scores]
-    return None if None in values else float(np.mean([v for v in values if v is not None]))
-
-
-def dev_pairs(table: pd.DataFrame) -> pd.DataFrame:
-    """The pairs that select the student during training.
-
-    Raises:
-        InputError: there are none.
-    """
-    dev = table[(table["split"] == "dev") & table["task"].isin(SELECTION_TASKS)]
-    if dev.empty:
-        raise InputError(
-            f"the STS table has no dev pairs of {' or '.join(SELECTION_TASKS)}.",
-            "run `dvc repro -f download`.",
-        )
-    return dev
-
-
-def score_pairs(encoder: Encoder, pairs: pd.DataFrame, *, batch_size: int) -> float:
-    """Spearman x100 over all given pairs together; errors as `score_sts`."""
-    cosines = pair_cosines(encoder, pairs, batch_size=batch_size)
-    return spearman(cosines, pairs["score"].to_numpy(), "dev")
-
-
-def pair_cosines(
-    encoder: Encoder, pairs: pd.DataFrame, *, batch_size: int, show_progress: bool = False
-) -> Float64[np.ndarray, " pairs"]:
-    """The cosine of each pair in float64; each distinct sentence is encoded once."""
-    both = pd.concat([pairs["sentence1"], pairs["sentence2"]], ignore_index=True)
-    codes, sentences = pd.factorize(both)
-    embeddings = encoder.encode(list(sentences), batch_size=batch_size, show_progress=show_progress)
-    unit = _normalise_rows(embeddings.astype(np.float64))
-    first, second = np.split(codes, 2)
-    cosines: NDArray[np.float64] = np.einsum("ij,ij->i", unit[first], unit[second])
-    return cosines
-
-
-def spearman(
-    cosines: Float[np.ndarray, " pairs"], gold: Float[np.ndarray, " pairs"], task: str
-) -> float:
-    """Spearman x100 with average ranks.
-
-    Raises:
-        InputError: all gold scores are equal.
-        ModelError: all cosines are equal, as those of a collapsed encoder.
-    """
-    if np.ptp(gold) == 0:
-        raise InputError(f"{task}: all gold scores are equal.", "check the task's file.")
-    if np.ptp(cosines) == 0:
-        raise ModelError(
-            f"{task}: all pairs have the same cosine, so there is no correlation.",
-            "the encoder has collapsed; check its weights and pooling, or train again.",
-        )
-    return float(spearmanr(cosines, gold).statistic) * 100
 
 
 def normalise(sentence: str) -> str:
@@ -149,9 +105,99 @@ def normalise(sentence: str) -> str:
     return " ".join(re.findall(r"\w+", sentence.lower()))
 
 
-def _normalise_rows(rows: Float64[np.ndarray, "rows dim"]) -> Float64[np.ndarray, "rows dim"]:
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(norms > 0, norms, 1.0)
+def _tested(table: pd.DataFrame, name: str, convention: Convention) -> StsTask | None:
+    if name == (_CASED if convention == "senteval" else "STS-B"):
+        return None
+    if convention == "mteb" and name == "SICK-R":
+        return StsTask(name, "all", pd.DataFrame(table[table["task"] == name]))
+    return StsTask("STS-B" if name == _CASED else name, "test", _rows(table, name, "test"))
+
+
+def _rows(table: pd.DataFrame, task: str, split: str) -> pd.DataFrame:
+    return pd.DataFrame(table[(table["task"] == task) & (table["split"] == split)])
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What was measured on one task."""
+
+    task: StsTask
+    whole: Correlation
+    unseen: Correlation
+    subsets: dict[str, Correlation]
+    geometry: dict[str, float]
+
+    def scores(self) -> Iterator[Score]:
+        yield from self._correlations(self.whole, aggregation="all")
+        if self.task.name in _YEARS:
+            yield from self._means("mean", weights=None)
+            yield from self._means("wmean", [part.count for part in self.subsets.values()])
+        for name, part in self.subsets.items():
+            yield from self._correlations(part, subset=name)
+        yield self._ranked(self.unseen, aggregation="all", unseen=True)
+        for measure, value in self.geometry.items():
+            yield self._score(measure, value, self.whole.count)
+
+    def _correlations(self, part: Correlation, **about: Any) -> Iterator[Score]:
+        yield self._ranked(part, **about)
+        yield self._score("pearson", part.pearson, part.count, **about)
+
+    def _ranked(self, part: Correlation, **about: Any) -> Score:
+        low, high = interval(part.samples)
+        return self._score("spearman", part.spearman, part.count, low=low, high=high, **about)
+
+    def _means(self, aggregation: str, weights: list[int] | None) -> Iterator[Score]:
+        for measure in ("spearman", "pearson"):
+            values = [getattr(part, measure) for part in self.subsets.values()]
+            value = None if None in values else float(np.average(values, weights=weights))
+            yield self._score(measure, value, self.whole.count, aggregation=aggregation)
+
+    def _score(self, measure: str, value: float | None, count: int, **about: Any) -> Score:
+        return Score("sts", self.task.name, self.task.split, measure, value, count, **about)
+
+
+def _measure(
+    task: StsTask, embeddings: Embeddings, bootstrap: Bootstrap, seen: frozenset[str]
+) -> _Measured:
+    first, second = (unit_rows(embeddings.of(task.pairs[f"sentence{side}"])) for side in (1, 2))
+    cosines: NDArray[np.float64] = np.einsum("ij,ij->i", first, second)
+    gold = task.pairs["score"].to_numpy(np.float64)
+    require_correlation(cosines, gold, task.name)
+    unseen = _is_unseen(task.pairs, seen)
+    subsets = {
+        str(name): correlate(cosines[rows], gold[rows], bootstrap)
+        for name, rows in task.pairs.groupby("subset", sort=False).indices.items()
+    }
+    return _Measured(
+        task=task,
+        whole=correlate(cosines, gold, bootstrap),
+        unseen=correlate(cosines[unseen], gold[unseen], bootstrap, fewest=_FEWEST_UNSEEN),
+        subsets=subsets,
+        geometry=_geometry(task, first, second, gold),
+    )
+
+
+def _geometry(
+    task: StsTask, first: Unit, second: Unit, gold: Float64[np.ndarray, " pairs"]
+) -> dict[str, float]:
+    batches = mcse_batches(_encoded_sets(task))
+    return {
+        "alignment": alignment(first, second, gold, batches),
+        "uniformity": uniformity(first, second, batches),
+    }
+
+
+def _encoded_sets(task: StsTask) -> list[NDArray[np.intp]]:
+    """The rows as the reference encodes them: a year set by set and sorted, others in file order.
+
+    It sorts by the tokens of both sentences, then by gold.
+    """
+    if task.name not in _YEARS:
+        return [np.arange(len(task.pairs))]
+    first, second = task.pairs["sentence1"].to_numpy(str), task.pairs["sentence2"].to_numpy(str)
+    gold = task.pairs["score"].to_numpy(np.float64)
+    sets = map(np.asarray, task.pairs.groupby("subset", sort=False).indices.values())
+    return [rows[protocol_order(first[rows], second[rows], gold[rows])] for rows in sets]
 
 
 def _is_unseen(pairs: pd.DataFrame, seen: frozenset[str]) -> Bool[np.ndarray, " pairs"]:
@@ -162,18 +208,21 @@ def _is_unseen(pairs: pd.DataFrame, seen: frozenset[str]) -> Bool[np.ndarray, " 
     return ~np.array(known, dtype=bool)
 
 
-def _score_task(
-    task: str,
-    cosines: Float64[np.ndarray, " pairs"],
-    gold: Float64[np.ndarray, " pairs"],
-    unseen: Bool[np.ndarray, " pairs"],
-) -> TaskScore:
-    left = int(unseen.sum())
-    says_something = left >= _FEWEST_PAIRS and bool(np.ptp(gold[unseen]) > 0)
-    return TaskScore(
-        task=task,
-        spearman=spearman(cosines, gold, task),
-        pairs=len(gold),
-        spearman_unseen=spearman(cosines[unseen], gold[unseen], task) if says_something else None,
-        pairs_unseen=left,
+def _average(parts: Sequence[Correlation], *, unseen: bool) -> Score:
+    """The mean over tasks; undefined where one of them is."""
+    values = [part.spearman for part in parts if part.spearman is not None]
+    samples = [part.samples for part in parts if part.samples is not None]
+    complete = len(values) == len(parts)
+    low, high = interval(np.mean(samples, axis=0) if complete else None)
+    return Score(
+        "sts",
+        AVERAGE,
+        "test",
+        "spearman",
+        float(np.mean(values)) if complete else None,
+        sum(part.count for part in parts),
+        aggregation="all",
+        unseen=unseen,
+        low=low,
+        high=high,
     )

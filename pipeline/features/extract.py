@@ -24,7 +24,7 @@ from pipeline.errors import InputError
 from pipeline.features.store import Features
 from pipeline.features.teacher import Preprocess, Teacher
 from pipeline.params.features import FeaturesParams
-from pipeline.runtime import leave_signals_to_parent, log, progress
+from pipeline.runtime import leave_signals_to_parent, length_batches, log, progress
 
 Decoded = Tensor | str
 """A preprocessed image, or the reason why it was rejected."""
@@ -168,11 +168,9 @@ def _encode_captions(
     captions: list[str], teacher: Teacher, batch_size: int
 ) -> Float16[np.ndarray, "captions dim"]:
     """Encode in length order, so that a batch holds captions of like length."""
-    order = np.argsort([len(caption) for caption in captions], kind="stable")
-    starts = range(0, len(order), batch_size)
+    batches = length_batches([len(caption) for caption in captions], batch_size)
     result: np.ndarray[Any, np.dtype[np.float16]] | None = None
-    for start in progress(starts, what="captions", unit="batch"):
-        rows = order[start : start + batch_size]
+    for rows in progress(batches, what="captions", unit="batch"):
         batch = _to_float16(teacher.encode_captions([captions[row] for row in rows]), "a caption")
         if result is None:
             result = np.empty((len(captions), batch.shape[1]), np.float16)

@@ -1,16 +1,17 @@
 """The frozen CLIP teacher: the only user of open_clip."""
 
 import contextlib
-import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import open_clip
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
+from numpy.typing import NDArray
 from open_clip.transformer import TextTransformer
 from PIL import Image
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from pipeline.errors import ModelError
 from pipeline.features.store import LOCAL_PREFIX, TeacherIdentity, hash_teacher_source
 from pipeline.params.teacher import TeacherParams
+from pipeline.runtime import hash_weights, length_batches, progress
 
 Preprocess = Callable[[Image.Image], Tensor]
 
@@ -39,7 +41,7 @@ class Teacher:
             model=params.model,
             pretrained=params.pretrained or "",
             source=source,
-            weights=_hash_weights(model),
+            weights=hash_weights(model),
             preprocessing=_describe(self.preprocess),
             library=f"open_clip {open_clip.__version__}",
             dtype="float16" if self._autocasts else "float32",
@@ -65,6 +67,26 @@ class Teacher:
         with self._autocast(), _cut_context(self.model, tokens) as cut:
             features = self.model.encode_text(cut)
         return cast(Tensor, features).float().cpu()
+
+    def encode(
+        self, sentences: Sequence[str], *, batch_size: int, show_progress: bool = False
+    ) -> Float32[np.ndarray, "sentences dim"]:
+        """The text tower as a sentence encoder: `encode_captions` in length order.
+
+        Raises:
+            ModelError: a feature is not finite.
+        """
+        batches = length_batches([len(sentence) for sentence in sentences], batch_size)
+        parts = [
+            self.encode_captions([sentences[row] for row in rows])
+            for rows in progress(batches, what="teacher", unit="batch", show=show_progress)
+        ]
+        features = torch.cat(parts)[np.argsort(np.concatenate(batches))].numpy()
+        if not np.isfinite(features).all():
+            raise ModelError(
+                "the teacher gave a feature that is not finite.", "check the teacher's weights."
+            )
+        return cast(NDArray[np.float32], features)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.float16, enabled=self._autocasts)
@@ -161,11 +183,3 @@ def _check_name(params: TeacherParams) -> None:
 def _describe(preprocess: Preprocess) -> str:
     """The transform as text, without the memory addresses of its functions."""
     return re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(preprocess).split()))
-
-
-def _hash_weights(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -17,7 +17,7 @@ class ScenesParams(Block):
     sentences: Annotated[int, Field(ge=100, le=2_000_000)]
     """Text-only sentences."""
     sts_pairs: Annotated[int, Field(ge=300, le=100_000)]
-    """Graded sentence pairs over train, dev and test together."""
+    """Graded sentence pairs over train, dev and test together; the transfer tasks grow with it."""
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     """Seed of the whole world."""
 
@@ -29,7 +29,7 @@ class DownloadParams(Block):
     """Images with captions."""
     text: Literal["scenes", "wiki1m"]
     """Text-only sentences."""
-    evaluation: Literal["scenes", "senteval"]
-    """STS pairs and transfer tasks."""
+    evaluation: Literal["scenes", "senteval", "mteb"]
+    """STS pairs and transfer tasks; `mteb` is senteval plus the cased STS-B."""
     scenes: ScenesParams
     """The embedded world, where one of the three above asks for it."""

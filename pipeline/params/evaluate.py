@@ -1,14 +1,26 @@
 """The `evaluate` block: how sentence encoders are scored."""
 
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
 from pipeline.config import Block
 
+Convention = Literal["senteval", "mteb"]
+Part = Literal["sts", "transfer", "retrieval"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
 
 class EvaluateParams(Block):
-    """Settings of scoring; they do not change a score beyond rounding."""
+    """Settings of scoring."""
 
+    tasks: Annotated[list[Part], Field(min_length=1)]
+    """What is measured, where data and model allow it."""
+    convention: Convention
+    """Whose pairs and text STS-B and SICK-R are scored on."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    """Seed of the transfer classifiers and of the bootstrap."""
+    resamples: Annotated[int, Field(ge=100, le=100_000)]
+    """Bootstrap samples of an interval."""
     batch_size: Annotated[int, Field(ge=1, le=65_536)]
-    """Sentences a forward pass."""
+    """Sentences a forward pass; changes no score beyond rounding."""

@@ -135,6 +135,7 @@ class _Run:
         )
         self._best: tuple[float, int, dict[str, Any]] | None = None
         self._curves = _Curves()
+        self._selecting = 0.0
 
     def go(self) -> None:
         """Run all steps, scoring on dev before, between and after."""
@@ -153,7 +154,8 @@ class _Run:
         assert self._best is not None
         model = self._unwrapped()
         model.load_state_dict(self._best[2])
-        return Student(model.encoder.eval(), model.heads.eval(), self._params.train.objective)
+        train = self._params.train
+        return Student(model.encoder.eval(), model.heads.eval(), train.objective, train.seed)
 
     def metrics(self) -> dict[str, float | int]:
         """The account of the run; scores are Spearman x100 on dev."""
@@ -166,6 +168,7 @@ class _Run:
             "masked_share": round(self._curves.masked_share() or 0.0, 6),
             "seconds": round(self._seconds, 1),
             "steps_per_second": round(self._steps / self._seconds, 2),
+            "selection_share": round(self._selecting / self._seconds, 4),
         }
 
     def _step(self, sentences: list[str], teacher: TeacherBatch | None) -> StepLoss:
@@ -215,7 +218,10 @@ class _Run:
             )
 
     def _score(self) -> float:
-        return self._score_dev(self._unwrapped().encoder)
+        started = time.perf_counter()
+        score = self._score_dev(self._unwrapped().encoder)
+        self._selecting += time.perf_counter() - started
+        return score
 
     def _unwrapped(self) -> Distillation:
         model: Distillation = self._accelerator.unwrap_model(self._model)

@@ -49,6 +49,24 @@ def test_a_member_that_is_too_large_is_refused(packed, monkeypatch):
         archive.read("d/one.txt")
 
 
+def test_a_tar_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, size in (("small", 10), ("zeros", 2_000_000), ("after", 10)):
+            info = tarfile.TarInfo(name)
+            info.size = size
+            archive.addfile(info, io.BytesIO(bytes(size)))
+    with Archive(path) as archive:
+        assert set(archive.sizes) == {"small", "zeros", "after"}  # small enough by MAX_MEMBER_BYTES
+    monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", 1_000_000)
+    found, find = [], tarfile.TarFile.next
+    monkeypatch.setattr(tarfile.TarFile, "next", lambda tar: found.append(find(tar)) or found[-1])
+    with pytest.raises(InputError, match="with zeros it unpacks to more than") as error:
+        Archive(path)
+    assert "bomb.tar.gz" in error.value.what
+    assert {info.name for info in found} == {"small", "zeros"}  # "after" lies behind the zeros
+
+
 @pytest.mark.parametrize("share", [0, 0.03, 0.06])
 def test_truncation_is_named(packed, share):
     """Within the first member; the padding at a tar's end may be missing without loss."""

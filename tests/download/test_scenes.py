@@ -27,6 +27,7 @@ from pipeline.download.scenes.pairing import SUBSETS
 from pipeline.download.scenes.render import SIDE, render
 from pipeline.download.scenes.similarity import gold_score, shared
 from pipeline.download.scenes.statements import state
+from pipeline.download.scenes.transfer import make_transfer
 from pipeline.download.scenes.words import Told
 from pipeline.download.scenes.world import (
     COLOURS,
@@ -151,9 +152,11 @@ def test_equal_params_give_equal_bytes_in_another_process(tmp_path: Path) -> Non
     script = (
         "import sys; from pathlib import Path\n"
         "from pipeline.download.scenes.corpora import *\n"
+        "from pipeline.download.scenes.transfer import make_transfer\n"
         "params = ScenesParams.model_validate_json(sys.argv[2])\n"
         "write_pairs_corpus(Path(sys.argv[1]), params)\n"
         "make_sts(params).to_json(sys.argv[1] + '/sts.json')\n"
+        "make_transfer(params).to_json(sys.argv[1] + '/transfer.json')\n"
         "Path(sys.argv[1], 'text').write_text('\\n'.join(make_sentences(params)))\n"
     )
     for seed in ("1", "2"):
@@ -163,7 +166,8 @@ def test_equal_params_give_equal_bytes_in_another_process(tmp_path: Path) -> Non
         environment = {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
         subprocess.run(command, check=True, env=environment, cwd=ROOT)
     first = digests(tmp_path / "1")
-    assert set(first) == {"images.zip", "images.parquet", "captions.parquet", "sts.json", "text"}
+    tables = {"images.parquet", "captions.parquet", "sts.json", "transfer.json"}
+    assert set(first) == {"images.zip", "text", *tables}
     assert digests(tmp_path / "2") == first
 
 
@@ -174,12 +178,17 @@ def test_another_seed_gives_another_world(tmp_path: Path) -> None:
     assert digests(tmp_path / "a")["images.zip"] != digests(tmp_path / "b")["images.zip"]
     assert make_sentences(SMALL) != make_sentences(other)
     assert not make_sts(SMALL).equals(make_sts(other))
+    assert not make_transfer(SMALL).equals(make_transfer(other))
 
 
 def test_more_items_leave_the_first_ones_as_they_were() -> None:
     more = SMALL.model_copy(update={"images": 130, "sentences": 160, "sts_pairs": 310})
     assert make_sentences(more)[:150] == make_sentences(SMALL)
     assert make_sts(more)[:300].equals(make_sts(SMALL))
+    transfer, longer = (dict(list(make_transfer(p).groupby("task"))) for p in (SMALL, more))
+    for task, rows in transfer.items():
+        assert len(longer[task]) > len(rows)
+        assert longer[task][: len(rows)].reset_index(drop=True).equals(rows.reset_index(drop=True))
     assert draw_picture(5, more).captions == draw_picture(5, SMALL).captions
 
 

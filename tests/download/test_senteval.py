@@ -4,11 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.download.senteval import STS_SUBSETS, read_senteval
+from pipeline.download.senteval import STS_SUBSETS, read_cased_benchmark, read_senteval
 from pipeline.errors import InputError
 from tests.conftest import SHARED
 
 PAIR = "a b\tc d\n"
+GOLD = "STS/STS12-en-test/STS.gs.MSRpar.txt"
+INPUT = "STS/STS12-en-test/STS.input.MSRpar.txt"
+STSB = "STS/STSBenchmark/sts-dev.csv"
+SICK = "SICK/SICK_trial.txt"
+TREC = "TREC/train_5500.label"
+SST = "SST/binary/sentiment-dev"
+MRPC = "MRPC/msr_paraphrase_test.txt"
 
 
 def small_files() -> dict[str, bytes]:
@@ -41,9 +48,15 @@ def small_files() -> dict[str, bytes]:
     return encoded | {f"MRPC/msr_paraphrase_{s}.txt": mrpc.encode() for s in ("train", "test")}
 
 
-def pack(folder: Path, files: dict[str, bytes]) -> Path:
-    path = folder / "senteval.tar"
-    with tarfile.open(path, "w") as archive:
+def cased_files() -> dict[str, bytes]:
+    """The files of Stsbenchmark.tar.gz; some rows name their sources in further columns."""
+    row = 'news\theadlines\t2016\t7\t4.600\tIsn\'t "it"  Él?\tIt is.'
+    files = {"train": f"{row}\tsource\tlicence\n{row}\n", "dev": f"{row}\n", "test": f"{row}\r\n"}
+    return {f"stsbenchmark/sts-{split}.csv": text.encode() for split, text in files.items()}
+
+
+def pack(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
         for name, content in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
@@ -52,7 +65,7 @@ def pack(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def test_rows_are_read_as_senteval_reads_them(tmp_path):
-    sts, transfer = read_senteval(pack(tmp_path, small_files()))
+    sts, transfer = read_senteval(pack(tmp_path / "senteval.tar", small_files()))
     years = sts[sts["task"].str.match(r"STS\d")]
     assert len(years) == sum(len(subsets) for subsets in STS_SUBSETS.values())  # ungraded dropped
     assert set(years["score"]) == {2.5}
@@ -70,27 +83,96 @@ def test_rows_are_read_as_senteval_reads_them(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("STS/STS12-en-test/STS.gs.MSRpar.txt", b"1\n", "row 1 is the last, but"),
-        ("STS/STS12-en-test/STS.gs.MSRpar.txt", b"1\nnan\n", "row 2 has the gold score 'nan'"),
-        ("STS/STS12-en-test/STS.input.MSRpar.txt", b"a\tb\nc\n", "row 2 has 1 columns"),
-        ("STS/STSBenchmark/sts-dev.csv", b"g\tf\ty\t1\tx\ta\tb\n", "row 1 has the gold score 'x'"),
-        ("SICK/SICK_trial.txt", b"head\n1\t2\n", "row 2 has 2 columns"),
-        ("TREC/train_5500.label", b"WHAT:x y\n", "row 1 has the unknown class 'WHAT'"),
-        ("SST/binary/sentiment-dev", b"x\t3\n", "row 1 has the label '3'"),
-        ("SICK/SICK_trial.txt", b"\xff\xfe", "is not utf-8"),
+        (GOLD, "1\n", "row 1 is the last, but .*input.* has 2 rows"),
+        (GOLD, "1\n1\n1\n", "row 3 is the last, but .*input.* has 2 rows"),
+        (GOLD, "\n\n", "row 1 is missing or blank, and so are all others"),
+        (GOLD, "1\nnan\n", "row 2 has the gold score 'nan', no number from 0 to 5"),
+        (GOLD, "\ninf\n", "row 2 has the gold score 'inf'"),
+        (GOLD, "-inf\n\n", "row 1 has the gold score '-inf'"),
+        (GOLD, "1\n2,5\n", "row 2 has the gold score '2,5'"),
+        (GOLD, "1\n5.01\n", "row 2 has the gold score '5.01'"),
+        (GOLD, "-0.1\n2\n", "row 1 has the gold score '-0.1'"),
+        (INPUT, "a\tb\nc\n", "row 2 has 1 columns, not 2"),
+        (INPUT, "a\tb\tc\na\tb\n", "row 1 has 3 columns, not 2"),
+        (INPUT, "a\tb\n\n", "row 2 has 1 columns, not 2"),
+        (STSB, "g\tf\ty\t1\tx\ta\tb\n", "row 1 has the gold score 'x'"),
+        (STSB, "g\tf\ty\t1\t\ta\tb\n", "row 1 has the gold score ''"),
+        (STSB, "g\tf\ty\t1\t5.5\ta\tb\n", "row 1 has the gold score '5.5'"),
+        (STSB, "g\tf\ty\t1\t5\ta\n", "row 1 has 6 columns, not 7 or more"),
+        (SICK, "head\n1\t2\n", "row 2 has 2 columns, not 5"),
+        (SICK, "head\n1\ta\tb\t4\tx\ty\n", "row 2 has 6 columns, not 5"),
+        (SICK, "head\n1\ta\tb\t0.5\tx\n", "row 2 has the gold score '0.5', no number from 1 to 5"),
+        (SICK, "head\n1\ta\tb\t5.5\tx\n", "row 2 has the gold score '5.5'"),
+        (SICK, "head\n1\ta\tb\tNaN\tx\n", "row 2 has the gold score 'NaN'"),
+        (SICK, "head\n", "row 2 is missing: the file ends after its header"),
+        (SICK, b"head\n1\t\xff\xfe", "row 2 is not utf-8"),
+        (TREC, "WHAT:x y\n", "row 1 has the unknown class 'WHAT'"),
+        (TREC, "DESC:x y\nDESC:x\n", "row 2 has a class, but no question"),
+        (SST, "x\t3\n", "row 1 has the label '3'"),
+        (SST, "x\t1\ny\t1\t0\n", "row 2 has 3 columns, not 2"),
+        (SST, "x 1\n", "row 1 has 1 columns, not 2"),
+        (MRPC, "head\n1\t2\t3\ta\n", "row 2 has 4 columns, not 5"),
+        (MRPC, "head\n1\t2\t3\ta\tb\tc\n", "row 2 has 6 columns, not 5"),
+        (MRPC, "\ufeffhead\n", "row 2 is missing"),
     ],
 )
 def test_malformed_files_are_named_with_their_row(tmp_path, name, content, words):
+    content = content if isinstance(content, bytes) else content.encode()
+    path = pack(tmp_path / "senteval.tar", small_files() | {name: content})
     with pytest.raises(InputError, match=words) as error:
-        read_senteval(pack(tmp_path, small_files() | {name: content}))
+        read_senteval(path)
+    assert f"{path}: {name} " in error.value.what
+    assert error.value.fix == "fetch it again."
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b" \n\n"])
+@pytest.mark.parametrize("name", small_files())
+def test_no_file_may_be_empty(tmp_path, name, content):
+    """Else its task, sub-set or class would be missing without a word."""
+    path = pack(tmp_path / "senteval.tar", small_files() | {name: content})
+    with pytest.raises(InputError, match="row 1 ") as error:
+        read_senteval(path)
     assert name in error.value.what
+
+
+def test_a_sub_set_without_input_and_gold_is_named(tmp_path):
+    path = pack(tmp_path / "senteval.tar", small_files() | {INPUT: b"", GOLD: b""})
+    with pytest.raises(InputError, match=r"MSRpar\.txt row 1 is missing"):
+        read_senteval(path)
+
+
+def test_every_task_and_sub_set_arrives(tmp_path):
+    sts, transfer = read_senteval(pack(tmp_path / "senteval.tar", small_files()))
+    years = sts[sts["task"].str.match(r"STS\d")].groupby("task")["subset"].agg(set)
+    assert dict(years) == {task: set(subsets) for task, subsets in STS_SUBSETS.items()}
+    assert set(sts["task"]) == {*STS_SUBSETS, "STS-B", "SICK-R"}
+    tasks = {"MR", "CR", "SUBJ", "MPQA", "TREC", "SST2", "MRPC"}
+    assert set(transfer["task"]) == tasks
+
+
+def test_the_cased_benchmark_keeps_case_and_punctuation(tmp_path):
+    rows = read_cased_benchmark(pack(tmp_path / "Stsbenchmark.tar.gz", cased_files()))
+    assert list(rows["split"]) == ["train", "train", "dev", "test"]
+    assert set(rows["task"]) == {"STS-B-cased"}
+    assert set(rows["subset"]) == {"news"}
+    assert set(rows["sentence1"]) == {'Isn\'t "it" Él?'}
+    assert set(rows["sentence2"]) == {"It is."}
+    assert set(rows["score"]) == {4.6}
+
+
+def test_a_bad_row_of_the_cased_benchmark_is_named(tmp_path):
+    files = cased_files() | {"stsbenchmark/sts-dev.csv": b"a\tb\tc\td\t7\te\tf\n"}
+    path = pack(tmp_path / "Stsbenchmark.tar.gz", files)
+    with pytest.raises(InputError, match=r"sts-dev\.csv row 1 has the gold score '7'") as error:
+        read_cased_benchmark(path)
+    assert str(path) in error.value.what
 
 
 def test_a_missing_file_is_named(tmp_path):
     files = small_files()
     del files["MPQA/mpqa.neg"]
     with pytest.raises(InputError, match=r"holds no MPQA/mpqa\.neg"):
-        read_senteval(pack(tmp_path, files))
+        read_senteval(pack(tmp_path / "senteval.tar", files))
 
 
 @pytest.mark.real

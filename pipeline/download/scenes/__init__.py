@@ -1,1 +1,1 @@
-"""The embedded world: rendered pictures, captions, sentences and graded sentence pairs."""
+"""The embedded world: rendered pictures, captions, sentences, graded pairs, transfer tasks."""

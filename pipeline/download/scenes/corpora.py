@@ -21,6 +21,7 @@ from pipeline.download.scenes.statements import state
 from pipeline.download.scenes.world import (
     SPLITS_OF_HUNDRED,
     Scene,
+    Stream,
     draw_scene,
     generator,
     pick,
@@ -29,8 +30,6 @@ from pipeline.params.download import ScenesParams
 from pipeline.runtime import atomic_file
 
 ARCHIVE = "images.zip"
-
-_PICTURES, _SENTENCES, _STS = range(3)
 
 _STS_SPLITS = ("train",) * 10 + ("dev",) * 7 + ("test",) * 13
 """The split of each of thirty sentence pairs in a row."""
@@ -47,7 +46,7 @@ class Picture(NamedTuple):
 
 def draw_picture(index: int, params: ScenesParams) -> Picture:
     """Picture number `index` of the world; it depends on no other picture."""
-    rng = generator(params.seed, _PICTURES, index)
+    rng = generator(params.seed, Stream.PICTURES, index)
     split = SPLITS_OF_HUNDRED[index % 100]
     scene = draw_scene(split, rng)
     image = render(scene, rng)
@@ -110,7 +109,7 @@ def make_sentences(params: ScenesParams) -> list[str]:
 
 def _draw_sentences(params: ScenesParams) -> Iterator[str]:
     for index in range(params.sentences):
-        rng = generator(params.seed, _SENTENCES, index)
+        rng = generator(params.seed, Stream.SENTENCES, index)
         yield state(draw_scene("train", rng), rng)
 
 
@@ -127,7 +126,7 @@ def make_sts(params: ScenesParams) -> pd.DataFrame:
 
 
 def _sts_row(index: int, params: ScenesParams) -> tuple[str, str, str, str, str, float]:
-    rng = generator(params.seed, _STS, index)
+    rng = generator(params.seed, Stream.STS, index)
     split = _STS_SPLITS[index % len(_STS_SPLITS)]
     subset = pick(list(SUBSETS), rng)
     scene_split = "val" if split == "dev" else split

@@ -12,6 +12,7 @@ The precedents are ShapeWorld (arXiv 1704.04517) and CLEVR (arXiv 1612.06890).
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cache
 from itertools import chain, combinations, product
 from math import prod
@@ -38,6 +39,18 @@ _COMMON_WEIGHT = 3.0
 
 _ALONE = 0.15
 """Share of the scenes that hold one group only."""
+
+
+class Stream(IntEnum):
+    """What the random numbers of an item are for; each corpus has its own."""
+
+    PICTURES = 0
+    SENTENCES = 1
+    STS = 2
+    ONE_COLOUR = 3
+    FIRST_SHAPE = 4
+    PARAPHRASE = 5
+
 
 Kind = tuple[str, str]
 T = TypeVar("T")

@@ -1,0 +1,80 @@
+"""Every distinct sentence of all tasks is embedded once; the tasks look their rows up."""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float32, Float64
+from numpy.typing import NDArray
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Anything that embeds sentences."""
+
+    def encode(
+        self, sentences: Sequence[str], *, batch_size: int, show_progress: bool = False
+    ) -> Float32[np.ndarray, "sentences dim"]:
+        """One row a sentence."""
+        ...
+
+
+class Embeddings:
+    """Sentence vectors, found by their sentences.
+
+    Args:
+        sentences: distinct sentences.
+        vectors: their rows.
+    """
+
+    def __init__(
+        self, sentences: Sequence[str], vectors: Float32[np.ndarray, "sentences dim"]
+    ) -> None:
+        self._rows = pd.Index(list(sentences))
+        self.vectors = vectors
+
+    def rows(self, sentences: Iterable[str]) -> NDArray[np.intp]:
+        """The row of each sentence in `vectors`; KeyError for one that was not embedded."""
+        rows = self._rows.get_indexer(pd.Index(list(sentences)))
+        if (rows < 0).any():
+            raise KeyError(list(sentences)[int(np.argmin(rows))])
+        return rows
+
+    def of(self, sentences: Iterable[str]) -> Float32[np.ndarray, "given dim"]:
+        """The vector of each sentence."""
+        return self.vectors[self.rows(sentences)]
+
+
+def embed(
+    encoder: Encoder, texts: Iterable[pd.Series], *, batch_size: int, show_progress: bool = False
+) -> Embeddings:
+    """Embed the distinct sentences of all columns in one pass.
+
+    Args:
+        encoder: what embeds.
+        texts: columns of sentences; nulls are left out.
+        batch_size: sentences a forward pass.
+        show_progress: whether to draw a progress bar.
+
+    Raises:
+        ModelError: the encoder gave a value that is not finite.
+    """
+    distinct = list(pd.concat([column.dropna() for column in texts]).unique())
+    vectors = encoder.encode(distinct, batch_size=batch_size, show_progress=show_progress)
+    return Embeddings(distinct, vectors)
+
+
+def unit_rows(vectors: Float32[np.ndarray, "rows dim"]) -> Float64[np.ndarray, "rows dim"]:
+    """L2-normalised in float64, where rounding cannot decide a rank; zero rows stay zero."""
+    rows = vectors.astype(np.float64)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(norms > 0, norms, 1.0)
+
+
+def row_cosines(
+    first: Float32[np.ndarray, "pairs dim"], second: Float32[np.ndarray, "pairs dim"]
+) -> Float64[np.ndarray, " pairs"]:
+    """The cosine of each pair of rows; that with a zero vector is 0."""
+    cosines: NDArray[np.float64] = np.einsum("ij,ij->i", unit_rows(first), unit_rows(second))
+    return cosines

@@ -1,0 +1,51 @@
+"""Selection of the best student during training: Spearman on STS dev, tokenised once."""
+
+import numpy as np
+import pandas as pd
+
+from pipeline.encoder import SentenceEncoder, TokenizedSentences
+from pipeline.errors import InputError
+from pipeline.evaluate.correlation import require_correlation, spearman
+from pipeline.evaluate.embed import row_cosines
+
+SELECTION_TASKS = ("STS-B", "SCENES")
+"""Tasks whose dev split selects the student."""
+
+
+class DevScorer:
+    """Spearman x100 over all dev pairs together; the sentences are tokenised at the first call.
+
+    Args:
+        table: rows of sts.parquet.
+        batch_size: sentences a forward pass.
+
+    Raises:
+        InputError: the table has no dev pairs, or all their gold scores are equal.
+    """
+
+    def __init__(self, table: pd.DataFrame, batch_size: int) -> None:
+        dev = table[(table["split"] == "dev") & table["task"].isin(SELECTION_TASKS)]
+        if dev.empty:
+            raise InputError(
+                f"the STS table has no dev pairs of {' or '.join(SELECTION_TASKS)}.",
+                "run `dvc repro -f download`.",
+            )
+        both = pd.concat([dev["sentence1"], dev["sentence2"]], ignore_index=True)
+        codes, sentences = pd.factorize(both)
+        self._first, self._second = np.split(codes, 2)
+        self._sentences = list(sentences)
+        self._gold = dev["score"].to_numpy(np.float64)
+        self._batch_size = batch_size
+        self._tokenized: TokenizedSentences | None = None
+
+    def __call__(self, encoder: SentenceEncoder) -> float:
+        """Score an encoder; every call must bring the same tokenizer.
+
+        Raises:
+            ModelError: all cosines are equal, as those of a collapsed encoder.
+        """
+        self._tokenized = self._tokenized or encoder.tokenize_all(self._sentences)
+        vectors = encoder.encode_tokenized(self._tokenized, batch_size=self._batch_size)
+        cosines = row_cosines(vectors[self._first], vectors[self._second])
+        require_correlation(cosines, self._gold, "STS dev")
+        return spearman(cosines, self._gold)

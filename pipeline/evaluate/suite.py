@@ -1,0 +1,202 @@
+"""Everything an encoder is scored on, read once; and the scoring of an encoder on all of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float16, Int64
+
+from pipeline.download.records import Pairs, read_pairs, read_sentences, read_sts, read_transfer
+from pipeline.encoder import Student
+from pipeline.errors import InputError, MissingArtifactError
+from pipeline.evaluate.correlation import Bootstrap
+from pipeline.evaluate.embed import Embeddings, Encoder, embed
+from pipeline.evaluate.retrieval import Gallery, score_retrieval
+from pipeline.evaluate.scores import Score
+from pipeline.evaluate.sts import StsTask, normalise, score_sts, sts_tasks
+from pipeline.evaluate.transfer import score_transfer
+from pipeline.features.store import Features, read_features
+from pipeline.params.evaluate import EvaluateParams, Part
+from pipeline.params.teacher import TeacherParams
+from pipeline.runtime import hash_strings, log
+
+_SPLIT = "test"
+"""The split of the pairs that retrieval is measured on."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the artefacts are that an evaluation reads."""
+
+    evaluation: Path
+    pairs: Path
+    text: Path
+    features: Path
+
+
+@dataclass(frozen=True)
+class HeldOutPairs:
+    """The images of the pairs' test split and their captions, with the teacher's features."""
+
+    captions: pd.Series
+    caption_features: Float16[np.ndarray, "captions dim"]
+    image_features: Float16[np.ndarray, "images dim"]
+    caption_image: Int64[np.ndarray, " captions"]
+    """The row of each caption's image."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What to score on; a part that is None is left out."""
+
+    sts: list[StsTask] | None
+    transfer: pd.DataFrame | None
+    retrieval: HeldOutPairs | None
+    seen: frozenset[str]
+    """Normalised sentences of the training text."""
+    data: dict[str, str]
+    """A fingerprint of each part's data, and of the training text."""
+    params: EvaluateParams
+
+    def texts(self, *, grounded: bool) -> list[pd.Series]:
+        """All columns of sentences that a system needs."""
+        tables = [task.pairs for task in self.sts or []]
+        tables += [self.transfer] if self.transfer is not None else []
+        columns = [table[f"sentence{side}"] for table in tables for side in (1, 2)]
+        if grounded and self.retrieval is not None:
+            columns.append(self.retrieval.captions)
+        return columns
+
+
+def read_suite(
+    places: Places,
+    teacher: TeacherParams,
+    params: EvaluateParams,
+    *,
+    required: bool,
+) -> Suite:
+    """Read what `params.tasks` names.
+
+    Args:
+        places: where the artefacts are.
+        teacher: the teacher whose features retrieval starts from.
+        params: the evaluate block.
+        required: whether a part whose artefact is missing is an error, or left out.
+
+    Raises:
+        MissingArtifactError: a required artefact is missing.
+        InputError, StaleArtifactError: as the readers of the artefacts.
+    """
+    pairs = read_pairs(places.pairs)
+    seen = frozenset(
+        normalise(sentence)
+        for sentence in (*pairs.captions_of("train")["caption"], *read_sentences(places.text))
+    )
+    readers: dict[Part, Callable[[], Any]] = {
+        "sts": lambda: sts_tasks(read_sts(places.evaluation), params.convention),
+        "transfer": lambda: read_transfer(places.evaluation),
+        "retrieval": lambda: _held_out(
+            pairs, read_features(places.features, teacher, pairs.fingerprint())
+        ),
+    }
+    found = {
+        part: _read(part, reader, required=required) if part in params.tasks else None
+        for part, reader in readers.items()
+    }
+    return Suite(**found, seen=seen, data=_fingerprints(found, seen), params=params)
+
+
+def evaluate(
+    encoder: Encoder, suite: Suite, student: Student | None = None, *, show_progress: bool = False
+) -> list[Score]:
+    """Score an encoder on everything, each distinct sentence embedded once.
+
+    Args:
+        encoder: what to score.
+        suite: what to score it on.
+        student: whose grounding heads retrieve; retrieval is left out where this is None.
+        show_progress: whether to draw progress bars.
+
+    Raises:
+        InputError, ModelError: as `score_sts`, `score_transfer` and `score_retrieval`.
+    """
+    params = suite.params
+    texts = suite.texts(grounded=student is not None)
+    embeddings = embed(encoder, texts, batch_size=params.batch_size, show_progress=show_progress)
+    scores: list[Score] = []
+    if suite.sts is not None:
+        bootstrap = Bootstrap(params.resamples, params.seed)
+        scores += score_sts(embeddings, suite.sts, bootstrap, seen=suite.seen)
+    if suite.transfer is not None:
+        scores += score_transfer(
+            embeddings, suite.transfer, seed=params.seed, show_progress=show_progress
+        )
+    if suite.retrieval is not None and student is not None:
+        scores += score_retrieval(_ground(student, embeddings, suite.retrieval), _SPLIT)
+    return scores
+
+
+def teacher_retrieval(suite: Suite) -> list[Score]:
+    """How well the teacher's own features retrieve; nothing where the suite has no retrieval."""
+    if (pairs := suite.retrieval) is None:
+        return []
+    captions, images = (
+        features.astype(np.float32) for features in (pairs.caption_features, pairs.image_features)
+    )
+    return score_retrieval(Gallery(captions, images, pairs.caption_image), _SPLIT)
+
+
+def _ground(student: Student, embeddings: Embeddings, pairs: HeldOutPairs) -> Gallery:
+    return Gallery(
+        captions=student.ground_sentences(embeddings.of(pairs.captions)),
+        images=student.ground_images(pairs.image_features),
+        caption_image=pairs.caption_image,
+    )
+
+
+T = TypeVar("T")
+
+
+def _read(part: Part, reader: Callable[[], T], *, required: bool) -> T | None:
+    try:
+        return reader()
+    except MissingArtifactError as error:
+        if required:
+            raise
+        log.info("%s is left out: %s", part, error.what)
+        return None
+
+
+def _held_out(pairs: Pairs, features: Features) -> HeldOutPairs:
+    """The test split of what the teacher could read."""
+    ids = pairs.images.loc[pairs.images["split"] == _SPLIT, "image_id"]
+    images = np.flatnonzero(np.isin(features.image_ids, ids))
+    if len(images) == 0:
+        raise InputError("the pairs have no test split to retrieve from.", "choose other pairs.")
+    captions = np.flatnonzero(np.isin(features.caption_image, images))
+    texts = pairs.captions.set_index("caption_id")["caption"]
+    return HeldOutPairs(
+        captions=texts.loc[features.caption_ids[captions]],
+        caption_features=features.captions[captions],
+        image_features=features.images[images],
+        caption_image=np.searchsorted(images, features.caption_image[captions]),
+    )
+
+
+def _fingerprints(found: dict[Part, Any], seen: frozenset[str]) -> dict[str, str]:
+    """What each part is measured on; retrieval by its captions and the teacher's features."""
+    prints = {"training_text": hash_strings(sorted(seen))}
+    if found["sts"] is not None:
+        prints["sts"] = hash_strings(_cells([task.pairs for task in found["sts"]]))
+    if found["transfer"] is not None:
+        prints["transfer"] = hash_strings(_cells([found["transfer"]]))
+    if (held_out := found["retrieval"]) is not None:
+        prints["retrieval"] = hash_strings(held_out.captions)
+    return prints
+
+
+def _cells(tables: Sequence[pd.DataFrame]) -> list[str]:
+    return [str(cell) for table in tables for column in table for cell in table[column]]

@@ -1,0 +1,228 @@
+"""Transfer: logistic regression on frozen embeddings, in SentEval's protocol.
+
+How a task is scored follows from the splits it has:
+
+    all               nested 10-fold cross-validation (MR, CR, SUBJ, MPQA)
+    train, test       10-fold cross-validation on train chooses l2 (TREC, MRPC)
+    train, dev, test  dev chooses l2 (SST2)
+
+Tasks of sentence pairs are scored on |u - v| and u * v together, and by F1 of class 1 too.
+Embeddings enter as the encoder gives them, without scaling. l2 is chosen from 1e-5 to 1e-2; of
+equals the smallest. As SentEval reports them, accuracies are rounded to two decimals where it does.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float32
+from numpy.typing import NDArray
+from sklearn.metrics import f1_score
+from sklearn.model_selection import StratifiedKFold
+
+from pipeline.errors import InputError
+from pipeline.evaluate.classifier import Fit, Fitted, Rows, Samples, fit_all
+from pipeline.evaluate.embed import Embeddings
+from pipeline.evaluate.order import protocol_order
+from pipeline.evaluate.scores import AVERAGE, Score
+from pipeline.runtime import progress
+
+PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2)
+FOLDS = 10
+_OUTER_SEED = 1111
+"""Nested cross-validation splits by this seed always, whatever the task's own (SentEval)."""
+_HELD_OUT = 0.05
+"""Share of the training samples that stops the last fit."""
+
+
+@dataclass(frozen=True)
+class _Result:
+    dev_accuracy: float
+    accuracy: float
+    predicted: Rows | None = None
+    """Classes of the test samples, where they are scored once."""
+
+
+def score_transfer(
+    embeddings: Embeddings, table: pd.DataFrame, *, seed: int, show_progress: bool = False
+) -> list[Score]:
+    """Score all tasks of the table, and the average over them.
+
+    Args:
+        embeddings: of all sentences of the table.
+        table: rows of transfer.parquet.
+        seed: of initial weights, shuffles and folds (SentEval's own is 1111).
+        show_progress: whether to draw a progress bar.
+
+    Returns:
+        For every task `accuracy` and `dev_accuracy`, for pairs `f1`, x100; last the average.
+
+    Raises:
+        InputError: a task has other splits, or a class with fewer samples than folds.
+    """
+    tasks = list(table.groupby("task", sort=False))
+    watched = progress(tasks, what="transfer", unit="task", show=show_progress)
+    scores = [
+        score for name, rows in watched for score in _score_task(str(name), rows, embeddings, seed)
+    ]
+    return [*scores, _average([score for score in scores if score.measure == "accuracy"])]
+
+
+def _score_task(name: str, rows: pd.DataFrame, embeddings: Embeddings, seed: int) -> list[Score]:
+    task = _Task(name, _sorted(rows), embeddings, seed)
+    result = task.protocol()(task)
+    measures = {"accuracy": result.accuracy, "dev_accuracy": result.dev_accuracy}
+    if task.is_paired and result.predicted is not None:
+        measures["f1"] = _f1(task.labels[task.rows("test")], result.predicted)
+    split = "all" if "all" in task.splits else "test"
+    return [
+        Score("transfer", name, split, measure, value, len(task.rows(split)))
+        for measure, value in measures.items()
+    ]
+
+
+def _sorted(rows: pd.DataFrame) -> pd.DataFrame:
+    """SentEval's order, which fixes folds and batches: by tokens, then by label."""
+    order = protocol_order(
+        rows["sentence1"], rows["sentence2"].fillna(""), rows["label"].to_numpy()
+    )
+    return rows.iloc[order].reset_index(drop=True)
+
+
+class _Task:
+    """The samples of one task, in the protocol's order."""
+
+    def __init__(self, name: str, table: pd.DataFrame, embeddings: Embeddings, seed: int) -> None:
+        self.name = name
+        self.seed = seed
+        self.labels = table["label"].to_numpy(np.int64, copy=True)
+        self.splits = table["split"].to_numpy(str)
+        self.is_paired = bool(table["sentence2"].notna().all())
+        features = _features(table, embeddings, paired=self.is_paired)
+        self.samples = Samples(features, self.labels, int(self.labels.max()) + 1)
+
+    def rows(self, split: str) -> Rows:
+        return np.flatnonzero(self.splits == split)
+
+    def protocol(self) -> "Callable[[_Task], _Result]":
+        """How the task is scored.
+
+        Raises:
+            InputError: no protocol has these splits.
+        """
+        splits = frozenset(self.splits.tolist())
+        if splits not in _PROTOCOLS:
+            raise InputError(
+                f"{self.name} has the splits {', '.join(sorted(splits))}.",
+                "give it all, train and test, or train, dev and test.",
+            )
+        return _PROTOCOLS[splits]
+
+    def folds(self, rows: Rows, seed: int) -> list[tuple[Rows, Rows]]:
+        """Stratified train and test rows of each fold.
+
+        Raises:
+            InputError: a class has fewer samples than there are folds.
+        """
+        labels = self.labels[rows]
+        fewest = int(np.unique(labels, return_counts=True)[1].min())
+        if fewest < FOLDS or fewest == len(labels):
+            raise InputError(
+                f"{self.name}: {FOLDS} folds need two classes and {FOLDS} samples of each; "
+                f"the smallest class has {fewest}.",
+                "check the task's file.",
+            )
+        splitter = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+        return [(rows[train], rows[test]) for train, test in splitter.split(labels, labels)]
+
+    def fit_grid(self, sets: Sequence[tuple[Rows, Rows]]) -> list[Fitted]:
+        """Fit every penalty on every pair of training and held-out rows."""
+        fits = [Fit(train, held_out, PENALTIES, self._rng()) for train, held_out in sets]
+        return fit_all(self.samples, fits, self.seed)
+
+    def refit(self, sets: Sequence[tuple[Rows, float]]) -> list[Fitted]:
+        """Fit on all rows of each set but a random 5 %, which stops the fit, with its penalty."""
+        return fit_all(self.samples, [self._refit(*one) for one in sets], self.seed)
+
+    def _refit(self, rows: Rows, penalty: float) -> Fit:
+        rng = self._rng()
+        order = rng.permutation(len(rows))
+        held_out = max(1, int(_HELD_OUT * len(rows)))
+        return Fit(rows[order[held_out:]], rows[order[:held_out]], (penalty,), rng)
+
+    def _rng(self) -> np.random.RandomState:
+        """Every fit starts from the task's seed."""
+        return np.random.RandomState(self.seed)
+
+    def test(self, fitted: Fitted, rows: Rows, choice: int = 0) -> tuple[float, Rows]:
+        """Accuracy x100 rounded to two decimals, and the predicted classes."""
+        predicted = self.samples.predict(fitted.weights[choice], rows)
+        return _percent(float((predicted == self.labels[rows]).mean())), predicted
+
+
+def _features(
+    table: pd.DataFrame, embeddings: Embeddings, *, paired: bool
+) -> Float32[np.ndarray, "samples features"]:
+    first = embeddings.of(table["sentence1"])
+    if not paired:
+        return first
+    second = embeddings.of(table["sentence2"])
+    return np.hstack([np.abs(first - second), first * second])
+
+
+def _nested(task: _Task) -> _Result:
+    """For each outer fold an inner cross-validation chooses l2 on the other nine tenths."""
+    outer = task.folds(task.rows("all"), _OUTER_SEED)
+    inner = [fold for train, _ in outer for fold in task.folds(train, _OUTER_SEED)]
+    fitted = task.fit_grid(inner)
+    chosen = [_choose(fitted[start : start + FOLDS]) for start in range(0, len(fitted), FOLDS)]
+    again = task.refit([(train, best[0]) for (train, _), best in zip(outer, chosen, strict=True)])
+    tested = [task.test(one, rows)[0] for one, (_, rows) in zip(again, outer, strict=True)]
+    return _Result(
+        dev_accuracy=round(float(np.mean([dev for _, dev in chosen])), 2),
+        accuracy=round(float(np.mean(tested)), 2),
+    )
+
+
+def _cross_validated(task: _Task) -> _Result:
+    """One cross-validation on train chooses l2; its mean is the (optimistic) dev accuracy."""
+    train = task.rows("train")
+    penalty, dev_accuracy = _choose(task.fit_grid(task.folds(train, task.seed)))
+    return _Result(dev_accuracy, *task.test(task.refit([(train, penalty)])[0], task.rows("test")))
+
+
+def _with_dev(task: _Task) -> _Result:
+    """The dev split stops every fit and chooses l2."""
+    fitted = task.fit_grid([(task.rows("train"), task.rows("dev"))])
+    penalty, dev_accuracy = _choose(fitted)
+    choice = PENALTIES.index(penalty)
+    return _Result(dev_accuracy, *task.test(fitted[0], task.rows("test"), choice))
+
+
+_PROTOCOLS: dict[frozenset[str], Callable[[_Task], _Result]] = {
+    frozenset({"all"}): _nested,
+    frozenset({"train", "test"}): _cross_validated,
+    frozenset({"train", "dev", "test"}): _with_dev,
+}
+
+
+def _choose(fitted: Sequence[Fitted]) -> tuple[float, float]:
+    """The penalty of the best mean accuracy (x100, two decimals) over folds, and that mean."""
+    means = [_percent(float(mean)) for mean in np.mean([one.accuracy for one in fitted], axis=0)]
+    best = int(np.argmax(means))
+    return PENALTIES[best], means[best]
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, 2)
+
+
+def _f1(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
+    return _percent(float(f1_score(labels, predicted)))
+
+
+def _average(scores: Sequence[Score]) -> Score:
+    mean = float(np.mean([score.value for score in scores if score.value is not None]))
+    count = sum(score.count for score in scores)
+    return Score("transfer", AVERAGE, "test", "accuracy", mean, count)

@@ -1,0 +1,51 @@
+"""Score what training starts from: the untrained student and the teacher."""
+
+from pathlib import Path
+
+from pipeline.encoder import SentenceEncoder
+from pipeline.evaluate.report import System, describe, describe_encoder, write_report
+from pipeline.evaluate.suite import Places, Suite, evaluate, read_suite, teacher_retrieval
+from pipeline.features.teacher import Teacher
+from pipeline.params.student import StudentParams
+from pipeline.params.teacher import TeacherParams
+from pipeline.runtime import choose_device
+from stages import paths
+from stages._cli import read_params, run_stage
+from stages._tables import print_systems
+
+
+def main(
+    evaluation: Path = paths.EVALUATION,
+    pairs: Path = paths.PAIRS,
+    text: Path = paths.TEXT,
+    features: Path = paths.FEATURES,
+    out: Path = paths.REPORTS / "baselines.json",
+) -> None:
+    """Score what training starts from: the untrained student and the teacher."""
+    params = read_params()
+    places = Places(evaluation, pairs, text, features)
+    suite = read_suite(places, params.teacher, params.evaluate, required=False)
+    systems = [_untrained(params.student, suite), _teacher(params.teacher, suite)]
+    write_report(out, systems)
+    print_systems(systems)
+
+
+def _untrained(params: StudentParams, suite: Suite) -> System:
+    encoder = SentenceEncoder.load(params.encoder, params.pooling).to(choose_device())
+    scores = evaluate(encoder, suite, show_progress=True)
+    facts = {"model": params.encoder, **describe_encoder(encoder)}
+    return System("untrained", describe(suite, str(encoder.device), **facts), scores)
+
+
+def _teacher(params: TeacherParams, suite: Suite) -> System:
+    """Its text tower as a sentence encoder, and its own retrieval."""
+    teacher = Teacher(params, choose_device())
+    scores = evaluate(teacher, suite, show_progress=True) + teacher_retrieval(suite)
+    facts = {"model": params.model, "weights": teacher.identity.weights}
+    return System("teacher", describe(suite, str(teacher.device), **facts), scores)
+
+
+app = run_stage(main)
+
+if __name__ == "__main__":
+    app()
