@@ -17,6 +17,7 @@ from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2)
+EPOCHS, PATIENCE, MOST_ROUNDS = 4, 5, 51
 YEARS = ("STS12", "STS13", "STS14", "STS15", "STS16")
 Array = NDArray[Any]
 Encode = Callable[[Sequence[str]], Array]
@@ -99,15 +100,15 @@ class PlainClassifier:
             features, labels = features[order[cut:]], labels[order[cut:]]
         best, misses = -1.0, 0
         kept = self.model
-        for _ in range(51):
-            for _ in range(4):
+        for _ in range(MOST_ROUNDS):
+            for _ in range(EPOCHS):
                 self._train_epoch(torch.from_numpy(features), torch.from_numpy(labels))
             accuracy = self.score(*held_out)
             if accuracy > best:
                 best, kept = accuracy, copy.deepcopy(self.model)
             else:
                 misses += 1
-            if misses > 5:
+            if misses > PATIENCE:
                 break
         self.model = kept
         return best
@@ -173,7 +174,7 @@ class PlainTransfer:
         """Nested cross-validation, over some of the outer folds."""
         features, labels = self.data["all"]
         dev, test = [], []
-        folds = list(_folds(1111).split(features, labels))
+        folds = list(folds_of(1111).split(features, labels))
         for train, rows in (folds[number] for number in outer_folds):
             penalty, score = self.grid(features[train], labels[train], 1111)
             classifier = self.classifier(penalty)
@@ -205,7 +206,7 @@ class PlainTransfer:
         for penalty in PENALTIES:
             accuracies = [
                 self.fit_fold(penalty, features, labels, fold)
-                for fold in _folds(folds_seed).split(features, labels)
+                for fold in folds_of(folds_seed).split(features, labels)
             ]
             means.append(round(100 * float(np.mean(accuracies)), 2))
         return PENALTIES[int(np.argmax(means))], max(means)
@@ -221,5 +222,6 @@ class PlainTransfer:
         )
 
 
-def _folds(seed: int) -> StratifiedKFold:
+def folds_of(seed: int) -> StratifiedKFold:
+    """Ten stratified folds."""
     return StratifiedKFold(10, shuffle=True, random_state=seed)

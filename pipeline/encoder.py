@@ -44,6 +44,10 @@ _IDENTITY_FILES = (
     _POOLING_FILE,
 )
 _HEADS_FILES = ("heads.json", "heads.safetensors")
+_TOKENIZED_AT_ONCE = 8192
+"""Sentences whose encodings, which are large, are held together."""
+_USUAL_TOKENS = 32
+"""A batch of longer sentences holds fewer of them, so that its memory stays the same."""
 _KNOWN_MODULES = {"Transformer", "Pooling", "Normalize"}
 """Modules of sentence-transformers that an embedding may pass here."""
 
@@ -52,7 +56,7 @@ _KNOWN_MODULES = {"Transformer", "Pooling", "Normalize"}
 class TokenizedSentences:
     """Sentences as token ids, special tokens included, cut to what the model can read."""
 
-    ids: list[list[int]]
+    ids: list[NDArray[np.int32]]
     truncated: int
     """Sentences that were cut."""
 
@@ -140,11 +144,14 @@ class SentenceEncoder(nn.Module):
 
     def tokenize_all(self, sentences: Sequence[str]) -> TokenizedSentences:
         """Tokenise once, for `encode_tokenized`; no sentence is cut below the model's limit."""
-        if not sentences:
-            return TokenizedSentences([], 0)
-        encoded = self.tokenizer(list(sentences), truncation=True, max_length=self.max_length)
-        truncated = sum(bool(one.overflowing) for one in encoded.encodings or [])
-        return TokenizedSentences(encoded["input_ids"], truncated)
+        ids: list[NDArray[np.int32]] = []
+        truncated = 0
+        for start in range(0, len(sentences), _TOKENIZED_AT_ONCE):
+            chunk = list(sentences[start : start + _TOKENIZED_AT_ONCE])
+            encoded = self.tokenizer(chunk, truncation=True, max_length=self.max_length)
+            ids += [np.array(one, dtype=np.int32) for one in encoded["input_ids"]]
+            truncated += sum(bool(one.overflowing) for one in encoded.encodings or [])
+        return TokenizedSentences(ids, truncated)
 
     def encode(
         self, sentences: Sequence[str], *, batch_size: int, show_progress: bool = False
@@ -174,7 +181,8 @@ class SentenceEncoder(nn.Module):
     ) -> Float32[np.ndarray, "sentences dim"]:
         """As `encode`, for what `tokenize_all` gave; values are not checked."""
         result = np.empty((len(tokenized.ids), self.dim), dtype=np.float32)
-        batches = length_batches([len(ids) for ids in tokenized.ids], batch_size)
+        lengths = [len(ids) for ids in tokenized.ids]
+        batches = length_batches(lengths, batch_size, most=batch_size * _USUAL_TOKENS)
         was_training = self.training
         self.eval()
         try:
@@ -184,11 +192,11 @@ class SentenceEncoder(nn.Module):
             self.train(was_training)
         return result
 
-    def _pad(self, sentences: list[list[int]]) -> dict[str, Tensor]:
+    def _pad(self, sentences: list[NDArray[np.int32]]) -> dict[str, Tensor]:
         """Token ids, padded on the right to the longest, and their mask."""
         lengths = np.array([len(ids) for ids in sentences])
         mask = np.arange(lengths.max()) < lengths[:, None]
-        ids = np.full(mask.shape, self.tokenizer.pad_token_id or 0)
+        ids = np.full(mask.shape, self.tokenizer.pad_token_id or 0, dtype=np.int64)
         ids[mask] = np.concatenate(sentences)
         tokens = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
         return {key: torch.from_numpy(value).to(self.device) for key, value in tokens.items()}

@@ -168,7 +168,7 @@ def hash_file(path: Path) -> str:
 
 
 def hash_weights(model: "nn.Module") -> str:
-    """The sha256 of a model's loaded weights by name, in hex; dtypes count."""
+    """The sha256 of a model's loaded weights by name, in hex."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -230,9 +230,23 @@ def progress(
     yield from tqdm(items, total=total, desc=what, unit=unit, mininterval=0.5, disable=not show)
 
 
-def length_batches(lengths: Sequence[int], batch_size: int) -> list["NDArray[np.intp]"]:
-    """Rows in batches of like length, the longest first; together they are all rows."""
+def length_batches(
+    lengths: Sequence[int], batch_size: int, *, most: int | None = None
+) -> list["NDArray[np.intp]"]:
+    """Rows in batches of like length, the longest first; together they are all rows.
+
+    Args:
+        lengths: of the rows.
+        batch_size: the most rows of a batch.
+        most: the most of rows x longest length in a batch of several rows; None: no limit.
+    """
     import numpy as np
 
     order = np.argsort([-length for length in lengths], kind="stable")
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches, start = [], 0
+    while start < len(order):
+        longest = max(1, lengths[order[start]])
+        size = batch_size if most is None else min(batch_size, max(1, most // longest))
+        batches.append(order[start : start + size])
+        start += size
+    return batches

@@ -24,7 +24,7 @@ def main(
     """Score what training starts from: the untrained student and the teacher."""
     params = read_params()
     places = Places(evaluation, pairs, text, features)
-    suite = read_suite(places, params.teacher, params.evaluate, required=False)
+    suite = read_suite(places, params.teacher, params.evaluate)
     systems = [_untrained(params.student, suite), _teacher(params.teacher, suite)]
     write_report(out, systems)
     print_systems(systems)

@@ -15,9 +15,9 @@ from pipeline.evaluate.report import (
     require_same_ground,
     write_report,
 )
-from pipeline.evaluate.suite import Places, evaluate, read_suite
-from pipeline.params.evaluate import PARTS, EvaluateParams
-from pipeline.runtime import choose_device
+from pipeline.evaluate.suite import Places, Suite, evaluate, read_suite
+from pipeline.params.evaluate import PARTS, EvaluateParams, Part
+from pipeline.runtime import choose_device, log
 from stages import paths
 from stages._cli import read_params, run_stage
 from stages._tables import print_systems
@@ -47,51 +47,81 @@ def main(
 ) -> None:
     """Score a sentence encoder: STS, transfer and retrieval, each distinct sentence read once."""
     params = read_params()
-    if out.suffix == ".csv":
-        raise ParamsError(f"--out {out} would be overwritten by its own CSV.", "end it in .json.")
-    settings = _settings(params.evaluate, tasks)
-    places = Places(evaluation, pairs, text, features)
-    suite = read_suite(places, params.teacher, settings, required=tasks is not None)
+    _check_out(out)
+    asked = parse_tasks(tasks)
     encoder, student = _load(model, pooling)
-    if student is None and tasks is not None and "retrieval" in settings.tasks:
-        raise ModelError(
-            f"{model} has no grounding heads trained on pictures, and cannot retrieve any.",
-            "leave retrieval out of --tasks, or train with train.objective mcse or kdmcse.",
-        )
-    shown = [(path, system) for path in beside or [] for system in read_report(path)]
+    settings = _settings(params.evaluate, asked, model, can_retrieve=student is not None)
+    places = Places(evaluation, pairs, text, features)
+    suite = read_suite(places, params.teacher, settings)
+    others = _read_others(beside or [], suite)
     scores = evaluate(encoder, suite, student, show_progress=True)
     facts = {"model": model, "seed": student.seed if student else None}
     about = describe(suite, str(encoder.device), **facts, **describe_encoder(encoder))
-    system = System(name or _default_name(model), about, scores)
-    for path, other in shown:
-        require_same_ground(system, other, path)
-    systems = [system, *(other for _, other in shown)]
+    systems = [System(name or _default_name(model), about, scores), *others]
     write_report(out, systems)
     print_systems(systems)
+
+
+def _check_out(out: Path) -> None:
+    """Find out before the work, not after it."""
+    if out.suffix == ".csv":
+        raise ParamsError(f"--out {out} would be overwritten by its own CSV.", "end it in .json.")
+    if out.is_dir():
+        raise ParamsError(f"--out {out} is a folder.", "name a file in it that ends in .json.")
+
+
+def _read_others(reports: list[Path], suite: Suite) -> list[System]:
+    """The systems of earlier reports, which must have been measured on the same suite."""
+    read = [(path, system) for path in reports for system in read_report(path)]
+    for path, system in read:
+        require_same_ground(suite, system, path)
+    return [system for _, system in read]
 
 
 def _default_name(model: str) -> str:
     return "student" if model == str(paths.MODEL) else Path(model).name
 
 
-def _settings(params: EvaluateParams, tasks: str | None) -> EvaluateParams:
-    if tasks is None:
-        return params
-    asked = [task.strip() for task in tasks.split(",")]
-    if unknown := [task for task in asked if task not in PARTS]:
+def parse_tasks(text: str | None) -> list[Part] | None:
+    """The parts that `--tasks` names, with commas between them.
+
+    Raises:
+        ParamsError: there is no such part.
+    """
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in PARTS]:
         raise ParamsError(
             f"--tasks names {unknown[0]!r}.", f"choose from {', '.join(PARTS)}, with commas."
         )
-    return params.model_copy(update={"tasks": asked})
+    return [part for part in PARTS if part in names]
+
+
+def _settings(
+    params: EvaluateParams, asked: list[Part] | None, model: str, *, can_retrieve: bool
+) -> EvaluateParams:
+    """The params with the tasks that were asked for; retrieval needs a model that can."""
+    wanted = asked or params.tasks
+    if can_retrieve or "retrieval" not in wanted:
+        return params.model_copy(update={"tasks": wanted})
+    others = [part for part in wanted if part != "retrieval"]
+    if asked or not others:
+        raise ModelError(
+            f"{model} has no grounding heads trained on pictures, and cannot retrieve any.",
+            "leave retrieval out of the tasks, or train with train.objective mcse or kdmcse.",
+        )
+    log.info("retrieval is left out: %s has no grounding heads trained on pictures", model)
+    return params.model_copy(update={"tasks": others})
 
 
 def _load(model: str, pooling: Pooling | None) -> tuple[SentenceEncoder, Student | None]:
     """The encoder, and the student where its heads can ground it."""
-    path = Path(model)
-    if model == str(paths.MODEL) or (pooling is None and is_student(path)):
+    path, is_default = Path(model), model == str(paths.MODEL)
+    if pooling is None and (is_default or is_student(path)):
         student = load_student(path, choose_device())
         return student.encoder, student if student.sees_images else None
-    return SentenceEncoder.load(model, pooling).to(choose_device()), None
+    return SentenceEncoder.load(path if is_default else model, pooling).to(choose_device()), None
 
 
 app = run_stage(main)

@@ -73,8 +73,12 @@ def unit_rows(vectors: Float32[np.ndarray, "rows dim"]) -> Float64[np.ndarray, "
 
 
 def row_cosines(
-    first: Float32[np.ndarray, "pairs dim"], second: Float32[np.ndarray, "pairs dim"]
+    first: Float64[np.ndarray, "pairs dim"], second: Float64[np.ndarray, "pairs dim"]
 ) -> Float64[np.ndarray, " pairs"]:
-    """The cosine of each pair of rows; that with a zero vector is 0."""
-    cosines: NDArray[np.float64] = np.einsum("ij,ij->i", unit_rows(first), unit_rows(second))
+    """The cosine of each pair of rows of `unit_rows`.
+
+    Rounded to twelve decimals, so that pairs of one sentence with itself tie at 1 and the last bit
+    does not rank them.
+    """
+    cosines: NDArray[np.float64] = np.einsum("ij,ij->i", first, second).round(12)
     return cosines

@@ -138,25 +138,28 @@ def read_report(path: Path) -> list[System]:
         raise MissingArtifactError(path, made_by="evaluate")
     try:
         systems = json.loads(path.read_text(encoding="utf-8"))["systems"]
-        return [
+        read = [
             System(one["name"], one["about"], [Score(**score) for score in one["scores"]])
             for one in systems
         ]
-    except (ValueError, KeyError, TypeError) as error:
+        for system in read:
+            _ground(system.about)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is no evaluation report: {type(error).__name__} {error}.",
             "write it with `python -m stages.evaluate --out`.",
         ) from None
+    return read
 
 
-def require_same_ground(system: System, other: System, path: Path) -> None:
-    """Refuse to show systems in one table that were not measured on the same thing.
+def require_same_ground(suite: Suite, other: System, path: Path) -> None:
+    """Refuse to show a system of the report at `path` beside those measured on a suite.
 
     Raises:
         StaleArtifactError: the evaluator, its settings, or data that both have differ.
     """
-    mine, theirs = (_ground(one.about) for one in (system, other))
-    for key in mine.keys() & theirs.keys():
+    mine, theirs = (_ground(about) for about in (describe(suite, ""), other.about))
+    for key in sorted(mine.keys() & theirs.keys()):
         if mine[key] != theirs[key]:
             raise StaleArtifactError(
                 f"{path}: {other.name} was measured with other {key}.",
@@ -165,6 +168,7 @@ def require_same_ground(system: System, other: System, path: Path) -> None:
 
 
 def _ground(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that must be equal for two scores to be comparable."""
     return {"evaluator": about["evaluator"], **about["settings"], **about["data"]}
 
 

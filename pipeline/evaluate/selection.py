@@ -6,7 +6,7 @@ import pandas as pd
 from pipeline.encoder import SentenceEncoder, TokenizedSentences
 from pipeline.errors import InputError
 from pipeline.evaluate.correlation import require_correlation, spearman
-from pipeline.evaluate.embed import row_cosines
+from pipeline.evaluate.embed import row_cosines, unit_rows
 
 SELECTION_TASKS = ("STS-B", "SCENES")
 """Tasks whose dev split selects the student."""
@@ -45,7 +45,7 @@ class DevScorer:
             ModelError: all cosines are equal, as those of a collapsed encoder.
         """
         self._tokenized = self._tokenized or encoder.tokenize_all(self._sentences)
-        vectors = encoder.encode_tokenized(self._tokenized, batch_size=self._batch_size)
-        cosines = row_cosines(vectors[self._first], vectors[self._second])
+        rows = unit_rows(encoder.encode_tokenized(self._tokenized, batch_size=self._batch_size))
+        cosines = row_cosines(rows[self._first], rows[self._second])
         require_correlation(cosines, self._gold, "STS dev")
         return spearman(cosines, self._gold)

@@ -24,7 +24,7 @@ from pipeline.evaluate.correlation import (
     interval,
     require_correlation,
 )
-from pipeline.evaluate.embed import Embeddings, unit_rows
+from pipeline.evaluate.embed import Embeddings, row_cosines, unit_rows
 from pipeline.evaluate.geometry import Unit, alignment, mcse_batches, uniformity
 from pipeline.evaluate.order import protocol_order
 from pipeline.evaluate.scores import AVERAGE, Score
@@ -160,7 +160,7 @@ def _measure(
     task: StsTask, embeddings: Embeddings, bootstrap: Bootstrap, seen: frozenset[str]
 ) -> _Measured:
     first, second = (unit_rows(embeddings.of(task.pairs[f"sentence{side}"])) for side in (1, 2))
-    cosines: NDArray[np.float64] = np.einsum("ij,ij->i", first, second)
+    cosines = row_cosines(first, second)
     gold = task.pairs["score"].to_numpy(np.float64)
     require_correlation(cosines, gold, task.name)
     unseen = _is_unseen(task.pairs, seen)

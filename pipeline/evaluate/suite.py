@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from jaxtyping import Float16, Int64
 
 from pipeline.download.records import Pairs, read_pairs, read_sentences, read_sts, read_transfer
 from pipeline.encoder import Student
-from pipeline.errors import InputError, MissingArtifactError
+from pipeline.errors import InputError
 from pipeline.evaluate.correlation import Bootstrap
 from pipeline.evaluate.embed import Embeddings, Encoder, embed
 from pipeline.evaluate.retrieval import Gallery, score_retrieval
@@ -21,7 +21,7 @@ from pipeline.evaluate.transfer import score_transfer
 from pipeline.features.store import Features, read_features
 from pipeline.params.evaluate import EvaluateParams, Part
 from pipeline.params.teacher import TeacherParams
-from pipeline.runtime import hash_strings, log
+from pipeline.runtime import hash_strings
 
 _SPLIT = "test"
 """The split of the pairs that retrieval is measured on."""
@@ -71,23 +71,16 @@ class Suite:
         return columns
 
 
-def read_suite(
-    places: Places,
-    teacher: TeacherParams,
-    params: EvaluateParams,
-    *,
-    required: bool,
-) -> Suite:
+def read_suite(places: Places, teacher: TeacherParams, params: EvaluateParams) -> Suite:
     """Read what `params.tasks` names.
 
     Args:
         places: where the artefacts are.
         teacher: the teacher whose features retrieval starts from.
         params: the evaluate block.
-        required: whether a part whose artefact is missing is an error, or left out.
 
     Raises:
-        MissingArtifactError: a required artefact is missing.
+        MissingArtifactError: an artefact is missing.
         InputError, StaleArtifactError: as the readers of the artefacts.
     """
     pairs = read_pairs(places.pairs)
@@ -102,10 +95,7 @@ def read_suite(
             pairs, read_features(places.features, teacher, pairs.fingerprint())
         ),
     }
-    found = {
-        part: _read(part, reader, required=required) if part in params.tasks else None
-        for part, reader in readers.items()
-    }
+    found = {part: read() if part in params.tasks else None for part, read in readers.items()}
     return Suite(**found, seen=seen, data=_fingerprints(found, seen), params=params)
 
 
@@ -155,19 +145,6 @@ def _ground(student: Student, embeddings: Embeddings, pairs: HeldOutPairs) -> Ga
         images=student.ground_images(pairs.image_features),
         caption_image=pairs.caption_image,
     )
-
-
-T = TypeVar("T")
-
-
-def _read(part: Part, reader: Callable[[], T], *, required: bool) -> T | None:
-    try:
-        return reader()
-    except MissingArtifactError as error:
-        if required:
-            raise
-        log.info("%s is left out: %s", part, error.what)
-        return None
 
 
 def _held_out(pairs: Pairs, features: Features) -> HeldOutPairs:

@@ -15,7 +15,7 @@ class EvaluateParams(Block):
     """Settings of scoring."""
 
     tasks: Annotated[list[Part], Field(min_length=1)]
-    """What is measured, where data and model allow it."""
+    """What is measured; retrieval is left out for a model that cannot."""
     convention: Convention
     """Whose pairs and text STS-B and SICK-R are scored on."""
     seed: Annotated[int, Field(ge=0, lt=2**32)]
