@@ -169,3 +169,51 @@ def test_an_encoder_that_gives_nan_is_refused(saved):
         next(encoder.backbone.parameters()).fill_(float("nan"))
     with pytest.raises(ModelError, match="not finite"):
         encoder.encode(["a"], batch_size=1)
+
+
+def test_sentences_tokenised_once_give_the_same_embeddings(saved):
+    encoder = SentenceEncoder.load(saved)
+    tokenized = encoder.tokenize_all(SENTENCES)
+    once = encoder.encode_tokenized(tokenized, batch_size=3)
+    np.testing.assert_array_equal(once, encoder.encode(SENTENCES, batch_size=3))
+
+
+def test_padding_is_on_the_right_whatever_the_tokenizer_does(saved):
+    encoder = SentenceEncoder.load(saved)
+    expected = encoder.encode(SENTENCES, batch_size=1)
+    encoder.tokenizer.padding_side = "left"
+    np.testing.assert_allclose(encoder.encode(SENTENCES, batch_size=4), expected, atol=2e-6)
+
+
+def test_sentences_that_are_cut_are_counted(saved):
+    encoder = SentenceEncoder.load(saved)
+    long = "circle " * (encoder.max_length + 1)
+    encoder.encode(["a circle", long, long + "again"], batch_size=2)
+    assert encoder.truncated == 2
+    ids = encoder.tokenize_all([long]).ids[0]
+    assert len(ids) == encoder.max_length
+    assert ids[-1] == encoder.tokenizer.sep_token_id
+
+
+def test_a_normalising_model_gives_unit_vectors_unless_told_otherwise(saved):
+    plain = SentenceEncoder.load(saved).encode(SENTENCES, batch_size=4)
+    modules = json.loads((saved / "modules.json").read_text())
+    modules.append({"idx": 2, "name": "2", "path": "2_Normalize", "type": "x.models.Normalize"})
+    (saved / "modules.json").write_text(json.dumps(modules))
+    unit = SentenceEncoder.load(saved)
+    expected = plain / np.linalg.norm(plain, axis=1, keepdims=True)
+    np.testing.assert_allclose(unit.encode(SENTENCES, batch_size=4), expected, atol=1e-6)
+    told = SentenceEncoder.load(saved, unit.pooling)
+    np.testing.assert_allclose(told.encode(SENTENCES, batch_size=4), plain, atol=1e-6)
+
+
+def test_the_seed_travels_with_the_student(saved, tmp_path_factory):
+    student = load_student(saved, torch.device("cpu"))
+    assert student.seed is None
+    folder = tmp_path_factory.mktemp("seeded")
+    save_student(folder, Student(student.encoder, student.heads, "kdmcse", 7), "# card\n")
+    assert load_student(folder, torch.device("cpu")).seed == 7
+    about = json.loads((folder / "heads.json").read_text())
+    del about["seed"]
+    (folder / "heads.json").write_text(json.dumps(about))
+    assert load_student(folder, torch.device("cpu")).seed is None

@@ -35,7 +35,9 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("stage", ["download", "features", "train", "evaluate", "index"])
+@pytest.mark.parametrize(
+    "stage", ["download", "features", "train", "baselines", "evaluate", "index"]
+)
 @pytest.mark.parametrize(
     ("change", "word"),
     [

@@ -34,7 +34,8 @@ _LEARNING_RATE, _BETA1, _BETA2, _EPSILON = 1e-3, 0.9, 0.999, 1e-8
 _COHORT_BYTES = 6_000_000
 """Of one gathered batch over a cohort: large enough to hide calls, small enough for the cache."""
 
-Rows = Int64[np.ndarray, " samples"]
+Rows = Int64[np.ndarray, " _"]
+"""Rows of the samples."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class Fitted:
 
     accuracy: Float[np.ndarray, " penalties"]
     """On the held-out samples, 0 to 1."""
-    weights: Float32[np.ndarray, "penalties classes dim+1"]
-    """The last column is the bias."""
+    weights: Float32[np.ndarray, "penalties classes width"]
+    """`width` is the features and, last, the bias."""
 
 
 class Samples:
@@ -70,7 +71,10 @@ class Samples:
     """
 
     def __init__(
-        self, features: Float32[np.ndarray, "samples dim"], labels: Rows, classes: int
+        self,
+        features: Float32[np.ndarray, "samples dim"],
+        labels: Int64[np.ndarray, " samples"],
+        classes: int,
     ) -> None:
         bias = np.ones((len(features), 1), dtype=np.float32)
         self.features = torch.from_numpy(np.hstack([features, bias]))
@@ -83,7 +87,7 @@ class Samples:
         """The features and the constant 1 of the bias."""
         return int(self.features.shape[1])
 
-    def predict(self, weights: Float32[np.ndarray, "classes dim+1"], rows: Rows) -> Rows:
+    def predict(self, weights: Float32[np.ndarray, "classes width"], rows: Rows) -> Rows:
         """The most likely class of each sample."""
         logits = self.features[torch.from_numpy(rows)] @ torch.from_numpy(weights).T
         return logits.argmax(dim=1).numpy()
@@ -123,7 +127,7 @@ def _batches(fit: Fit) -> int:
 class _Cohort:
     """Models that take every step together.
 
-    Tensors are (fits, penalties * classes, dim+1); fits whose models have all stopped are dropped.
+    Tensors are (fits, penalties * classes, width); fits whose models have all stopped are dropped.
     """
 
     def __init__(self, samples: Samples, fits: list[Fit], seed: int) -> None:
@@ -164,7 +168,7 @@ class _Cohort:
         self,
         rows: Int64[Tensor, "fits batch"],
         share: Float[Tensor, "fits 1 1 batch"],
-        gathered: Float[Tensor, "rows dim+1"],
+        gathered: Float[Tensor, "rows width"],
     ) -> None:
         """One Adam step of every model on its own batch."""
         torch.index_select(self._samples.features, 0, rows.reshape(-1), out=gathered)
@@ -177,7 +181,7 @@ class _Cohort:
         gradient = torch.bmm(error.view_as(logits), features)
         self._descend(gradient.addcmul_(self._weights, self._decay))
 
-    def _descend(self, gradient: Float[Tensor, "fits models dim+1"]) -> None:
+    def _descend(self, gradient: Float[Tensor, "fits models width"]) -> None:
         """Adam (Kingma and Ba 2015), as torch computes it."""
         self._steps += 1
         self._mean.lerp_(gradient, 1 - _BETA1)
@@ -199,7 +203,7 @@ class _Cohort:
             self._misses[member, running & ~better] += 1
 
     def _accuracy(
-        self, weights: Float[Tensor, "penalties classes dim+1"], rows: Rows
+        self, weights: Float[Tensor, "penalties classes width"], rows: Rows
     ) -> Float[np.ndarray, " penalties"]:
         features = self._samples.features[torch.from_numpy(rows)]
         classes = torch.matmul(weights, features.T).argmax(dim=1).numpy()
@@ -216,7 +220,7 @@ class _Cohort:
             setattr(self, name, getattr(self, name)[stay])
 
 
-def _initial_weights(samples: Samples, seed: int) -> Float[Tensor, "classes dim+1"]:
+def _initial_weights(samples: Samples, seed: int) -> Float[Tensor, "classes width"]:
     """How torch starts a linear layer, without touching the global stream."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

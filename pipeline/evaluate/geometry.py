@@ -15,7 +15,7 @@ _ALIKE = 4.0
 """Gold score from which on a pair counts as positive, also on SICK's scale of 1 to 5."""
 
 Unit = Float64[np.ndarray, "pairs dim"]
-Batches = Sequence[Int[np.ndarray, " batch"]]
+Batches = Sequence[Int[np.ndarray, " _"]]
 """Rows of the pairs that were encoded together."""
 
 
@@ -45,7 +45,7 @@ def uniformity(first: Unit, second: Unit, batches: Batches) -> float:
     return float(np.mean([_log_potential(first[rows], second[rows]) for rows in batches]))
 
 
-def mcse_batches(sets: Sequence[Int[np.ndarray, " rows"]]) -> Batches:
+def mcse_batches(sets: Sequence[Int[np.ndarray, " _"]]) -> Batches:
     """Cut every set into batches of 128 pairs; the last of a set may be shorter."""
     return [rows[start:][:MCSE_BATCH] for rows in sets for start in range(0, len(rows), MCSE_BATCH)]
 

@@ -19,7 +19,6 @@ RECALLS = (1, 5, 10)
 _BLOCK = 4_000_000
 """Cosines computed at a time."""
 
-Vectors = Float32[np.ndarray, "rows dim"]
 Ranks = Int64[np.ndarray, " queries"]
 
 
@@ -81,7 +80,7 @@ def _ranks(
 
 
 def _cosines(
-    queries: Vectors, items: Vectors
+    queries: Float32[np.ndarray, "queries dim"], items: Float32[np.ndarray, "items dim"]
 ) -> Iterator[tuple[Int64[np.ndarray, " some"], Float32[np.ndarray, "some items"]]]:
     """Cosines of all items, for a block of queries at a time."""
     queries, items = unit_rows(queries).astype(np.float32), unit_rows(items).astype(np.float32)

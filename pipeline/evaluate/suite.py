@@ -164,14 +164,19 @@ def _held_out(pairs: Pairs, features: Features) -> HeldOutPairs:
 
 
 def _fingerprints(found: dict[Part, Any], seen: frozenset[str]) -> dict[str, str]:
-    """What each part is measured on; retrieval by its captions and the teacher's features."""
+    """What each part is measured on; retrieval by its captions and which of them share an image.
+
+    The teacher's features do not count: students of two teachers retrieve from the same pairs.
+    """
     prints = {"training_text": hash_strings(sorted(seen))}
     if found["sts"] is not None:
         prints["sts"] = hash_strings(_cells([task.pairs for task in found["sts"]]))
     if found["transfer"] is not None:
         prints["transfer"] = hash_strings(_cells([found["transfer"]]))
     if (held_out := found["retrieval"]) is not None:
-        prints["retrieval"] = hash_strings(held_out.captions)
+        prints["retrieval"] = hash_strings(
+            (*held_out.captions, *held_out.caption_image.astype(str))
+        )
     return prints
 
 

@@ -1,4 +1,6 @@
-"""STS scores, recomputed pair by pair; and the figures of PROTOCOL on real data."""
+"""STS scores, recomputed pair by pair and sub-set by sub-set."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -6,118 +8,217 @@ import pytest
 from scipy.stats import pearsonr, rankdata
 
 from pipeline.errors import InputError, ModelError
-from pipeline.evaluate.report import sts_metrics, sts_table
-from pipeline.evaluate.sts import dev_pairs, normalise, pair_cosines, score_pairs, score_sts
+from pipeline.evaluate.correlation import Bootstrap
+from pipeline.evaluate.embed import Embeddings, embed
+from pipeline.evaluate.scores import Score
+from pipeline.evaluate.sts import normalise, score_sts, sts_tasks
+
+BOOTSTRAP = Bootstrap(resamples=100, seed=0)
+COLUMNS = ["task", "subset", "split", "sentence1", "sentence2", "score"]
+WORDS = [f"word {number}" for number in range(400)]
 
 
-class HashedEncoder:
-    """A fixed random vector for every sentence; counts what it is asked."""
+def vector(sentence: str) -> np.ndarray:
+    """A fixed random vector for every sentence."""
+    return np.random.default_rng(list(sentence.encode())).standard_normal(4).astype(np.float32)
 
+
+def make_table(tasks: dict[str, Sequence[str]], *, pairs: int = 40, seed: int = 0) -> pd.DataFrame:
+    """Random pairs of every split in every sub-set of every task."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        (task, subset, split, *rng.choice(WORDS, 2), float(rng.integers(0, 6)))
+        for task, subsets in tasks.items()
+        for number, subset in enumerate(subsets)
+        for split in ("train", "dev", "test")
+        for _ in range(pairs + 7 * number)
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def score(table: pd.DataFrame, convention="senteval", seen=frozenset()) -> list[Score]:
+    embeddings = Embeddings(WORDS, np.stack([vector(word) for word in WORDS]))
+    return score_sts(embeddings, sts_tasks(table, convention), BOOTSTRAP, seen=seen)
+
+
+def value(scores: list[Score], task: str, measure: str = "spearman", **about) -> float:
+    wanted = {"split": "test", "aggregation": "", "subset": "", "unseen": False, **about}
+    found = [
+        s.value
+        for s in scores
+        if (s.task, s.measure) == (task, measure)
+        and all(getattr(s, key) == want for key, want in wanted.items())
+    ]
+    assert len(found) == 1, (task, measure, about, found)
+    return found[0]
+
+
+def cosines(rows: pd.DataFrame) -> list[float]:
+    pairs = [(vector(r.sentence1), vector(r.sentence2)) for r in rows.itertuples()]
+    doubles = [(u.astype(float), v.astype(float)) for u, v in pairs]
+    return [sum(u * v) / (sum(u * u) * sum(v * v)) ** 0.5 for u, v in doubles]
+
+
+def spearman(rows: pd.DataFrame) -> float:
+    return 100 * pearsonr(rankdata(cosines(rows)), rankdata(rows["score"])).statistic
+
+
+def pearson(rows: pd.DataFrame) -> float:
+    return 100 * pearsonr(cosines(rows), rows["score"]).statistic
+
+
+YEAR = make_table({"STS12": ("first", "second", "third"), "STS-B": ("news", "captions")})
+
+
+def rows_of(task: str, split: str = "test", table: pd.DataFrame = YEAR) -> pd.DataFrame:
+    return table[(table["task"] == task) & (table["split"] == split)]
+
+
+@pytest.mark.parametrize(("measure", "recomputed"), [("spearman", spearman), ("pearson", pearson)])
+def test_every_aggregation_of_a_year_is_recomputed(measure, recomputed):
+    scores, year = score(YEAR), rows_of("STS12")
+    subsets = [rows for _, rows in year.groupby("subset", sort=False)]
+    each = [recomputed(rows) for rows in subsets]
+    expected = {
+        "all": recomputed(year),
+        "mean": np.mean(each),
+        "wmean": sum(v * len(rows) for v, rows in zip(each, subsets, strict=True)) / len(year),
+    }
+    for aggregation, wanted in expected.items():
+        found = value(scores, "STS12", measure, aggregation=aggregation)
+        assert found == pytest.approx(wanted, abs=1e-6), aggregation
+    for rows, wanted in zip(subsets, each, strict=True):
+        found = value(scores, "STS12", measure, subset=rows["subset"].iloc[0])
+        assert found == pytest.approx(wanted, abs=1e-6)
+
+
+def test_only_years_are_averaged_over_their_sub_sets():
+    assert {s.aggregation for s in score(YEAR) if s.task == "STS-B"} == {"all", ""}
+
+
+def test_dev_stands_beside_the_average_and_train_nowhere():
+    scores = score(YEAR)
+    dev = value(scores, "STS-B", split="dev", aggregation="all")
+    assert dev == pytest.approx(spearman(rows_of("STS-B", "dev")), abs=1e-6)
+    assert "dev" not in {s.split for s in scores if s.task == "STS12"}
+    assert "train" not in {s.split for s in scores}
+    tested = [value(scores, task, aggregation="all") for task in ("STS12", "STS-B")]
+    assert value(scores, "avg", aggregation="all") == pytest.approx(np.mean(tested), abs=1e-9)
+
+
+def test_intervals_hold_their_score():
+    for one in (s for s in score(YEAR) if s.measure == "spearman" and s.low is not None):
+        assert one.low < one.value < one.high
+
+
+def test_unseen_pairs_are_those_without_a_training_sentence():
+    table = make_table({"STS12": ("one",), "STS-B": ("two",)}, pairs=100)
+    common = WORDS[:40]
+    scores = score(table, seen=frozenset(normalise(f"{word.title()} !") for word in common))
+    for task in ("STS12", "STS-B"):
+        rows = rows_of(task, table=table)
+        left = rows[~(rows["sentence1"].isin(common) | rows["sentence2"].isin(common))]
+        found = next(s for s in scores if s.task == task and s.unseen and s.split == "test")
+        assert found.count == len(left) < len(rows)
+        assert found.value == pytest.approx(spearman(left), abs=1e-6)
+    both = [value(scores, task, aggregation="all", unseen=True) for task in ("STS12", "STS-B")]
+    assert value(scores, "avg", aggregation="all", unseen=True) == pytest.approx(np.mean(both))
+
+
+def test_too_few_unseen_pairs_have_no_number():
+    scores = score(YEAR, seen=frozenset(WORDS))
+    for task in ("STS12", "STS-B", "avg"):
+        assert value(scores, task, aggregation="all", unseen=True) is None
+
+
+def test_a_constant_sub_set_has_no_number_and_leaves_none_to_the_means():
+    table = YEAR.copy()
+    table.loc[table["subset"] == "second", "score"] = 3.0
+    scores = score(table)
+    assert value(scores, "STS12", subset="second") is None
+    assert value(scores, "STS12", aggregation="mean") is None
+    assert value(scores, "STS12", aggregation="all") is not None
+
+
+CONVENTIONS = make_table(
+    {"STS12": ("x",), "STS-B": ("x",), "STS-B-cased": ("y",), "SICK-R": ("z",)}
+)
+
+
+def test_senteval_scores_test_splits_of_its_own_text():
+    scores = score(CONVENTIONS, "senteval")
+    assert value(scores, "STS-B", aggregation="all") == pytest.approx(
+        spearman(rows_of("STS-B", table=CONVENTIONS)), abs=1e-6
+    )
+    assert "STS-B-cased" not in {s.task for s in scores}
+
+
+def test_mteb_scores_all_of_sick_and_the_cased_benchmark():
+    scores = score(CONVENTIONS, "mteb")
+    sick = CONVENTIONS[CONVENTIONS["task"] == "SICK-R"]
+    assert value(scores, "SICK-R", split="all", aggregation="all") == pytest.approx(
+        spearman(sick), abs=1e-6
+    )
+    cased = rows_of("STS-B-cased", table=CONVENTIONS)
+    assert value(scores, "STS-B", aggregation="all") == pytest.approx(spearman(cased), abs=1e-6)
+    parts = [value(scores, task, aggregation="all") for task in ("STS12", "STS-B")]
+    parts.append(value(scores, "SICK-R", split="all", aggregation="all"))
+    assert value(scores, "avg", aggregation="all") == pytest.approx(np.mean(parts))
+
+
+def test_mteb_leaves_out_a_benchmark_that_the_data_lacks():
+    without = CONVENTIONS[CONVENTIONS["task"] != "STS-B-cased"]
+    names = [(task.name, task.split) for task in sts_tasks(without, "mteb")]
+    assert names == [("STS12", "test"), ("SICK-R", "all"), ("STS-B", "dev")]
+
+
+def test_a_table_without_test_pairs_is_refused():
+    with pytest.raises(InputError, match="no test pairs"):
+        sts_tasks(rows_of("STS-B", "dev"), "senteval")
+
+
+@pytest.mark.parametrize("number", [0.0, 1.0])
+def test_a_constant_embedding_has_no_correlation(number):
+    embeddings = Embeddings(WORDS, np.full((len(WORDS), 3), number, dtype=np.float32))
+    with pytest.raises(ModelError, match="STS12: all pairs have the same cosine"):
+        score_sts(embeddings, sts_tasks(YEAR, "senteval"), BOOTSTRAP)
+
+
+def test_equal_gold_scores_have_no_correlation():
+    with pytest.raises(InputError, match="gold scores are equal"):
+        score(YEAR.assign(score=3.0))
+
+
+class CountingEncoder:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
     def encode(self, sentences, *, batch_size, show_progress=False):
         self.asked += sentences
-        return np.stack([self.vector(sentence) for sentence in sentences])
-
-    @staticmethod
-    def vector(sentence: str) -> np.ndarray:
-        rng = np.random.default_rng(list(sentence.encode()))
-        return rng.standard_normal(4).astype(np.float32)
+        return np.stack([vector(sentence) for sentence in sentences])
 
 
-def make_table(rng: np.random.Generator, pairs: int = 40) -> pd.DataFrame:
-    words = [f"word {number}" for number in range(400)]
-    rows = [
-        (task, "sub", split, *rng.choice(words, 2), float(rng.integers(0, 6)))
-        for task in ("STS12", "STS-B")
-        for split in ("dev", "test")
-        for _ in range(pairs)
-    ]
-    return pd.DataFrame(
-        rows, columns=["task", "subset", "split", "sentence1", "sentence2", "score"]
+def test_each_distinct_sentence_is_encoded_once_and_nulls_never():
+    encoder = CountingEncoder()
+    columns = [YEAR["sentence1"], YEAR["sentence2"], pd.Series([None, WORDS[0]], dtype="str")]
+    embeddings = embed(encoder, columns, batch_size=3)
+    assert sorted(encoder.asked) == sorted({*YEAR["sentence1"], *YEAR["sentence2"], WORDS[0]})
+    np.testing.assert_array_equal(embeddings.of([WORDS[0]])[0], vector(WORDS[0]))
+    with pytest.raises(KeyError, match="never seen"):
+        embeddings.rows([WORDS[0], "never seen"])
+
+
+def test_a_sentence_paired_with_itself_ties_whatever_its_vector():
+    """Rounding in the last bit must not rank pairs whose cosine is exactly 1."""
+    same = rows_of("STS-B").head(20)
+    table = pd.concat([rows_of("STS-B"), same.assign(sentence2=same["sentence1"])])
+    rng = np.random.default_rng(0)
+    vectors = np.stack([vector(word) for word in WORDS])
+    scaled = vectors * rng.uniform(0.5, 2, (len(WORDS), 1)).astype(np.float32)
+    one, two = (
+        score_sts(Embeddings(WORDS, rows), sts_tasks(table, "senteval"), BOOTSTRAP)
+        for rows in (vectors, scaled)
     )
-
-
-def reference(table: pd.DataFrame) -> float:
-    cosines = []
-    for row in table.itertuples():
-        u, v = (HashedEncoder.vector(s).astype(float) for s in (row.sentence1, row.sentence2))
-        cosines.append(sum(u * v) / (sum(u * u) * sum(v * v)) ** 0.5)
-    return 100 * pearsonr(rankdata(cosines), rankdata(table["score"])).statistic
-
-
-def test_scores_are_the_test_splits_rank_correlation():
-    table = make_table(np.random.default_rng(0))
-    scores = score_sts(HashedEncoder(), table, batch_size=3)
-    assert [score.task for score in scores] == ["STS12", "STS-B"]
-    for score in scores:
-        test = table[(table["task"] == score.task) & (table["split"] == "test")]
-        assert score.spearman == pytest.approx(reference(test), abs=1e-6)
-        assert score.pairs == 40
-
-
-def test_each_distinct_sentence_is_encoded_once():
-    encoder = HashedEncoder()
-    score_sts(encoder, make_table(np.random.default_rng(0)), batch_size=3)
-    assert len(encoder.asked) == len(set(encoder.asked))
-
-
-def test_unseen_pairs_are_those_without_a_training_sentence():
-    table = make_table(np.random.default_rng(1), pairs=100)
-    common = [f"word {number}" for number in range(40)]
-    seen = frozenset(normalise(f"{word.title()} !") for word in common)
-    scores = score_sts(HashedEncoder(), table, batch_size=9, seen=seen)
-    for score in scores:
-        test = table[(table["task"] == score.task) & (table["split"] == "test")]
-        hit = test["sentence1"].isin(common) | test["sentence2"].isin(common)
-        assert score.pairs_unseen == (~hit).sum() < score.pairs
-        assert score.spearman_unseen == pytest.approx(reference(test[~hit]), abs=1e-6)
-
-
-def test_metrics_average_tasks_and_count_pairs():
-    scores = score_sts(HashedEncoder(), make_table(np.random.default_rng(2)), batch_size=8)
-    metrics = sts_metrics(scores)
-    assert metrics["avg"] == pytest.approx(np.mean([metrics["STS12"], metrics["STS-B"]]), abs=1e-3)
-    assert metrics["pairs"] == metrics["pairs_unseen"] == 80
-    assert list(sts_table(scores)["task"]) == ["STS12", "STS-B"]
-
-
-def test_no_unseen_average_where_a_task_has_too_few_pairs():
-    table = make_table(np.random.default_rng(2))
-    seen = frozenset(f"word {number}" for number in range(400))
-    metrics = sts_metrics(score_sts(HashedEncoder(), table, batch_size=8, seen=seen))
-    assert "avg_unseen" not in metrics
-    assert metrics["pairs_unseen"] == 0
-
-
-def test_only_selection_tasks_select():
-    table = make_table(np.random.default_rng(3))
-    assert set(dev_pairs(table)["task"]) == {"STS-B"}
-    with pytest.raises(InputError, match="no dev pairs"):
-        dev_pairs(table[table["split"] == "test"])
-
-
-class ConstantEncoder:
-    def __init__(self, value: float) -> None:
-        self.value = value
-
-    def encode(self, sentences, *, batch_size, show_progress=False):
-        return np.full((len(sentences), 3), self.value, np.float32)
-
-
-@pytest.mark.parametrize("value", [0.0, 1.0])
-def test_a_constant_embedding_has_no_correlation(value):
-    with pytest.raises(ModelError, match="same cosine"):
-        score_pairs(ConstantEncoder(value), make_table(np.random.default_rng(0)), batch_size=4)
-
-
-def test_equal_gold_scores_have_no_correlation():
-    table = make_table(np.random.default_rng(0)).assign(score=3.0)
-    with pytest.raises(InputError, match="gold scores are equal"):
-        score_pairs(HashedEncoder(), table, batch_size=4)
-
-
-def test_zero_vectors_have_cosine_zero():
-    table = make_table(np.random.default_rng(0))
-    assert not pair_cosines(ConstantEncoder(0.0), table, batch_size=4).any()
+    assert value(one, "STS-B", aggregation="all") == pytest.approx(
+        value(two, "STS-B", aggregation="all"), abs=1e-3
+    )

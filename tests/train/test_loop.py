@@ -10,7 +10,7 @@ import torch
 
 from pipeline.download.records import read_pairs, read_sentences, read_sts
 from pipeline.encoder import GroundingHeads, SentenceEncoder
-from pipeline.evaluate.sts import dev_pairs, score_pairs
+from pipeline.evaluate.selection import DevScorer
 from pipeline.features.store import read_features
 from pipeline.params.schema import Params
 from pipeline.train.batches import training_pairs
@@ -154,10 +154,11 @@ def test_steps_win_over_epochs(data):
 
 
 def test_training_raises_the_score_on_dev(data, tiny_run):
-    dev = dev_pairs(read_sts(tiny_run / "data/evaluation"))
     params = run_params(
         train={"steps": 40, "batch_size": 16, "evaluate_every": 40, "pair_every": 1},
         loss={"weight": 1.0},
     )
-    training, _ = train(data, params, lambda e: score_pairs(e, dev, batch_size=64))
+    score_dev = DevScorer(read_sts(tiny_run / "data/evaluation"), batch_size=64)
+    training, _ = train(data, params, score_dev)
     assert training.metrics["dev_best"] > training.metrics["dev_before"] + 3
+    assert 0 < training.metrics["selection_share"] < 1

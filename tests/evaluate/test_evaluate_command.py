@@ -1,0 +1,264 @@
+"""The command scores any encoder directory, says how, and refuses what it cannot score."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from transformers import AutoModel, AutoTokenizer
+
+from pipeline.download.records import read_sts, write_sts
+from pipeline.encoder import SentenceEncoder
+from pipeline.params.evaluate import PARTS
+from pipeline.runtime import hash_weights
+from tests.conftest import ROOT, TINY, assert_clear_error, invoke, write_params
+
+PLAIN = ROOT / "data/demo/student"
+RECALLS = {"recall@1", "recall@5", "recall@10", "median_rank"}
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path, monkeypatch) -> Path:
+    """The current folder is a copy of the tiny run, which a test may spoil."""
+    shutil.copytree(tiny_run, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def evaluate(*arguments: str, out: str = "scores.json") -> dict:
+    """The report of a run of the command that must succeed."""
+    result = invoke("evaluate", "--out", out, *arguments)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return json.loads(Path(out).read_text())
+
+
+def values(report: dict, part: str) -> list[float | None]:
+    return [one["value"] for one in report["systems"][0]["scores"] if one["part"] == part]
+
+
+def save_sentence_transformer(folder: Path, *further: torch.nn.Module) -> str:
+    """The demo student with mean pooling, as sentence-transformers itself writes it."""
+    transformer = Transformer(str(PLAIN))
+    pooling = Pooling(transformer.get_embedding_dimension(), "mean")
+    SentenceTransformer(modules=[transformer, pooling, *further], device="cpu").save(str(folder))
+    return str(folder)
+
+
+def save_spoiled(folder: Path, weight: float) -> str:
+    """The demo student with the weights of its last normalisation overwritten."""
+    model = AutoModel.from_pretrained(PLAIN)
+    with torch.no_grad():
+        model.encoder.layer[-1].output.LayerNorm.weight.fill_(weight)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(PLAIN).save_pretrained(folder)
+    return str(folder)
+
+
+def assert_nothing_written(folder: Path) -> None:
+    assert not (folder / "scores.json").exists()
+    assert not (folder / "scores.csv").exists()
+
+
+def test_the_bare_command_scores_every_part_of_the_trained_student(in_tiny_run):
+    report = json.loads(Path("reports/evaluate.json").read_text())
+    assert report.keys() == {*PARTS, "systems"}
+    assert report["sts"].keys() >= {"SCENES", "SCENES-dev", "avg", "pairs"}
+    assert report["transfer"].keys() > {"avg", "SCENES-PARAPHRASE"}
+    assert report["retrieval"].keys() == {"text_to_image", "image_to_text"}
+    assert all(numbers.keys() == RECALLS for numbers in report["retrieval"].values())
+    assert [system["name"] for system in report["systems"]] == ["student"]
+    table = pd.read_csv("reports/evaluate.csv")
+    assert list(dict.fromkeys(table["part"])) == list(PARTS)
+
+
+def test_tables_go_to_stderr_and_stdout_stays_empty(run):
+    result = invoke("evaluate", "--out", "scores.json")
+    assert result.stdout == ""
+    for title in ("STS in detail", "Transfer: accuracy", "Retrieval on the pairs' test split"):
+        assert title in result.stderr
+
+
+def test_the_report_says_how_the_student_was_measured(in_tiny_run):
+    about = json.loads(Path("reports/evaluate.json").read_text())["systems"][0]["about"]
+    encoder = SentenceEncoder.load(Path("data/model"))
+    expected = {
+        "model": "data/model",
+        "pooling": "mean",
+        "normalised": False,
+        "max_length": 256,
+        "truncated": 0,
+        "weights": hash_weights(encoder),
+        "seed": 0,
+        "settings": {"convention": "senteval", "seed": 1111, "resamples": 1000},
+        "device": "cpu",
+    }
+    assert {key: about[key] for key in expected} == expected
+    assert about["data"].keys() == {*PARTS, "training_text"}
+    assert about["libraries"].keys() >= {"python", "torch", "transformers", "scikit-learn"}
+    assert about["evaluator"] >= 2
+
+
+def test_beside_adds_the_systems_of_another_report(run):
+    report = evaluate("--beside", "reports/baselines.json")
+    assert [one["name"] for one in report["systems"]] == ["student", "untrained", "teacher"]
+    baselines = json.loads(Path("reports/baselines.json").read_text())
+    assert report["systems"][1:] == baselines["systems"]
+    table = pd.read_csv("scores.csv")
+    assert set(table["system"]) == {"student", "untrained", "teacher"}
+    assert set(table.loc[table["system"] == "untrained", "part"]) == {"sts", "transfer"}
+
+
+def test_beside_refuses_a_report_with_other_settings(run):
+    write_params(run, TINY, {"evaluate": {"seed": 7}})
+    result = invoke("evaluate", "--out", "scores.json", "--beside", "reports/baselines.json")
+    assert_clear_error(result, "reports/baselines.json", "untrained", "other seed")
+    assert_nothing_written(run)
+
+
+def test_beside_refuses_a_report_that_is_not_there(run):
+    result = invoke("evaluate", "--out", "scores.json", "--beside", "nowhere.json")
+    assert_clear_error(result, "nowhere.json does not exist")
+
+
+def test_only_the_asked_tasks_are_scored(run):
+    report = evaluate("--tasks", "sts")
+    assert report.keys() == {"sts", "systems"}
+    assert {one["part"] for one in report["systems"][0]["scores"]} == {"sts"}
+    assert report["systems"][0]["about"]["data"].keys() == {"sts", "training_text"}
+
+
+def test_an_unknown_task_is_refused(run):
+    result = invoke("evaluate", "--out", "scores.json", "--tasks", "sts,clustering")
+    assert_clear_error(result, "--tasks names 'clustering'", "sts, transfer, retrieval")
+    assert_nothing_written(run)
+
+
+PLAIN_MEAN = ("--model", str(PLAIN), "--pooling", "mean")
+
+
+def test_retrieval_asked_of_a_model_without_heads_is_refused(run):
+    result = invoke("evaluate", "--out", "scores.json", *PLAIN_MEAN, "--tasks", "sts,retrieval")
+    assert_clear_error(result, "no grounding heads", "leave retrieval out")
+    assert_nothing_written(run)
+
+
+def test_default_tasks_leave_retrieval_out_for_a_model_without_heads(run):
+    report = evaluate(*PLAIN_MEAN)
+    assert report.keys() == {"sts", "transfer", "systems"}
+    assert report["systems"][0]["about"]["seed"] is None
+
+
+def test_a_student_trained_without_pictures_does_not_retrieve(run):
+    heads = Path("data/model/heads.json")
+    heads.write_text(json.dumps({**json.loads(heads.read_text()), "objective": "simcse"}))
+    assert evaluate().keys() == {"sts", "transfer", "systems"}
+    result = invoke("evaluate", "--tasks", "retrieval", "--out", "scores.json")
+    assert_clear_error(result, "no grounding heads trained on pictures")
+
+
+def test_a_model_that_names_no_pooling_needs_one(run):
+    result = invoke("evaluate", "--out", "scores.json", "--model", str(PLAIN))
+    assert_clear_error(result, "does not say how it pools", "--pooling mean")
+    assert_nothing_written(run)
+
+
+def test_a_sentence_transformers_directory_scores_as_the_plain_one_with_its_pooling(run):
+    saved = save_sentence_transformer(run / "saved")
+    theirs, plain = evaluate("--model", saved, "--tasks", "sts,transfer"), evaluate(*PLAIN_MEAN)
+    for part in ("sts", "transfer"):
+        assert values(theirs, part) == values(plain, part)
+    weights = [report["systems"][0]["about"]["weights"] for report in (theirs, plain)]
+    assert weights[0] == weights[1]
+
+
+def test_a_normalize_module_is_honoured_and_pooling_overrides_it(run):
+    saved = save_sentence_transformer(run / "saved", Normalize())
+    honoured = evaluate("--model", saved, "--tasks", "transfer")
+    overridden = evaluate("--model", saved, "--pooling", "mean", "--tasks", "transfer")
+    plain = evaluate(*PLAIN_MEAN, "--tasks", "transfer")
+    assert honoured["systems"][0]["about"]["normalised"] is True
+    assert overridden["systems"][0]["about"]["normalised"] is False
+    assert values(honoured, "transfer") != values(plain, "transfer")
+    assert values(overridden, "transfer") == values(plain, "transfer")
+
+
+def test_a_normalised_model_gives_the_vectors_of_sentence_transformers(tmp_path):
+    saved = save_sentence_transformer(tmp_path / "saved", Normalize())
+    sentences = ["a red circle", "two small blue squares above a star"]
+    ours = SentenceEncoder.load(saved).encode(sentences, batch_size=2)
+    np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-6)
+    theirs = SentenceTransformer(saved, device="cpu").encode(sentences)
+    np.testing.assert_allclose(ours, theirs, atol=2e-6)
+
+
+def test_sts_does_not_change_with_the_batch_size(run):
+    found = []
+    for batch_size in (1, 7, 128):
+        write_params(run, TINY, {"evaluate": {"batch_size": batch_size}})
+        found.append(evaluate("--tasks", "sts"))
+    for report in found[1:]:
+        assert values(report, "sts") == pytest.approx(values(found[0], "sts"), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("weight", "words"),
+    [(float("nan"), "embedding that is not finite"), (0.0, "all pairs have the same cosine")],
+)
+def test_a_model_that_gives_no_usable_embedding_is_refused(run, weight, words):
+    saved = save_spoiled(run / "spoiled", weight)
+    result = invoke("evaluate", "--out", "scores.json", "--model", saved, "--pooling", "mean")
+    assert_clear_error(result, words)
+    assert_nothing_written(run)
+
+
+def test_a_gold_score_that_is_no_number_is_named_by_file_and_row(run):
+    path = Path("data/evaluation/sts.parquet")
+    table = pq.read_table(path)
+    score = table["score"].to_pylist()
+    score[17] = float("nan")
+    pq.write_table(table.set_column(5, "score", pa.array(score, pa.float64())), path)
+    result = invoke("evaluate", "--out", "scores.json")
+    assert_clear_error(result, "sts.parquet row 17 has no usable score")
+    assert_nothing_written(run)
+
+
+def test_sentences_beyond_the_models_limit_are_counted(run):
+    table = read_sts(Path("data/evaluation"))
+    rows = table.index[table["split"] == "test"]
+    table.loc[rows[:2], "sentence1"] = "a red circle " * 200  # one sentence, used twice
+    table.loc[rows[2], "sentence2"] = "a blue square " * 200
+    write_sts(Path("data/evaluation"), table)
+    assert evaluate("--tasks", "sts")["systems"][0]["about"]["truncated"] == 2
+
+
+@pytest.mark.parametrize(
+    ("out", "words"), [("scores.csv", "overwritten by its own CSV"), ("folder", "is a folder")]
+)
+def test_an_out_that_cannot_be_written_is_refused_before_anything_is_read(
+    tmp_path, monkeypatch, out, words
+):
+    write_params(tmp_path)  # and neither model nor data
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert_clear_error(invoke("evaluate", "--out", out), f"--out {out}", words)
+    assert_nothing_written(tmp_path)
+
+
+def test_spearman_is_that_of_sentence_transformers_own_evaluator(run):
+    table = read_sts(Path("data/evaluation"))
+    test = table[table["split"] == "test"]
+    theirs = EmbeddingSimilarityEvaluator(
+        *(list(test[column]) for column in ("sentence1", "sentence2", "score")),
+        main_similarity="cosine",
+        write_csv=False,
+    )(SentenceTransformer("data/model", device="cpu"))
+    ours = evaluate("--tasks", "sts")["sts"]["SCENES"] / 100
+    assert ours == pytest.approx(theirs["spearman_cosine"], abs=1e-6)

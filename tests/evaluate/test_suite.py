@@ -1,0 +1,284 @@
+"""What an encoder is scored on is what the artefacts hold, and each sentence is embedded once."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.download.records import (
+    read_pairs,
+    read_sentences,
+    read_sts,
+    read_transfer,
+    write_pairs,
+    write_sentences,
+    write_sts,
+    write_transfer,
+)
+from pipeline.encoder import Student, load_student
+from pipeline.errors import InputError, MissingArtifactError, StaleArtifactError
+from pipeline.evaluate.sts import normalise
+from pipeline.evaluate.suite import Places, Suite, evaluate, read_suite, teacher_retrieval
+from pipeline.params.evaluate import PARTS
+from pipeline.params.teacher import TeacherParams
+from pipeline.runtime import choose_device
+from tests.conftest import TINY
+
+
+def places_in(folder: Path) -> Places:
+    data = folder / "data"
+    return Places(data / "evaluation", data / "pairs", data / "text", data / "features.h5")
+
+
+@pytest.fixture
+def read(default_params):
+    """Read the suite of a run's folder, for the given parts."""
+    teacher = TeacherParams(model=TINY["teacher"]["model"], pretrained=None)
+
+    def read_from(folder: Path, *parts: str) -> Suite:
+        params = default_params.evaluate.model_copy(update={"tasks": list(parts or PARTS)})
+        return read_suite(places_in(folder), teacher, params)
+
+    return read_from
+
+
+@pytest.fixture
+def copied(tiny_run, tmp_path) -> Path:
+    """A run's data that a test may spoil."""
+    shutil.copytree(tiny_run / "data", tmp_path / "data")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("part", "needed"),
+    [("sts", "evaluation/sts.parquet"), ("transfer", "evaluation/transfer.parquet")],
+)
+def test_only_the_asked_part_is_read(copied, read, part, needed):
+    for name in ("features.h5", "evaluation/sts.parquet", "evaluation/transfer.parquet"):
+        if name != needed:
+            (copied / "data" / name).unlink()
+    suite = read(copied, part)
+    assert [name for name in PARTS if getattr(suite, name) is not None] == [part]
+    assert suite.data.keys() == {"training_text", part}
+
+
+def test_retrieval_alone_needs_no_tasks(copied, read):
+    shutil.rmtree(copied / "data/evaluation")
+    suite = read(copied, "retrieval")
+    assert suite.data.keys() == {"training_text", "retrieval"}
+    assert len(suite.texts(grounded=True)) == 1
+    assert suite.texts(grounded=False) == []
+
+
+def test_every_asked_part_must_be_there(copied, read):
+    (copied / "data/evaluation/transfer.parquet").unlink()
+    with pytest.raises(MissingArtifactError, match=r"transfer\.parquet"):
+        read(copied)
+
+
+def test_the_training_text_is_the_captions_of_train_and_the_sentences(tiny_run, read):
+    data = tiny_run / "data"
+    images = pd.read_parquet(data / "pairs/images.parquet")
+    captions = pd.read_parquet(data / "pairs/captions.parquet").merge(images, on="image_id")
+    sentences = pd.read_parquet(data / "text/sentences.parquet")["sentence"]
+    expected = {*captions.loc[captions["split"] == "train", "caption"], *sentences}
+    assert read(tiny_run, "sts").seen == {normalise(sentence) for sentence in expected}
+
+
+def test_reading_twice_gives_the_same_fingerprints(tiny_run, read):
+    assert read(tiny_run).data == read(tiny_run).data
+
+
+def changed_part(before: Suite, after: Suite) -> list[str]:
+    return [part for part in before.data if before.data[part] != after.data[part]]
+
+
+@pytest.mark.parametrize("column", ["subset", "sentence1", "sentence2", "score"])
+def test_one_changed_cell_changes_the_fingerprint_of_sts(tiny_run, copied, read, column):
+    table = read_sts(copied / "data/evaluation")
+    row = table.index[table["split"] == "test"][0]
+    table.loc[row, column] = 1.25 if column == "score" else f"{table.loc[row, column]} !"
+    write_sts(copied / "data/evaluation", table)
+    assert changed_part(read(tiny_run), read(copied)) == ["sts"]
+
+
+@pytest.mark.parametrize("column", ["sentence1", "label"])
+def test_one_changed_cell_changes_the_fingerprint_of_transfer(tiny_run, copied, read, column):
+    table = read_transfer(copied / "data/evaluation")
+    table.loc[3, column] = "another" if column == "sentence1" else 1 - table.loc[3, "label"]
+    write_transfer(copied / "data/evaluation", table)
+    assert changed_part(read(tiny_run), read(copied)) == ["transfer"]
+
+
+def test_one_changed_sentence_changes_the_fingerprint_of_the_training_text(tiny_run, copied, read):
+    sentences = read_sentences(copied / "data/text")
+    write_sentences(copied / "data/text", ["no training text has this", *sentences[1:]])
+    assert changed_part(read(tiny_run), read(copied)) == ["training_text"]
+
+
+def edit_features(folder: Path, **datasets: np.ndarray) -> None:
+    """Replace datasets of a feature file, and name the pairs at hand as its corpus."""
+    with h5py.File(folder / "data/features.h5", "r+") as file:
+        for name, values in datasets.items():
+            key = name.replace("__", "/")
+            del file[key]
+            file.create_dataset(key, data=values)
+        file.attrs["corpus"] = read_pairs(folder / "data/pairs").fingerprint()
+
+
+def test_one_changed_caption_changes_the_fingerprint_of_retrieval(tiny_run, copied, read):
+    pairs = read_pairs(copied / "data/pairs")
+    row = pairs.captions_of("test").index[0]
+    pairs.captions.loc[row, "caption"] = "another caption"
+    write_pairs(pairs.folder, pairs.images, pairs.captions)
+    with pytest.raises(StaleArtifactError, match="another set of images and captions"):
+        read(copied)
+    edit_features(copied)
+    assert changed_part(read(tiny_run), read(copied)) == ["retrieval"]
+
+
+def test_captions_that_change_images_change_the_fingerprint_of_retrieval(tiny_run, copied, read):
+    with h5py.File(copied / "data/features.h5") as file:
+        image = file["caption/image"][:]
+    tested = read(tiny_run).retrieval.captions.index
+    with h5py.File(copied / "data/features.h5") as file:
+        rows = np.flatnonzero(np.isin(file["caption/ids"][:], tested))
+    image[rows] = np.roll(image[rows], 1)
+    edit_features(copied, caption__image=image)
+    assert changed_part(read(tiny_run), read(copied)) == ["retrieval"]
+
+
+def test_the_held_out_pairs_are_those_of_the_test_split(tiny_run, read):
+    held_out = read(tiny_run).retrieval
+    tested = read_pairs(tiny_run / "data/pairs").captions_of("test")
+    assert dict(held_out.captions) == dict(
+        zip(tested["caption_id"], tested["caption"], strict=True)
+    )
+    assert len(held_out.image_features) == tested["image_id"].nunique() < 300
+
+
+def test_each_held_out_caption_points_at_its_own_image(tiny_run, read):
+    held_out = read(tiny_run).retrieval
+    captions = read_pairs(tiny_run / "data/pairs").captions.set_index("caption_id")
+    with h5py.File(tiny_run / "data/features.h5") as file:
+        image_rows = {int(one): row for row, one in enumerate(file["image/ids"][:])}
+        caption_rows = {int(one): row for row, one in enumerate(file["caption/ids"][:])}
+        images, texts = file["image/features"][:], file["caption/features"][:]
+    for row, (caption_id, caption) in enumerate(held_out.captions.items()):
+        assert caption == captions.loc[caption_id, "caption"]
+        own = image_rows[int(captions.loc[caption_id, "image_id"])]
+        found = held_out.image_features[held_out.caption_image[row]]
+        np.testing.assert_array_equal(found, images[own])
+        np.testing.assert_array_equal(
+            held_out.caption_features[row], texts[caption_rows[caption_id]]
+        )
+
+
+def drop_image(folder: Path, image_id: int) -> None:
+    """Rewrite the feature file as if the teacher could not read one image."""
+    with h5py.File(folder / "data/features.h5") as file:
+        ids, image = file["image/ids"][:], file["caption/image"][:]
+        kept, kept_captions = ids != image_id, ids[image] != image_id
+        datasets = {
+            "image__ids": ids[kept],
+            "image__features": file["image/features"][:][kept],
+            "caption__ids": file["caption/ids"][:][kept_captions],
+            "caption__features": file["caption/features"][:][kept_captions],
+            "caption__image": np.searchsorted(np.flatnonzero(kept), image[kept_captions]),
+        }
+    edit_features(folder, **datasets)
+
+
+def test_an_image_that_the_teacher_could_not_read_is_absent_with_its_captions(
+    tiny_run, copied, read
+):
+    whole = read(tiny_run).retrieval
+    tested = read_pairs(copied / "data/pairs").captions_of("test")
+    absent = int(tested["image_id"].iloc[2])
+    drop_image(copied, absent)
+    held_out = read(copied).retrieval
+    remaining = tested[tested["image_id"] != absent]
+    assert set(held_out.captions.index) == set(remaining["caption_id"])
+    assert len(held_out.image_features) == len(whole.image_features) - 1
+    grouped = remaining.set_index("caption_id")["image_id"].loc[held_out.captions.index]
+    assert pd.Series(held_out.caption_image).groupby(grouped.to_numpy()).nunique().eq(1).all()
+    assert set(held_out.caption_image) == set(range(len(held_out.image_features)))
+
+
+def test_pairs_without_a_test_split_cannot_be_retrieved_from(copied, read):
+    pairs = read_pairs(copied / "data/pairs")
+    write_pairs(pairs.folder, pairs.images.assign(split="train"), pairs.captions)
+    with pytest.raises(InputError, match="no test split"):
+        read(copied, "retrieval")
+
+
+class CountingEncoder:
+    """The student's encoder, and a count of what it was asked."""
+
+    def __init__(self, student: Student) -> None:
+        self.inner = student.encoder
+        self.asked: Counter[str] = Counter()
+
+    def encode(self, sentences, *, batch_size, show_progress=False):
+        self.asked.update(sentences)
+        return self.inner.encode(sentences, batch_size=batch_size, show_progress=show_progress)
+
+
+@pytest.fixture
+def student(tiny_run) -> Student:
+    return load_student(tiny_run / "data/model", choose_device())
+
+
+def sentences_of(suite: Suite) -> set[str]:
+    """Every sentence of the tasks, gathered from their own tables."""
+    tables = [*(task.pairs for task in suite.sts), suite.transfer]
+    columns = [table[column] for table in tables for column in ("sentence1", "sentence2")]
+    return {*pd.concat(columns).dropna(), *suite.retrieval.captions}
+
+
+def test_each_distinct_sentence_of_all_parts_is_encoded_exactly_once(tiny_run, read, student):
+    suite, encoder = read(tiny_run), CountingEncoder(student)
+    scores = evaluate(encoder, suite, student)
+    assert encoder.asked == Counter(sentences_of(suite))
+    assert list(dict.fromkeys(score.part for score in scores)) == list(PARTS)
+
+
+def test_without_heads_no_caption_is_encoded_for_retrieval_and_none_is_scored(
+    tiny_run, read, student
+):
+    encoder = CountingEncoder(student)
+    scores = evaluate(encoder, read(tiny_run), None)
+    assert encoder.asked == Counter(sentences_of(read(tiny_run)) - only_captions(read(tiny_run)))
+    assert {score.part for score in scores} == {"sts", "transfer"}
+
+
+def only_captions(suite: Suite) -> set[str]:
+    return sentences_of(suite) - set(pd.concat(suite.texts(grounded=False)).dropna())
+
+
+def test_a_part_scores_the_same_alone_as_together_with_the_others(tiny_run, read, student):
+    together = evaluate(student.encoder, read(tiny_run), student)
+    for part in PARTS:
+        alone = evaluate(student.encoder, read(tiny_run, part), student)
+        expected = [score for score in together if score.part == part]
+        assert [score.value for score in alone] == pytest.approx(
+            [score.value for score in expected], abs=0.01, nan_ok=False
+        )
+
+
+def test_the_teacher_retrieves_by_its_own_features(tiny_run, read):
+    suite = read(tiny_run)
+    found = {(s.task, s.measure): s.value for s in teacher_retrieval(suite)}
+    pairs = suite.retrieval
+    texts, images = (
+        rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+        for rows in (pairs.caption_features, pairs.image_features)
+    )
+    nearest = (texts @ images.T).argmax(axis=1)
+    expected = 100 * (nearest == pairs.caption_image).mean()
+    assert found["text_to_image", "recall@1"] == pytest.approx(expected)
+    assert teacher_retrieval(read(tiny_run, "sts")) == []

@@ -1,0 +1,174 @@
+"""Transfer scores against the plain evaluator, in all three protocols."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks.plain_evaluation import PENALTIES, PlainTransfer
+from pipeline.errors import InputError
+from pipeline.evaluate.classifier import Fitted
+from pipeline.evaluate.embed import Embeddings
+from pipeline.evaluate.transfer import _choose, score_transfer
+
+SEED = 1111
+
+
+def sentences(count, prefix, rng):
+    """Distinct ones of 1 to 4 tokens."""
+    return [f"{prefix}{number}" + " on" * rng.integers(4) for number in range(count)]
+
+
+def make_task(name, sizes, *, classes=2, paired=False, seed=0):
+    """Rows of one task: `sizes` samples a split, in random order."""
+    rng = np.random.default_rng(seed)
+    count = sum(sizes.values())
+    table = pd.DataFrame(
+        {
+            "task": name,
+            "split": np.repeat(list(sizes), list(sizes.values())),
+            "sentence1": sentences(count, f"{name}a", rng),
+            "sentence2": sentences(count, f"{name}b", rng) if paired else None,
+            "label": rng.permutation(np.arange(count) % classes),
+        }
+    )
+    return table.sample(frac=1, random_state=seed)
+
+
+def make_embeddings(*tables, dim=64, seed=0):
+    """Random vectors with some signal; a sentence pair's class shows in its distance."""
+    rng = np.random.default_rng(seed)
+    vectors = {}
+    for row in pd.concat(tables).itertuples():
+        centre = np.random.default_rng(row.label).standard_normal(dim)
+        vectors[row.sentence1] = 0.2 * centre + rng.standard_normal(dim)
+        if isinstance(row.sentence2, str):
+            noise = (1 + 0.3 * row.label) * rng.standard_normal(dim)
+            vectors[row.sentence2] = vectors[row.sentence1] + noise
+    return Embeddings(list(vectors), np.array(list(vectors.values()), dtype=np.float32))
+
+
+def measures(embeddings, table, *, seed=SEED):
+    scores = score_transfer(embeddings, table, seed=seed)
+    return {(score.task, score.measure): score.value for score in scores}
+
+
+def assert_equals_plain(table, embeddings, *, seed=SEED):
+    name = table["task"].iloc[0]
+    found = measures(embeddings, table, seed=seed)
+    dev_accuracy, accuracy = PlainTransfer(embeddings.of, table, seed).run()
+    assert found[name, "accuracy"] == pytest.approx(accuracy, abs=0.005)
+    assert found[name, "dev_accuracy"] == pytest.approx(dev_accuracy, abs=0.005)
+    assert 50 < accuracy < 100
+        "a task of no or full signal shows little"
+    )
+
+
+@pytest.mark.parametrize("seed", [SEED, 7])
+def test_a_task_with_a_dev_split_equals_the_plain_evaluator(seed):
+    table = make_task("SST2", {"train": 100, "dev": 60, "test": 70}, seed=seed)
+    assert_equals_plain(table, make_embeddings(table), seed=seed)
+
+
+def test_a_task_with_train_and_test_equals_the_plain_evaluator():
+    table = make_task("TREC", {"train": 60, "test": 60}, classes=3)
+    assert_equals_plain(table, make_embeddings(table))
+
+
+@pytest.mark.slow
+def test_a_task_without_splits_equals_the_plain_evaluator():
+    table = make_task("MR", {"all": 50})
+    assert_equals_plain(table, make_embeddings(table), seed=3)
+
+
+def run_pairs_plainly(plain):
+    """Dev accuracy, and the classes and predictions of the test pairs."""
+    penalty, dev_accuracy = plain.grid(*plain.data["train"], SEED)
+    classifier = plain.classifier(penalty)
+    classifier.fit(*plain.data["train"], None)
+    features, labels = plain.data["test"]
+    weight, bias = (one.detach().numpy() for one in classifier.model.parameters())
+    return dev_accuracy, labels, (features @ weight.T + bias).argmax(axis=1)
+
+
+def test_a_pair_task_equals_the_plain_evaluator_and_has_the_f1_of_class_1():
+    table = make_task("MRPC", {"train": 60, "test": 80}, paired=True)
+    embeddings = make_embeddings(table)
+    dev_accuracy, labels, predicted = run_pairs_plainly(PlainTransfer(embeddings.of, table, SEED))
+    hits, wrong = sum((labels == 1) & (predicted == 1)), sum(labels != predicted)
+    expected = {
+        ("MRPC", "accuracy"): 100 - 100 * wrong / 80,
+        ("MRPC", "dev_accuracy"): dev_accuracy,
+        ("MRPC", "f1"): 100 * 2 * hits / (2 * hits + wrong),
+    }
+    found = measures(embeddings, table)
+    assert {key: found[key] for key in expected} == pytest.approx(expected, abs=0.0051)
+    assert 0 < hits < hits + wrong < 80
+
+
+def two_tasks():
+    """A pair task and a task of sentences, with unequal numbers of test samples."""
+    first = make_task("B", {"train": 60, "dev": 30, "test": 40})
+    second = make_task("A", {"train": 60, "dev": 30, "test": 90}, seed=1)
+    return pd.concat([first, second], ignore_index=True)
+
+
+def test_the_average_is_over_the_accuracies_of_the_tasks():
+    table = two_tasks()
+    *scores, average = score_transfer(make_embeddings(table), table, seed=SEED)
+    accuracies = [score.value for score in scores if score.measure == "accuracy"]
+    assert [score.task for score in scores] == ["B", "B", "A", "A"]
+    assert (average.task, average.measure) == ("avg", "accuracy")
+    assert average.value == pytest.approx(sum(accuracies) / 2)
+    assert [score.count for score in scores] == [40, 40, 90, 90]
+    assert average.count == 130
+
+
+def test_another_task_beside_it_changes_no_task():
+    table = two_tasks()
+    embeddings = make_embeddings(table)
+    together = measures(embeddings, table)
+    alone = measures(embeddings, table[table["task"] == "A"])
+    assert together["A", "accuracy"] == alone["A", "accuracy"]
+    assert together["A", "dev_accuracy"] == alone["A", "dev_accuracy"]
+
+
+def test_the_same_seed_gives_equal_scores_and_another_seed_others():
+    table = two_tasks()
+    embeddings = make_embeddings(table)
+    scores = measures(embeddings, table)
+    assert measures(embeddings, table) == scores
+    assert any(measures(embeddings, table, seed=seed) != scores for seed in (1, 2, 3))
+
+
+def fitted(*accuracies):
+    return Fitted(np.array(accuracies), np.zeros((len(accuracies), 2, 3), dtype=np.float32))
+
+
+def test_the_best_mean_over_the_folds_chooses_the_penalty():
+    folds = [fitted(0.9, 0.5, 0.7, 0.0), fitted(0.1, 0.6, 0.7, 1.0)]
+    assert _choose(folds) == (PENALTIES[2], 70.0)
+
+
+def test_of_means_equal_to_two_decimals_the_smallest_penalty_is_chosen():
+    assert _choose([fitted(0.2, 0.90001, 0.90004, 0.1)]) == (PENALTIES[1], 90.0)
+
+
+@pytest.mark.parametrize("sizes", [{"train": 40}, {"train": 40, "dev": 40}, {"all": 40, "test": 9}])
+def test_unknown_splits_are_refused_by_name(sizes):
+    table = make_task("CR", sizes)
+    with pytest.raises(InputError, match="CR has the splits " + ", ".join(sorted(sizes))):
+        score_transfer(make_embeddings(table), table, seed=SEED)
+
+
+@pytest.mark.parametrize("sizes", [{"all": 60}, {"train": 60, "test": 20}])
+def test_a_class_of_fewer_than_ten_samples_is_refused_by_name(sizes):
+    table = make_task("MPQA", sizes)
+    table["label"] = np.where(np.cumsum(table["split"] != "test") <= 9, 1, 0)
+    with pytest.raises(InputError, match=r"MPQA: .* smallest class has 9"):
+        score_transfer(make_embeddings(table), table, seed=SEED)
+
+
+def test_one_class_alone_is_refused():
+    table = make_task("MPQA", {"all": 60}, classes=1)
+    with pytest.raises(InputError, match=r"MPQA: .* two classes"):
+        score_transfer(make_embeddings(table), table, seed=SEED)
