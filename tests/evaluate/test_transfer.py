@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from benchmarks.plain_evaluation import PENALTIES, PlainTransfer
 from pipeline.errors import InputError
@@ -11,6 +12,15 @@ from pipeline.evaluate.embed import Embeddings
 from pipeline.evaluate.transfer import _choose, score_transfer
 
 SEED = 1111
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tiny steps of several threads take long on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def sentences(count, prefix, rng):
@@ -58,9 +68,8 @@ def assert_equals_plain(table, embeddings, *, seed=SEED):
     dev_accuracy, accuracy = PlainTransfer(embeddings.of, table, seed).run()
     assert found[name, "accuracy"] == pytest.approx(accuracy, abs=0.005)
     assert found[name, "dev_accuracy"] == pytest.approx(dev_accuracy, abs=0.005)
-    assert 50 < accuracy < 100
-        "a task of no or full signal shows little"
-    )
+    chance = 100 / table["label"].nunique()
+    assert chance < accuracy < 100
 
 
 @pytest.mark.parametrize("seed", [SEED, 7])
@@ -70,7 +79,7 @@ def test_a_task_with_a_dev_split_equals_the_plain_evaluator(seed):
 
 
 def test_a_task_with_train_and_test_equals_the_plain_evaluator():
-    table = make_task("TREC", {"train": 60, "test": 60}, classes=3)
+    table = make_task("TREC", {"train": 150, "test": 60}, classes=3)
     assert_equals_plain(table, make_embeddings(table))
 
 
