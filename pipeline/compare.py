@@ -340,14 +340,16 @@ def _read_seed(path: Path, about: Mapping[str, Any]) -> int | None:
 
 
 def _read_measured_with(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    data = about.get("data") or {}
-    if not isinstance(data, dict):
-        raise InputError(
-            f"{path}: systems[0].about.data is no object.",
-            "leave the file out, or score the model again.",
-        )
-    versions = {"evaluator": about["evaluator"]} if "evaluator" in about else {}
-    return versions | {f"data.{name}": value for name, value in data.items()}
+    found = {"evaluator": about["evaluator"]} if "evaluator" in about else {}
+    for group in ("data", "settings"):
+        facts = about.get(group) or {}
+        if not isinstance(facts, dict):
+            raise InputError(
+                f"{path}: systems[0].about.{group} is no object.",
+                "leave the file out, or score the model again.",
+            )
+        found |= {f"{group}.{name}": value for name, value in facts.items()}
+    return found
 
 
 def _check_comparable(reports: Sequence[Report]) -> None:

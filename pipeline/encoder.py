@@ -11,7 +11,7 @@ A student directory loads in plain `transformers.AutoModel` and in
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.errors import InputError, MissingArtifactError, ModelError
+from pipeline.errors import InputError, MissingArtifactError, ModelError, PipelineError
 from pipeline.runtime import hash_file, hash_strings, length_batches, progress
 
 Pooling = Literal["cls", "mean"]
@@ -41,9 +41,12 @@ _IDENTITY_FILES = (
     "model.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
+    "modules.json",
     _POOLING_FILE,
 )
 _HEADS_FILES = ("heads.json", "heads.safetensors")
+_NO_LIMIT = 1 << 20
+"""Tokens; for models that name no limit of their own."""
 _TOKENIZED_AT_ONCE = 8192
 """Sentences whose encodings, which are large, are held together."""
 _USUAL_TOKENS = 32
@@ -104,7 +107,21 @@ class SentenceEncoder(nn.Module):
                 "say it with --pooling cls or --pooling mean.",
             )
         normalised = pooling is None and "Normalize" in _module_kinds(name)
-        return cls(*_load_transformers(name), known, normalised=normalised)
+        encoder = cls(*_load_transformers(name), known, normalised=normalised)
+        encoder._probe(name)
+        return encoder
+
+    def _probe(self, name: str | Path) -> None:
+        """Embed one sentence, so that a model of another kind is refused before any work."""
+        try:
+            self.encode_tokenized(self.tokenize_all(["a probe"]), batch_size=1)
+        except PipelineError:
+            raise
+        except Exception as error:  # noqa: BLE001  # models of other kinds fail in any way
+            raise ModelError(
+                f"{name} does not embed sentences as a BERT-like encoder: {_first_line(error)}",
+                "use an encoder whose last_hidden_state has one vector a token.",
+            ) from None
 
     @property
     def dim(self) -> int:
@@ -114,9 +131,13 @@ class SentenceEncoder(nn.Module):
     @property
     def max_length(self) -> int:
         """The most tokens that the model can read, special tokens included."""
-        positions = getattr(cast(Any, self.backbone).config, "max_position_embeddings", None)
-        limits = [int(self.tokenizer.model_max_length), int(positions or 1 << 30)]
-        return min(limits)
+        config = cast(Any, self.backbone).config
+        positions = int(getattr(config, "max_position_embeddings", 0) or 0)
+        embeddings = getattr(self.backbone, "embeddings", None)
+        if (padding := getattr(embeddings, "padding_idx", None)) is not None:
+            positions -= int(padding) + 1  # RoBERTa's positions start behind it
+        limits = [int(self.tokenizer.model_max_length), positions]
+        return min(limit for limit in (*limits, _NO_LIMIT) if limit > 0)
 
     @property
     def device(self) -> torch.device:
@@ -159,27 +180,17 @@ class SentenceEncoder(nn.Module):
         """Embed sentences without dropout, in length order; the rows keep the given order.
 
         Raises:
-            ModelError: the model gave a value that is not finite; the sentence is named.
+            ModelError: the model gave a value that is not finite.
         """
         tokenized = self.tokenize_all(sentences)
         self.truncated += tokenized.truncated
-        vectors = self.encode_tokenized(
-            tokenized, batch_size=batch_size, show_progress=show_progress
-        )
-        finite = np.isfinite(vectors).all(axis=1)
-        if not finite.all():
-            raise ModelError(
-                "the encoder gave an embedding that is not finite, first for "
-                f"{sentences[int(np.argmin(finite))][:80]!r}.",
-                "check or retrain the model.",
-            )
-        return vectors
+        return self.encode_tokenized(tokenized, batch_size=batch_size, show_progress=show_progress)
 
     @torch.inference_mode()
     def encode_tokenized(
         self, tokenized: TokenizedSentences, *, batch_size: int, show_progress: bool = False
     ) -> Float32[np.ndarray, "sentences dim"]:
-        """As `encode`, for what `tokenize_all` gave; values are not checked."""
+        """As `encode`, for what `tokenize_all` gave."""
         result = np.empty((len(tokenized.ids), self.dim), dtype=np.float32)
         lengths = [len(ids) for ids in tokenized.ids]
         batches = length_batches(lengths, batch_size, most=batch_size * _USUAL_TOKENS)
@@ -190,7 +201,20 @@ class SentenceEncoder(nn.Module):
                 result[rows] = _to_numpy(self(self._pad([tokenized.ids[row] for row in rows])))
         finally:
             self.train(was_training)
+        self._require_finite(result, tokenized)
         return result
+
+    def _require_finite(
+        self, vectors: Float32[np.ndarray, "sentences dim"], tokenized: TokenizedSentences
+    ) -> None:
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
+            ids = tokenized.ids[int(np.argmin(finite))]
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            raise ModelError(
+                f"the encoder gave an embedding that is not finite, first for {text[:80]!r}.",
+                "check or retrain the model.",
+            )
 
     def _pad(self, sentences: list[NDArray[np.int32]]) -> dict[str, Tensor]:
         """Token ids, padded on the right to the longest, and their mask."""
@@ -384,9 +408,9 @@ def saved_pooling(name: str | Path) -> Pooling | None:
     config = _read_json(name, _POOLING_FILE)
     if config is None:
         return None
-    modes = {config["pooling_mode"]} if "pooling_mode" in config else _legacy_modes(config)
+    modes = _pooling_modes(config)
     if len(modes) == 1 and (mode := modes.pop()) in _POOLING_KEYS:
-        return cast(Pooling, mode)
+        return mode
     raise ModelError(
         f"{name} pools in a way that is not supported: {sorted(modes) or config}.",
         "use a model with cls or mean pooling, or pass --pooling.",
@@ -404,7 +428,12 @@ def _require_known_modules(name: str | Path) -> None:
 def _module_kinds(name: str | Path) -> list[str]:
     """The modules of a sentence-transformers model, in order; none for a plain directory."""
     modules = _read_json(name, Path("modules.json")) or []
-    return [str(module["type"]).rpartition(".")[2] for module in modules]
+    try:
+        return [str(module["type"]).rpartition(".")[2] for module in modules]
+    except (TypeError, KeyError):
+        raise ModelError(
+            f"{name}: modules.json is no list of modules.", "get the model again."
+        ) from None
 
 
 def _read_json(name: str | Path, file: Path) -> Any:
@@ -417,7 +446,13 @@ def _read_json(name: str | Path, file: Path) -> Any:
         raise ModelError(f"{path} cannot be read: {error}.", "get the model again.") from None
 
 
-def _legacy_modes(config: dict[str, Any]) -> set[str]:
+def _pooling_modes(config: Any) -> set[str]:
+    """The modes that a pooling config names, in either of its formats."""
+    if not isinstance(config, dict):
+        return set()
+    if "pooling_mode" in config:
+        named = config["pooling_mode"]
+        return set(map(str, named)) if isinstance(named, list) else {str(named)}
     names = {key: mode for mode, key in _POOLING_KEYS.items()}
     active = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
     return {names.get(key, key) for key in active}
@@ -448,8 +483,12 @@ def _load_transformers(name: str | Path) -> tuple[nn.Module, Any]:
     _silence_transformers()
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name))
-        backbone = AutoModel.from_pretrained(
-            str(name), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        backbone, info = AutoModel.from_pretrained(
+            str(name),
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except Exception as error:  # noqa: BLE001  # transformers raises whatever a bad file makes it
         raise ModelError(
@@ -457,7 +496,17 @@ def _load_transformers(name: str | Path) -> tuple[nn.Module, Any]:
             "check the path or hub name and that config.json, model.safetensors and the "
             "tokenizer files are there.",
         ) from None
+    _require_weights(name, info["missing_keys"])
     return backbone, tokenizer
+
+
+def _require_weights(name: str | Path, missing: Iterable[str]) -> None:
+    """Refuse weights that would be drawn at random; the pooler's are never used."""
+    if lacking := sorted(key for key in missing if not key.startswith("pooler.")):
+        raise ModelError(
+            f"{name} lacks {len(lacking)} of its weights, the first {lacking[0]}.",
+            "get the whole model.safetensors again.",
+        )
 
 
 def _silence_transformers() -> None:
@@ -471,7 +520,6 @@ def _silence_transformers() -> None:
 def _write_sentence_transformers_files(folder: Path, encoder: SentenceEncoder) -> None:
     package = "sentence_transformers.models"
     modules = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling")]
-    modules += [("2", "2_Normalize", "Normalize")] * encoder.normalised
     _write(
         folder / "modules.json",
         [

@@ -123,6 +123,7 @@ _REMEDIES = {
     errno.EACCES: "make the folder writable, or name another place.",
     errno.EPERM: "make the folder writable, or name another place.",
     errno.EROFS: "name a place on a disk that can be written.",
+    errno.EEXIST: "name another place; a part of this path is a file.",
     errno.EISDIR: "name a file; there is a folder of this name.",
     errno.ENOTDIR: "name another place; a part of this path is a file.",
 }
@@ -167,10 +168,17 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def hash_weights(model: "nn.Module") -> str:
-    """The sha256 of a model's loaded weights by name, in hex."""
+def hash_weights(model: "nn.Module", *, without: str = "") -> str:
+    """The sha256 of a model's loaded weights by name, in hex.
+
+    Args:
+        model: whose weights.
+        without: leave out what this stands in the name of.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        if without and without in name:
+            continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -3,7 +3,13 @@
 from pathlib import Path
 
 from pipeline.encoder import SentenceEncoder
-from pipeline.evaluate.report import System, describe, describe_encoder, write_report
+from pipeline.evaluate.report import (
+    System,
+    check_report_path,
+    describe,
+    describe_encoder,
+    write_report,
+)
 from pipeline.evaluate.suite import Places, Suite, evaluate, read_suite, teacher_retrieval
 from pipeline.features.teacher import Teacher
 from pipeline.params.student import StudentParams
@@ -23,6 +29,7 @@ def main(
 ) -> None:
     """Score what training starts from: the untrained student and the teacher."""
     params = read_params()
+    check_report_path(out)
     places = Places(evaluation, pairs, text, features)
     suite = read_suite(places, params.teacher, params.evaluate)
     systems = [_untrained(params.student, suite), _teacher(params.teacher, suite)]

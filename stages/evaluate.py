@@ -9,6 +9,7 @@ from pipeline.encoder import Pooling, SentenceEncoder, Student, is_student, load
 from pipeline.errors import ModelError, ParamsError
 from pipeline.evaluate.report import (
     System,
+    check_report_path,
     describe,
     describe_encoder,
     read_report,
@@ -47,39 +48,44 @@ def main(
 ) -> None:
     """Score a sentence encoder: STS, transfer and retrieval, each distinct sentence read once."""
     params = read_params()
-    _check_out(out)
+    check_report_path(out)
     asked = parse_tasks(tasks)
     encoder, student = _load(model, pooling)
-    settings = _settings(params.evaluate, asked, model, can_retrieve=student is not None)
+    can_retrieve = student is not None and student.sees_images
+    settings = _settings(params.evaluate, asked, model, can_retrieve=can_retrieve)
     places = Places(evaluation, pairs, text, features)
     suite = read_suite(places, params.teacher, settings)
-    others = _read_others(beside or [], suite)
-    scores = evaluate(encoder, suite, student, show_progress=True)
+    name = name or _default_name(model)
+    others = _read_others(beside or [], suite, name)
+    scores = evaluate(encoder, suite, student if can_retrieve else None, show_progress=True)
     facts = {"model": model, "seed": student.seed if student else None}
     about = describe(suite, str(encoder.device), **facts, **describe_encoder(encoder))
-    systems = [System(name or _default_name(model), about, scores), *others]
+    systems = [System(name, about, scores), *others]
     write_report(out, systems)
     print_systems(systems)
 
 
-def _check_out(out: Path) -> None:
-    """Find out before the work, not after it."""
-    if out.suffix == ".csv":
-        raise ParamsError(f"--out {out} would be overwritten by its own CSV.", "end it in .json.")
-    if out.is_dir():
-        raise ParamsError(f"--out {out} is a folder.", "name a file in it that ends in .json.")
+def _read_others(reports: list[Path], suite: Suite, name: str) -> list[System]:
+    """The systems of earlier reports, which must have been measured on the same suite.
 
-
-def _read_others(reports: list[Path], suite: Suite) -> list[System]:
-    """The systems of earlier reports, which must have been measured on the same suite."""
+    Raises:
+        ParamsError: two systems have the same name.
+        StaleArtifactError: as `require_same_ground`.
+    """
     read = [(path, system) for path in reports for system in read_report(path)]
     for path, system in read:
         require_same_ground(suite, system, path)
+    names = [name, *(system.name for _, system in read)]
+    if twice := [one for one in names if names.count(one) > 1]:
+        raise ParamsError(
+            f"two systems of the tables are called {twice[0]}.",
+            "give this one another --name, and leave out reports that show a system again.",
+        )
     return [system for _, system in read]
 
 
 def _default_name(model: str) -> str:
-    return "student" if model == str(paths.MODEL) else Path(model).name
+    return "student" if Path(model) == paths.MODEL else Path(model).name
 
 
 def parse_tasks(text: str | None) -> list[Part] | None:
@@ -116,12 +122,21 @@ def _settings(
 
 
 def _load(model: str, pooling: Pooling | None) -> tuple[SentenceEncoder, Student | None]:
-    """The encoder, and the student where its heads can ground it."""
-    path, is_default = Path(model), model == str(paths.MODEL)
-    if pooling is None and (is_default or is_student(path)):
-        student = load_student(path, choose_device())
-        return student.encoder, student if student.sees_images else None
-    return SentenceEncoder.load(path if is_default else model, pooling).to(choose_device()), None
+    """The encoder, and the student that it belongs to, if any.
+
+    Raises:
+        ParamsError: another pooling is asked of a student, whose heads were trained on its own.
+    """
+    path, is_default = Path(model), Path(model) == paths.MODEL
+    if not is_default and not is_student(path):
+        return SentenceEncoder.load(model, pooling).to(choose_device()), None
+    student = load_student(path, choose_device())
+    if pooling not in {None, student.encoder.pooling}:
+        raise ParamsError(
+            f"--pooling {pooling} is not the {student.encoder.pooling} pooling of {model}.",
+            "leave --pooling out: a student is scored as it was trained.",
+        )
+    return student.encoder, student
 
 
 app = run_stage(main)

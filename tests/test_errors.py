@@ -197,7 +197,7 @@ def test_captions_are_shown_as_they_are(scratch, monkeypatch):
 
 
 def test_a_csv_is_no_place_for_json(in_tiny_run):
-    assert_clear_error(invoke("evaluate", "--out", "scores.csv"), "scores.csv", "end it in .json")
+    assert_clear_error(invoke("evaluate", "--out", "scores.csv"), "scores.csv", "ends in .json")
 
 
 def test_a_place_that_cannot_be_written_has_a_remedy(scratch):

@@ -8,6 +8,7 @@ A report is one JSON object:
 
 import json
 import platform
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -17,10 +18,10 @@ from typing import Any
 import pandas as pd
 
 from pipeline.encoder import SentenceEncoder
-from pipeline.errors import InputError, MissingArtifactError, StaleArtifactError
+from pipeline.errors import InputError, MissingArtifactError, ParamsError, StaleArtifactError
 from pipeline.evaluate.scores import AVERAGE, Score
 from pipeline.evaluate.suite import Suite
-from pipeline.runtime import atomic_file, hash_weights, write_json
+from pipeline.runtime import atomic_file, hash_weights, reports_unwritable, write_json
 
 EVALUATOR = 2
 """Version of the evaluator: raised where a change can change a number."""
@@ -60,7 +61,7 @@ def describe(suite: Suite, device: str, **model: Any) -> dict[str, Any]:
         **model,
         "evaluator": EVALUATOR,
         "data": suite.data,
-        "settings": suite.params.model_dump(include={"convention", "seed", "resamples"}),
+        "settings": _settings(suite),
         "device": device,
         "libraries": {"python": platform.python_version(), **libraries},
     }
@@ -69,7 +70,7 @@ def describe(suite: Suite, device: str, **model: Any) -> dict[str, Any]:
 def describe_encoder(encoder: SentenceEncoder) -> dict[str, Any]:
     """The facts of a sentence encoder, after it was scored."""
     return {
-        "weights": hash_weights(encoder),
+        "weights": hash_weights(encoder, without="pooler."),  # drawn at random where unused
         "pooling": encoder.pooling,
         "normalised": encoder.normalised,
         "max_length": encoder.max_length,
@@ -77,11 +78,28 @@ def describe_encoder(encoder: SentenceEncoder) -> dict[str, Any]:
     }
 
 
+def check_report_path(out: Path) -> None:
+    """Find out before the work whether a report can be written there.
+
+    Raises:
+        ParamsError: the name does not end in .json, or is that of a folder.
+        ResourceError: the place cannot be written.
+    """
+    if out.suffix != ".json" or out.is_dir():
+        raise ParamsError(
+            f"--out {out} names no JSON file.", "name a file that ends in .json; a CSV goes beside."
+        )
+    with reports_unwritable(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+
+
 def write_report(out: Path, systems: Sequence[System]) -> None:
     """Write the report, and beside it its headline numbers as CSV for plots."""
+    write_json(out, report(systems))
     with atomic_file(out.with_suffix(".csv")) as temporary:
         plot_table(systems).to_csv(temporary, index=False)
-    write_json(out, report(systems))
 
 
 def report(systems: Sequence[System]) -> dict[str, Any]:
@@ -144,6 +162,7 @@ def read_report(path: Path) -> list[System]:
         ]
         for system in read:
             _ground(system.about)
+            plot_table([system])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is no evaluation report: {type(error).__name__} {error}.",
@@ -158,13 +177,18 @@ def require_same_ground(suite: Suite, other: System, path: Path) -> None:
     Raises:
         StaleArtifactError: the evaluator, its settings, or data that both have differ.
     """
-    mine, theirs = (_ground(about) for about in (describe(suite, ""), other.about))
+    mine = {"evaluator": EVALUATOR, **_settings(suite), **suite.data}
+    theirs = _ground(other.about)
     for key in sorted(mine.keys() & theirs.keys()):
         if mine[key] != theirs[key]:
             raise StaleArtifactError(
                 f"{path}: {other.name} was measured with other {key}.",
                 "evaluate it again on the data and params at hand.",
             )
+
+
+def _settings(suite: Suite) -> dict[str, Any]:
+    return suite.params.model_dump(include={"convention", "seed", "resamples"})
 
 
 def _ground(about: Mapping[str, Any]) -> dict[str, Any]:

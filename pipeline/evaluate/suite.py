@@ -115,6 +115,8 @@ def evaluate(
     """
     params = suite.params
     texts = suite.texts(grounded=student is not None)
+    if not texts:
+        return []
     embeddings = embed(encoder, texts, batch_size=params.batch_size, show_progress=show_progress)
     scores: list[Score] = []
     if suite.sts is not None:
@@ -181,4 +183,6 @@ def _fingerprints(found: dict[Part, Any], seen: frozenset[str]) -> dict[str, str
 
 
 def _cells(tables: Sequence[pd.DataFrame]) -> list[str]:
-    return [str(cell) for table in tables for column in table for cell in table[column]]
+    """Every cell as text; a null as nothing, however pandas holds it."""
+    columns = [table[name] for table in tables for name in table]
+    return [str(cell) for column in columns for cell in column.where(column.notna(), "")]

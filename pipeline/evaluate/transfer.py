@@ -6,7 +6,8 @@ How a task is scored follows from the splits it has:
     train, test       10-fold cross-validation on train chooses l2 (TREC, MRPC)
     train, dev, test  dev chooses l2 (SST2)
 
-Tasks of sentence pairs are scored on |u - v| and u * v together, and by F1 of class 1 too.
+Tasks of sentence pairs are scored on |u - v| and u * v together; those of two classes by F1 of
+class 1 too.
 Embeddings enter as the encoder gives them, without scaling. l2 is chosen from 1e-5 to 1e-2; of
 equals the smallest. As SentEval reports them, accuracies are rounded to two decimals where it does.
 """
@@ -32,6 +33,7 @@ PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2)
 FOLDS = 10
 _OUTER_SEED = 1111
 """Nested cross-validation splits by this seed always, whatever the task's own (SentEval)."""
+_BINARY = 2
 _HELD_OUT = 0.05
 """Share of the training samples that stops the last fit."""
 
@@ -73,7 +75,7 @@ def _score_task(name: str, rows: pd.DataFrame, embeddings: Embeddings, seed: int
     task = _Task(name, _sorted(rows), embeddings, seed)
     result = task.protocol()(task)
     measures = {"accuracy": result.accuracy, "dev_accuracy": result.dev_accuracy}
-    if task.is_paired and result.predicted is not None:
+    if task.is_paired and result.predicted is not None and task.samples.classes == _BINARY:
         measures["f1"] = _f1(task.labels[task.rows("test")], result.predicted)
     split = "all" if "all" in task.splits else "test"
     return [
@@ -100,7 +102,21 @@ class _Task:
         self.splits = table["split"].to_numpy(str)
         self.is_paired = bool(table["sentence2"].notna().all())
         features = _features(table, embeddings, paired=self.is_paired)
-        self.samples = Samples(features, self.labels, int(self.labels.max()) + 1)
+        self.samples = Samples(features, self.labels, self._count_classes())
+
+    def _count_classes(self) -> int:
+        """How many classes there are.
+
+        Raises:
+            InputError: there is one, or the labels are not numbered from 0 without gaps.
+        """
+        found = np.unique(self.labels[self.splits != "test"])
+        if len(found) < _BINARY or not np.array_equal(found, np.arange(len(found))):
+            raise InputError(
+                f"{self.name} has the labels {', '.join(map(str, found[:5]))} to train on.",
+                "give it two or more classes, numbered from 0.",
+            )
+        return max(len(found), int(self.labels.max()) + 1)
 
     def rows(self, split: str) -> Rows:
         return np.flatnonzero(self.splits == split)
