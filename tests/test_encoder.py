@@ -195,6 +195,16 @@ def test_sentences_that_are_cut_are_counted(saved):
     assert ids[-1] == encoder.tokenizer.sep_token_id
 
 
+def test_tokenising_in_chunks_changes_nothing(saved, monkeypatch):
+    encoder = SentenceEncoder.load(saved)
+    sentences = [*SENTENCES, "circle " * (encoder.max_length + 1)]
+    whole = encoder.tokenize_all(sentences)
+    monkeypatch.setattr("pipeline.encoder._TOKENIZED_AT_ONCE", 2)
+    chunked = encoder.tokenize_all(sentences)
+    assert [list(ids) for ids in chunked.ids] == [list(ids) for ids in whole.ids]
+    assert chunked.truncated == whole.truncated == 1
+
+
 def test_a_normalising_model_gives_unit_vectors_unless_told_otherwise(saved):
     plain = SentenceEncoder.load(saved).encode(SENTENCES, batch_size=4)
     modules = json.loads((saved / "modules.json").read_text())

@@ -3,9 +3,17 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.errors import ResourceError
-from pipeline.runtime import atomic_file, atomic_folder, hash_strings, write_json
+from pipeline.runtime import (
+    atomic_file,
+    atomic_folder,
+    hash_strings,
+    length_batches,
+    write_json,
+)
 from tests.conftest import ROOT
 
 
@@ -73,3 +81,22 @@ def test_json_refuses_nan(tmp_path):
 def test_the_split_between_strings_counts():
     assert hash_strings(["ab", "c"]) != hash_strings(["a", "bc"])
     assert hash_strings(["\ud800"]) != hash_strings(["\ud801"])  # lone surrogates hash too
+
+
+@given(
+    lengths=st.lists(st.integers(0, 40), max_size=60),
+    batch_size=st.integers(1, 9),
+    most=st.none() | st.integers(1, 100),
+)
+def test_length_batches_hold_every_row_once_the_longest_first(lengths, batch_size, most):
+    batches = [list(rows) for rows in length_batches(lengths, batch_size, most=most)]
+    rows = [row for batch in batches for row in batch]
+    assert sorted(rows) == list(range(len(lengths)))
+    in_order = [lengths[row] for row in rows]
+    assert in_order == sorted(lengths, reverse=True)
+    for batch in batches:
+        padded = len(batch) * max(lengths[row] for row in batch)
+        assert 1 <= len(batch) <= batch_size
+        assert most is None or len(batch) == 1 or padded <= most
+    if most is None:
+        assert len(batches) == -(-len(lengths) // batch_size)

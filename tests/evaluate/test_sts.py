@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.spatial.distance import pdist
 from scipy.stats import pearsonr, rankdata
 
 from pipeline.errors import InputError, ModelError
-from pipeline.evaluate.correlation import Bootstrap
+from pipeline.evaluate.correlation import Bootstrap, bootstrap_spearman
 from pipeline.evaluate.embed import Embeddings, embed
 from pipeline.evaluate.scores import Score
 from pipeline.evaluate.sts import normalise, score_sts, sts_tasks
@@ -37,7 +38,8 @@ def make_table(tasks: dict[str, Sequence[str]], *, pairs: int = 40, seed: int = 
 
 
 def score(table: pd.DataFrame, convention="senteval", seen=frozenset()) -> list[Score]:
-    embeddings = Embeddings(WORDS, np.stack([vector(word) for word in WORDS]))
+    sentences = sorted({*table["sentence1"], *table["sentence2"]})
+    embeddings = Embeddings(sentences, np.stack([vector(sentence) for sentence in sentences]))
     return score_sts(embeddings, sts_tasks(table, convention), BOOTSTRAP, seen=seen)
 
 
@@ -111,6 +113,62 @@ def test_intervals_hold_their_score():
         assert one.low < one.value < one.high
 
 
+def test_the_interval_of_the_average_is_that_of_the_mean_of_all_tasks_resamples():
+    samples = [
+        bootstrap_spearman(np.array(cosines(rows)), rows["score"].to_numpy(), BOOTSTRAP)
+        for rows in (rows_of("STS12"), rows_of("STS-B"))
+    ]
+    average = next(s for s in score(YEAR) if s.task == "avg" and not s.unseen)
+    expected = np.percentile(np.mean(samples, axis=0), [2.5, 97.5])
+    assert (average.low, average.high) == pytest.approx(expected, abs=1e-3)
+
+
+def lengthy_table() -> pd.DataFrame:
+    """Sentences of 2 to 9 words, in sets of more than one batch of 128."""
+    table = make_table({"STS13": ("long", "longer"), "STS-B": ("x",)}, pairs=150)
+    rng = np.random.default_rng(0)
+    for side in ("sentence1", "sentence2"):
+        table[side] += [" on" * count for count in rng.integers(8, size=len(table))]
+    return table
+
+
+def sorted_by_length(rows: pd.DataFrame) -> pd.DataFrame:
+    keys = [
+        (len(r.sentence1.split()), len(r.sentence2.split()), r.score) for r in rows.itertuples()
+    ]
+    return rows.iloc[sorted(range(len(keys)), key=keys.__getitem__)]
+
+
+def geometry(sets: list[pd.DataFrame]) -> tuple[float, float]:
+    """Alignment and uniformity, the plain means over the batches of all sets."""
+    aligned, uniform = [], []
+    for batch in (rows[start : start + 128] for rows in sets for start in range(0, len(rows), 128)):
+        sides = [np.stack([vector(s) for s in batch[f"sentence{n}"]]).astype(float) for n in (1, 2)]
+        one, two = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in sides)
+        positive = (batch["score"] >= 4).to_numpy()
+        distances = [sum((a - b) ** 2) for a, b in zip(one[positive], two[positive], strict=True)]
+        aligned.append(np.mean(distances) if distances else 0)
+        squared = pdist(np.concatenate([one, two]), "sqeuclidean")
+        uniform.append(np.log(np.mean(np.exp(-2 * squared))))
+    return float(np.mean(aligned)), float(np.mean(uniform))
+
+
+def test_geometry_is_over_a_years_sets_sorted_by_length_and_other_tasks_in_file_order():
+    table = lengthy_table()
+    scores = score(table)
+    years = [rows for _, rows in rows_of("STS13", table=table).groupby("subset", sort=False)]
+    benchmark = rows_of("STS-B", table=table)
+    expected = {
+        "STS13": geometry([sorted_by_length(rows) for rows in years]),
+        "STS-B": geometry([benchmark]),
+    }
+    for task, wanted in expected.items():
+        found = [value(scores, task, measure) for measure in ("alignment", "uniformity")]
+        assert found == pytest.approx(wanted, abs=1e-9)
+    assert geometry(years) != pytest.approx(expected["STS13"], abs=1e-5)
+    assert geometry([sorted_by_length(benchmark)]) != pytest.approx(expected["STS-B"], abs=1e-5)
+
+
 def test_unseen_pairs_are_those_without_a_training_sentence():
     table = make_table({"STS12": ("one",), "STS-B": ("two",)}, pairs=100)
     common = WORDS[:40]
@@ -125,10 +183,28 @@ def test_unseen_pairs_are_those_without_a_training_sentence():
     assert value(scores, "avg", aggregation="all", unseen=True) == pytest.approx(np.mean(both))
 
 
-def test_too_few_unseen_pairs_have_no_number():
-    scores = score(YEAR, seen=frozenset(WORDS))
-    for task in ("STS12", "STS-B", "avg"):
-        assert value(scores, task, aggregation="all", unseen=True) is None
+def disjoint_table() -> pd.DataFrame:
+    """Twenty pairs of each task; no sentence stands in two of them."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (task, "x", "test", f"The {task} no. {n} , a", f"the {task} no. {n} , b", rng.uniform(0, 5))
+        for task in ("STS12", "STS-B")
+        for n in range(20)
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+@pytest.mark.parametrize("side", ["a", "b"])
+@pytest.mark.parametrize(("left", "has_number"), [(10, True), (9, False)])
+def test_below_ten_unseen_pairs_neither_task_nor_average_has_a_number(side, left, has_number):
+    """Training text is compared by its words: neither case nor punctuation tells it apart."""
+    seen = frozenset(normalise(f"the sts12 no {n} {side}") for n in range(left, 20))
+    scores = score(disjoint_table(), seen=seen)
+    counts = {s.task: s.count for s in scores if s.unseen}
+    assert counts == {"STS12": left, "STS-B": 20, "avg": left + 20}
+    for task, is_defined in {"STS12": has_number, "STS-B": True, "avg": has_number}.items():
+        found = next(s for s in scores if s.unseen and s.task == task)
+        assert (found.value is not None) == (found.low is not None) == is_defined
 
 
 def test_a_constant_sub_set_has_no_number_and_leaves_none_to_the_means():
@@ -147,9 +223,9 @@ CONVENTIONS = make_table(
 
 def test_senteval_scores_test_splits_of_its_own_text():
     scores = score(CONVENTIONS, "senteval")
-    assert value(scores, "STS-B", aggregation="all") == pytest.approx(
-        spearman(rows_of("STS-B", table=CONVENTIONS)), abs=1e-6
-    )
+    for task in ("STS-B", "SICK-R"):
+        expected = spearman(rows_of(task, table=CONVENTIONS))
+        assert value(scores, task, aggregation="all") == pytest.approx(expected, abs=1e-6)
     assert "STS-B-cased" not in {s.task for s in scores}
 
 

@@ -5,8 +5,10 @@ import pandas as pd
 import pytest
 import torch
 
+from benchmarks import plain_evaluation
 from benchmarks.plain_evaluation import PENALTIES, PlainTransfer
 from pipeline.errors import InputError
+from pipeline.evaluate import transfer
 from pipeline.evaluate.classifier import Fitted
 from pipeline.evaluate.embed import Embeddings
 from pipeline.evaluate.transfer import _choose, score_transfer
@@ -80,11 +82,19 @@ def test_a_task_with_a_dev_split_equals_the_plain_evaluator(seed):
 
 def test_a_task_with_train_and_test_equals_the_plain_evaluator():
     table = make_task("TREC", {"train": 150, "test": 60}, classes=3)
-    assert_equals_plain(table, make_embeddings(table))
+    assert_equals_plain(table, make_embeddings(table), seed=7)
 
 
 @pytest.mark.slow
 def test_a_task_without_splits_equals_the_plain_evaluator():
+    table = make_task("MR", {"all": 50})
+    assert_equals_plain(table, make_embeddings(table), seed=3)
+
+
+def test_a_task_without_splits_equals_the_plain_evaluator_where_two_penalties_compete(monkeypatch):
+    """As above, with half of the 400 inner fits."""
+    for module in (transfer, plain_evaluation):
+        monkeypatch.setattr(module, "PENALTIES", (1e-3, 0.3))
     table = make_task("MR", {"all": 50})
     assert_equals_plain(table, make_embeddings(table), seed=3)
 
