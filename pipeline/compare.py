@@ -30,9 +30,11 @@ _COUNTS = frozenset({"pairs", "pairs_unseen"})
 _LARGEST = 1e6
 """No score is larger; below it, float64 keeps far more digits than a report has."""
 
-_ROUNDING = 0.025
-"""Accuracies have two decimals, as in SentEval, which moves a difference by up to 0.01 either way:
-differences less than this apart may be equal, and their spread would be that of the rounding."""
+_ROUNDING = {"transfer": 0.025}
+_FINE_ROUNDING = 0.00025
+"""Differences less than this apart may be equal, and their spread that of the rounding: accuracies
+have two decimals, as in SentEval, which moves a difference by up to 0.01 either way; all other
+scores have four."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,10 @@ def compare(first: Configuration, second: Configuration | None = None) -> list[C
         _check_seeds_once(side)
     names = list(first.reports[0].scores)
     if second is None:
-        return [ComparedScore(name, summarise(_values(first.reports, name))) for name in names]
+        return [
+            ComparedScore(name, summarise(_values(first.reports, name), _rounding(name)))
+            for name in names
+        ]
     pairs = pair_reports(first, second)
     return _test(names, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
 
@@ -171,13 +176,13 @@ def pair_reports(first: Configuration, second: Configuration) -> list[tuple[Repo
     return pairs
 
 
-def summarise(values: Float64[np.ndarray, " seeds"]) -> Summary:
+def summarise(values: Float64[np.ndarray, " seeds"], rounding: float = _FINE_ROUNDING) -> Summary:
     """Mean, standard deviation and 95 % interval of the mean, mean +- t(n - 1) * sd / sqrt(n)."""
     n, mean = len(values), float(np.mean(values))
     if n == 1:
         return Summary(n, mean, sd=None, interval=None, note="one value has no spread")
     sd = float(np.std(values, ddof=1))
-    if _are_equal(values):
+    if np.ptp(values) < rounding:
         return Summary(
             n,
             mean,
@@ -190,14 +195,16 @@ def summarise(values: Float64[np.ndarray, " seeds"]) -> Summary:
 
 
 def paired_p(
-    first: Float64[np.ndarray, " seeds"], second: Float64[np.ndarray, " seeds"]
+    first: Float64[np.ndarray, " seeds"],
+    second: Float64[np.ndarray, " seeds"],
+    rounding: float = _FINE_ROUNDING,
 ) -> float | None:
     """Two-sided p of the paired t-test; None where all differences are equal.
 
     Equal differences make t = mean / 0. The p = 0 that follows would claim more than any number
     of seeds can show.
     """
-    if _are_equal(first - second):
+    if np.ptp(first - second) < rounding:
         return None
     return float(ttest_rel(first, second).pvalue)
 
@@ -240,14 +247,14 @@ def _test(
     names: Sequence[str], first: Sequence[Report], second: Sequence[Report]
 ) -> list[ComparedScore]:
     columns = {name: (_values(first, name), _values(second, name)) for name in names}
-    p_values = {name: paired_p(*column) for name, column in columns.items()}
+    p_values = {name: paired_p(*column, _rounding(name)) for name, column in columns.items()}
     adjusted = _adjust_by_block(p_values)
     return [
         ComparedScore(
             score=name,
-            first=summarise(a),
-            second=summarise(b),
-            difference=summarise(a - b),
+            first=summarise(a, _rounding(name)),
+            second=summarise(b, _rounding(name)),
+            difference=summarise(a - b, _rounding(name)),
             p=p_values[name],
             p_adjusted=adjusted.get(name),
         )
@@ -267,8 +274,8 @@ def _values(reports: Sequence[Report], score: str) -> Float64[np.ndarray, " seed
     return np.array([report.scores[score] for report in reports], dtype=np.float64)
 
 
-def _are_equal(values: Float64[np.ndarray, " seeds"]) -> bool:
-    return bool(np.ptp(values) < _ROUNDING)
+def _rounding(score: str) -> float:
+    return _ROUNDING.get(score.partition(".")[0], _FINE_ROUNDING)
 
 
 def _find(where: str) -> list[Path]:

@@ -215,7 +215,8 @@ def test_the_rounding_of_reports_is_no_spread():
     """1/3, 2/3 and 1 are a third apart, but not in two decimals."""
     higher, lower = np.array([33.33, 66.67, 100.0]), np.array([0.0, 33.33, 66.67])
     assert np.ptp(higher - lower) > 0
-    assert paired_p(higher, lower) is None
+    assert paired_p(higher, lower, 0.025) is None
+    assert paired_p(higher, lower) is not None
     assert paired_p(higher + np.array([0, 0, 0.05]), lower) < 1e-4  # a spread of its own is one
 
 
