@@ -99,22 +99,6 @@ def test_a_task_without_splits_equals_the_plain_evaluator_where_two_penalties_co
     assert_equals_plain(table, make_embeddings(table), seed=3)
 
 
-@pytest.mark.parametrize(
-    "sizes", [{"train": 60, "test": 60}, {"train": 60, "dev": 40, "test": 60}], ids=len
-)
-def test_the_last_fit_has_the_chosen_penalty(sizes, monkeypatch):
-    """The first of these penalties leaves hardly a weight, so that only the second can be chosen."""
-    for module in (transfer, plain_evaluation):
-        monkeypatch.setattr(module, "PENALTIES", (30.0, 1e-3))
-    table = make_task("TREC", sizes)
-    embeddings = make_embeddings(table)
-    assert_equals_plain(table, embeddings)
-    monkeypatch.setattr(transfer, "PENALTIES", (30.0,))
-    assert measures(embeddings, table)["TREC", "accuracy"] != pytest.approx(
-        PlainTransfer(embeddings.of, table, SEED).run()[1], abs=1
-    )
-
-
 def run_pairs_plainly(plain):
     """Dev accuracy, and the classes and predictions of the test pairs."""
     penalty, dev_accuracy = plain.grid(*plain.data["train"], SEED)
