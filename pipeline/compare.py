@@ -4,10 +4,12 @@ A configuration is a set of evaluation reports, one a seed. All scores are x100,
 ranks. What is computed and why: docs/statistics.md.
 """
 
+import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from glob import escape, glob
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,8 @@ scores have four."""
 class Report:
     """The headline numbers of one evaluation report."""
 
-    path: Path
+    where: str
+    """The file, or what else it was read from; errors name it."""
     scores: dict[str, float]
     """By name, such as `sts.avg` or `retrieval.text_to_image.recall@1`."""
     seed: int | None
@@ -71,6 +74,11 @@ class Summary:
     """95 % interval of the mean by Student's t; None where `note` says why."""
     note: str | None = None
     """Why there is no interval, and no p of a difference."""
+
+    @property
+    def standard_error(self) -> float | None:
+        """Of the mean, sd / sqrt(n); None for one value."""
+        return None if self.sd is None else self.sd / math.sqrt(self.n)
 
 
 @dataclass(frozen=True)
@@ -114,16 +122,28 @@ def read_report(path: Path) -> Report:
     Raises:
         InputError: it is no report, or a score is not a finite number.
     """
-    content = _read_object(path)
-    scores = dict(_flatten(path, _read_blocks(path, content)))
+    return parse_report(_read_object(path), str(path))
+
+
+def parse_report(content: Mapping[str, Any], where: str) -> Report:
+    """Check the content of one evaluation report.
+
+    Args:
+        content: its JSON object.
+        where: what errors call it.
+
+    Raises:
+        InputError: it is no report, or a score is not a finite number.
+    """
+    scores = dict(_flatten(where, _read_blocks(where, content)))
     if not scores:
         raise InputError(
-            f"{path} is no evaluation report: no score in {', '.join(BLOCKS)}.",
+            f"{where} is no evaluation report: no score in {', '.join(BLOCKS)}.",
             "name only files that `python -m stages.evaluate --out` wrote, if need be by a "
             "quoted pattern.",
         )
-    about = _read_about(path, content)
-    return Report(path, scores, _read_seed(path, about), _read_measured_with(path, about))
+    about = _read_about(where, content)
+    return Report(where, scores, _read_seed(where, about), _read_measured_with(where, about))
 
 
 def compare(first: Configuration, second: Configuration | None = None) -> list[ComparedScore]:
@@ -145,10 +165,7 @@ def compare(first: Configuration, second: Configuration | None = None) -> list[C
         _check_seeds_once(side)
     names = list(first.reports[0].scores)
     if second is None:
-        return [
-            ComparedScore(name, summarise(_values(first.reports, name), _rounding(name)))
-            for name in names
-        ]
+        return [ComparedScore(name, summarise_score(name, first.reports)) for name in names]
     pairs = pair_reports(first, second)
     return _test(names, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
 
@@ -159,21 +176,64 @@ def pair_reports(first: Configuration, second: Configuration) -> list[tuple[Repo
     Raises:
         InputError: the seeds differ or are missing in some, or there are fewer than two pairs.
     """
-    both = [*first.reports, *second.reports]
-    _check_no_file_twice(both)
-    unknown = [report for report in both if report.seed is None]
-    if unknown and len(unknown) < len(both):
-        raise InputError(
-            f"{unknown[0].path} records no seed, while other reports do.",
-            "score that model again, or leave the file out.",
-        )
-    pairs = _pair_in_order(first, second) if unknown else _pair_by_seed(first, second)
+    pairs = match_reports(first, second)
     if len(pairs) < 2:  # noqa: PLR2004
         raise InputError(
             f"{first.name} and {second.name} make one pair of reports; a test needs two or more.",
             "train and score both configurations with more seeds.",
         )
     return pairs
+
+
+def match_reports(first: Configuration, second: Configuration) -> list[tuple[Report, Report]]:
+    """As `pair_reports`, but one pair is enough.
+
+    Raises:
+        InputError: the seeds differ or are missing in some.
+    """
+    both = [*first.reports, *second.reports]
+    _check_no_file_twice(both)
+    unknown = [report for report in both if report.seed is None]
+    if unknown and len(unknown) < len(both):
+        raise InputError(
+            f"{unknown[0].where} records no seed, while other reports do.",
+            "score that model again, or leave the file out.",
+        )
+    return _pair_in_order(first, second) if unknown else _pair_by_seed(first, second)
+
+
+def compare_score(score: str, first: Sequence[Report], second: Sequence[Report]) -> ComparedScore:
+    """Test one score of paired reports; `p_adjusted` is left to the caller, who knows the family.
+
+    Args:
+        score: which, by name.
+        first: reports of a configuration.
+        second: the same number of another, in the order of their partners.
+    """
+    mine, yours = values_of(first, score), values_of(second, score)
+    rounding = rounding_of(score)
+    return ComparedScore(
+        score=score,
+        first=summarise(mine, rounding),
+        second=summarise(yours, rounding),
+        difference=summarise(mine - yours, rounding),
+        p=paired_p(mine, yours, rounding),
+    )
+
+
+def summarise_score(score: str, reports: Sequence[Report]) -> Summary:
+    """Mean and spread of one score over reports that all have it."""
+    return summarise(values_of(reports, score), rounding_of(score))
+
+
+def values_of(reports: Sequence[Report], score: str) -> Float64[np.ndarray, " seeds"]:
+    """One score of several reports, in their order."""
+    return np.array([report.scores[score] for report in reports], dtype=np.float64)
+
+
+def rounding_of(score: str) -> float:
+    """Differences of a score that are less than this apart may be equal, in its unit."""
+    return _ROUNDING.get(score.partition(".")[0], _FINE_ROUNDING)
 
 
 def summarise(values: Float64[np.ndarray, " seeds"], rounding: float = _FINE_ROUNDING) -> Summary:
@@ -224,6 +284,30 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
+def check_measured_alike(reports: Sequence[Report]) -> None:
+    """Refuse reports of another evaluator, other settings or other data.
+
+    The data of a part that only one of two reports has scores of is not compared.
+
+    Raises:
+        InputError: naming two reports and what differs.
+    """
+    for one, other in itertools.combinations(reports, 2):
+        _check_same_measure(one, other)
+
+
+def check_configuration(side: Configuration) -> None:
+    """Refuse a configuration whose reports are not alike, or of which two have one seed.
+
+    Raises:
+        InputError: naming the reports.
+    """
+    for other in side.reports[1:]:
+        _check_same_scores(side.reports[0], other)
+    check_measured_alike(side.reports)
+    _check_seeds_once(side)
+
+
 def is_average(score: str) -> bool:
     """Whether a score is an average of others: `avg`, `avg_unseen`."""
     return score.rsplit(".", maxsplit=1)[-1].split("_", maxsplit=1)[0] == "avg"
@@ -235,7 +319,7 @@ def describe(*sides: Configuration, scores: Sequence[ComparedScore]) -> dict[str
         "configurations": [
             {
                 "name": side.name,
-                "reports": [{"file": str(r.path), "seed": r.seed} for r in side.reports],
+                "reports": [{"file": r.where, "seed": r.seed} for r in side.reports],
             }
             for side in sides
         ],
@@ -246,20 +330,9 @@ def describe(*sides: Configuration, scores: Sequence[ComparedScore]) -> dict[str
 def _test(
     names: Sequence[str], first: Sequence[Report], second: Sequence[Report]
 ) -> list[ComparedScore]:
-    columns = {name: (_values(first, name), _values(second, name)) for name in names}
-    p_values = {name: paired_p(*column, _rounding(name)) for name, column in columns.items()}
-    adjusted = _adjust_by_block(p_values)
-    return [
-        ComparedScore(
-            score=name,
-            first=summarise(a, _rounding(name)),
-            second=summarise(b, _rounding(name)),
-            difference=summarise(a - b, _rounding(name)),
-            p=p_values[name],
-            p_adjusted=adjusted.get(name),
-        )
-        for name, (a, b) in columns.items()
-    ]
+    tests = [compare_score(name, first, second) for name in names]
+    adjusted = _adjust_by_block({test.score: test.p for test in tests})
+    return [replace(test, p_adjusted=adjusted.get(test.score)) for test in tests]
 
 
 def _adjust_by_block(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
@@ -268,14 +341,6 @@ def _adjust_by_block(p_values: Mapping[str, float | None]) -> dict[str, float | 
         family = [s for s in p_values if s.startswith(f"{block}.") and not is_average(s)]
         adjusted |= zip(family, holm([p_values[score] for score in family]), strict=True)
     return adjusted
-
-
-def _values(reports: Sequence[Report], score: str) -> Float64[np.ndarray, " seeds"]:
-    return np.array([report.scores[score] for report in reports], dtype=np.float64)
-
-
-def _rounding(score: str) -> float:
-    return _ROUNDING.get(score.partition(".")[0], _FINE_ROUNDING)
 
 
 def _find(where: str) -> list[Path]:
@@ -299,60 +364,60 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_blocks(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+def _read_blocks(where: str, content: Mapping[str, Any]) -> dict[str, Any]:
     blocks = {name: content[name] for name in BLOCKS if name in content}
     for name, block in blocks.items():
         if not isinstance(block, dict):
-            raise InputError(f"{path}: {name} is no object.", "score that model again.")
+            raise InputError(f"{where}: {name} is no object.", "score that model again.")
     return blocks
 
 
-def _flatten(path: Path, block: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
+def _flatten(where: str, block: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
     for key, value in block.items():
         if isinstance(value, dict):
-            yield from _flatten(path, value, f"{above}{key}.")
+            yield from _flatten(where, value, f"{above}{key}.")
         elif key not in _COUNTS:
-            yield f"{above}{key}", _read_number(path, f"{above}{key}", value)
+            yield f"{above}{key}", _read_number(where, f"{above}{key}", value)
 
 
-def _read_number(path: Path, name: str, value: Any) -> float:
+def _read_number(where: str, name: str, value: Any) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if is_number and abs(value) < _LARGEST:  # NaN is below nothing
         return float(value)
     raise InputError(
-        f"{path}: {name} is {str(value)[:40]}, not a finite score.",
+        f"{where}: {name} is {str(value)[:40]}, not a finite score.",
         "leave the file out, or score that model again.",
     )
 
 
-def _read_about(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+def _read_about(where: str, content: Mapping[str, Any]) -> dict[str, Any]:
     if "systems" not in content:
         return {}
     match content["systems"]:
         case [{"about": dict(about)}, *_]:
             return about
     raise InputError(
-        f"{path}: systems[0].about is no object.", "leave the file out, or score the model again."
+        f"{where}: systems[0].about is no object.", "leave the file out, or score the model again."
     )
 
 
-def _read_seed(path: Path, about: Mapping[str, Any]) -> int | None:
+def _read_seed(where: str, about: Mapping[str, Any]) -> int | None:
     seed = about.get("seed")
     if seed is None or type(seed) is int:  # a bool is an int, but no seed
         return seed
     raise InputError(
-        f"{path}: systems[0].about.seed is {str(seed)[:40]}, not a whole number or null.",
+        f"{where}: systems[0].about.seed is {str(seed)[:40]}, not a whole number or null.",
         "leave the file out, or score the model again.",
     )
 
 
-def _read_measured_with(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+def _read_measured_with(where: str, about: Mapping[str, Any]) -> dict[str, Any]:
     found = {"evaluator": about["evaluator"]} if "evaluator" in about else {}
     for group in ("data", "settings"):
         facts = about.get(group) or {}
         if not isinstance(facts, dict):
             raise InputError(
-                f"{path}: systems[0].about.{group} is no object.",
+                f"{where}: systems[0].about.{group} is no object.",
                 "leave the file out, or score the model again.",
             )
         found |= {f"{group}.{name}": value for name, value in facts.items()}
@@ -362,7 +427,7 @@ def _read_measured_with(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
 def _check_comparable(reports: Sequence[Report]) -> None:
     for other in reports[1:]:
         _check_same_scores(reports[0], other)
-        _check_same_measure(reports[0], other)
+    check_measured_alike(reports)
     if len(reports) > 1 and not reports[0].measured_with:
         log.warning("no report records its data and evaluator; they are taken to be the same")
 
@@ -373,27 +438,33 @@ def _check_same_scores(one: Report, other: Report) -> None:
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""  # noqa: PLR2004
             raise InputError(
-                f"{lacks.path} lacks {', '.join(missing[:3])}{more}, which {has.path} has.",
+                f"{lacks.where} lacks {', '.join(missing[:3])}{more}, which {has.where} has.",
                 "score all models on the same tasks.",
             )
 
 
 def _check_same_measure(one: Report, other: Report) -> None:
-    for key in sorted(one.measured_with.keys() | other.measured_with.keys()):
+    keys = one.measured_with.keys() | other.measured_with.keys()
+    alone = {f"data.{part}" for part in BLOCKS if _has(one, part) != _has(other, part)}
+    for key in sorted(keys - alone):
         values = [report.measured_with.get(key, "not recorded") for report in (one, other)]
         if values[0] != values[1]:
             raise InputError(
-                f"{one.path} and {other.path} were not measured alike: {key} differs "
+                f"{one.where} and {other.where} were not measured alike: {key} differs "
                 f"({str(values[0])[:12]} and {str(values[1])[:12]}).",
                 "score the models again, with one evaluator on the same data.",
             )
+
+
+def _has(report: Report, part: str) -> bool:
+    return any(score.startswith(f"{part}.") for score in report.scores)
 
 
 def _check_seeds_once(side: Configuration) -> None:
     counts = Counter(report.seed for report in side.reports if report.seed is not None)
     seed, times = counts.most_common(1)[0] if counts else (None, 1)
     if times > 1:
-        files = ", ".join(str(report.path) for report in side.reports if report.seed == seed)
+        files = ", ".join(report.where for report in side.reports if report.seed == seed)
         raise InputError(
             f"{side.name} has seed {seed} {times} times: {files}.",
             "leave one report a seed.",
@@ -401,7 +472,7 @@ def _check_seeds_once(side: Configuration) -> None:
 
 
 def _check_no_file_twice(reports: Sequence[Report]) -> None:
-    path, times = Counter(report.path.resolve() for report in reports).most_common(1)[0]
+    path, times = Counter(Path(report.where).resolve() for report in reports).most_common(1)[0]
     if times > 1:
         raise InputError(
             f"{path} belongs to both configurations.", "name two configurations without overlap."
@@ -432,6 +503,6 @@ def _pair_in_order(first: Configuration, second: Configuration) -> list[tuple[Re
             "give both the same number of reports.",
         )
     pairs = list(zip(first.reports, second.reports, strict=True))
-    shown = ", ".join(f"{mine.path} with {yours.path}" for mine, yours in pairs)
+    shown = ", ".join(f"{mine.where} with {yours.where}" for mine, yours in pairs)
     log.warning("no report records its seed; paired in the order of file names: %s", shown)
     return pairs

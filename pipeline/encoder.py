@@ -25,7 +25,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.errors import InputError, MissingArtifactError, ModelError, PipelineError
+from pipeline.errors import (
+    InputError,
+    MissingArtifactError,
+    ModelError,
+    PipelineError,
+    StaleArtifactError,
+)
 from pipeline.runtime import hash_file, hash_strings, length_batches, progress
 
 Pooling = Literal["cls", "mean"]
@@ -305,6 +311,26 @@ class Student:
     objective: str
     seed: int | None = None
     """Of the training run."""
+    matryoshka: tuple[int, ...] = ()
+    """Shorter embeddings, by their first dimensions, that were trained along."""
+    teacher: str = ""
+    """sha256 over the weights of the teacher whose features the heads read; empty: not recorded."""
+
+    def require_teacher(self, weights: str) -> None:
+        """Refuse features of another teacher than the heads were trained on.
+
+        Args:
+            weights: the hash of the teacher that made them; empty where that is not recorded.
+
+        Raises:
+            StaleArtifactError: it is another one.
+        """
+        if self.teacher and weights and self.teacher != weights:
+            raise StaleArtifactError(
+                "the teacher's features were made by another teacher than the student's heads "
+                f"were trained on ({weights[:12]} and {self.teacher[:12]}).",
+                "run `dvc repro train`, or set the teacher that it was trained with.",
+            )
 
     @torch.inference_mode()
     def ground_sentences(
@@ -360,7 +386,13 @@ def save_student(folder: Path, student: Student, card: str) -> None:
     _write_sentence_transformers_files(folder, encoder)
     heads = {key: value.contiguous().cpu() for key, value in student.heads.state_dict().items()}
     save_file(heads, folder / "heads.safetensors")
-    about = {"dims": student.heads.dims, "objective": student.objective, "seed": student.seed}
+    about = {
+        "dims": student.heads.dims,
+        "objective": student.objective,
+        "seed": student.seed,
+        "matryoshka": student.matryoshka,
+        "teacher": student.teacher,
+    }
     _write(folder / "heads.json", about)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -375,7 +407,12 @@ def load_student(folder: Path, device: torch.device) -> Student:
     encoder = SentenceEncoder.load(folder)
     try:
         about = json.loads((folder / "heads.json").read_text(encoding="utf-8"))
-        objective, seed = str(about["objective"]), about.get("seed")
+        facts = {
+            "objective": str(about["objective"]),
+            "seed": about.get("seed"),
+            "matryoshka": tuple(map(int, about.get("matryoshka", ()))),
+            "teacher": str(about.get("teacher", "")),
+        }
         heads = GroundingHeads(*about["dims"])
         heads.load_state_dict(load_file(folder / "heads.safetensors"))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -383,7 +420,7 @@ def load_student(folder: Path, device: torch.device) -> Student:
             f"{folder} has no usable grounding heads: {_first_line(error)}.",
             "run `dvc repro -f train`.",
         ) from None
-    return Student(encoder.to(device).eval(), heads.to(device).eval(), objective, seed)
+    return Student(encoder.to(device).eval(), heads.to(device).eval(), **facts)
 
 
 def is_student(folder: Path) -> bool:

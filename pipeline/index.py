@@ -94,7 +94,11 @@ def build_index(
 
     Returns:
         Metrics: counts and bytes.
+
+    Raises:
+        StaleArtifactError: the features are of another teacher than the student's.
     """
+    student.require_teacher(features.teacher)
     captions = pairs.captions
     vectors: dict[Kind, Vectors] = {
         "caption": student.encoder.encode(

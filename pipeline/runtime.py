@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -213,6 +213,25 @@ def ends_on_signal(command: str) -> Iterator[None]:
         _install(previous)
 
 
+@contextlib.contextmanager
+def defers_signals() -> Iterator[Callable[[], signal.Signals | None]]:
+    """Hold SIGTERM and SIGINT back, so that a step in progress ends; yields what came, if any.
+
+    A second signal does what the first would have done outside.
+    """
+    came: list[signal.Signals] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        came.append(signal.Signals(number))
+        _install(previous)
+
+    previous = _install({signal.SIGTERM: note, signal.SIGINT: note})
+    try:
+        yield lambda: came[0] if came else None
+    finally:
+        _install(previous)
+
+
 def leave_signals_to_parent(_worker: int = 0) -> None:
     """Make a worker process outlive Ctrl-C, which the terminal sends to the whole group.
 
@@ -225,7 +244,7 @@ def leave_signals_to_parent(_worker: int = 0) -> None:
 _Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
-def _install(handlers: dict[signal.Signals, Any]) -> dict[signal.Signals, _Handler]:
+def _install(handlers: Mapping[signal.Signals, Any]) -> dict[signal.Signals, _Handler]:
     return {number: signal.signal(number, handler) for number, handler in handlers.items()}
 
 

@@ -25,10 +25,14 @@ from stages._tables import print_systems
 
 
 def main(
-    model: Annotated[str, typer.Option(help="A model directory or hub name.")] = str(paths.MODEL),
-    out: Annotated[Path, typer.Option(help="JSON to write; a CSV goes beside it.")] = (
-        paths.REPORTS / "evaluate.json"
-    ),
+    model: Annotated[
+        str | None,
+        typer.Option(help="A model directory or hub name; default: the first seed's student."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="JSON, a CSV goes beside it; default: reports/evaluate/NAME.json."),
+    ] = None,
     tasks: Annotated[
         str | None, typer.Option(help="Of sts,transfer,retrieval; default: evaluate.tasks.")
     ] = None,
@@ -48,6 +52,8 @@ def main(
 ) -> None:
     """Score a sentence encoder: STS, transfer and retrieval, each distinct sentence read once."""
     params = read_params()
+    model = model or str(paths.first_model(params))
+    out = out or paths.EVALUATE_REPORTS / f"{Path(model).name}.json"
     check_report_path(out)
     asked = parse_tasks(tasks)
     encoder, student = _load(model, pooling)
@@ -55,9 +61,15 @@ def main(
     settings = _settings(params.evaluate, asked, model, can_retrieve=can_retrieve)
     places = Places(evaluation, pairs, text, features)
     suite = read_suite(places, params.teacher, settings)
-    name = name or _default_name(model)
+    name = name or ("student" if student else Path(model).name)
     others = _read_others(beside or [], suite, name)
-    scores = evaluate(encoder, suite, student if can_retrieve else None, show_progress=True)
+    scores = evaluate(
+        encoder,
+        suite,
+        student if can_retrieve else None,
+        dimensions=student.matryoshka if student else (),
+        show_progress=True,
+    )
     facts = {"model": model, "seed": student.seed if student else None}
     about = describe(suite, str(encoder.device), **facts, **describe_encoder(encoder))
     systems = [System(name, about, scores), *others]
@@ -82,10 +94,6 @@ def _read_others(reports: list[Path], suite: Suite, name: str) -> list[System]:
             "give this one another --name, and leave out reports that show a system again.",
         )
     return [system for _, system in read]
-
-
-def _default_name(model: str) -> str:
-    return "student" if Path(model) == paths.MODEL else Path(model).name
 
 
 def parse_tasks(text: str | None) -> list[Part] | None:
@@ -127,8 +135,8 @@ def _load(model: str, pooling: Pooling | None) -> tuple[SentenceEncoder, Student
     Raises:
         ParamsError: another pooling is asked of a student, whose heads were trained on its own.
     """
-    path, is_default = Path(model), Path(model) == paths.MODEL
-    if not is_default and not is_student(path):
+    path, is_own = Path(model), paths.MODELS in Path(model).parents
+    if not is_own and not is_student(path):
         return SentenceEncoder.load(model, pooling).to(choose_device()), None
     student = load_student(path, choose_device())
     if pooling not in {None, student.encoder.pooling}:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from pipeline.params.schema import Params
+
 DATA = Path("data")
 REPORTS = Path("reports")
 
@@ -10,5 +12,18 @@ PAIRS = DATA / "pairs"
 TEXT = DATA / "text"
 EVALUATION = DATA / "evaluation"
 FEATURES = DATA / "features.h5"
-MODEL = DATA / "model"
+MODELS = DATA / "models"
+CHECKPOINTS = DATA / "checkpoints"
 INDEX = DATA / "index"
+TRAIN_REPORTS = REPORTS / "train"
+EVALUATE_REPORTS = REPORTS / "evaluate"
+
+
+def first_model(params: Params) -> Path:
+    """The student that is indexed and searched with: that of the first seed."""
+    return model(params.train.seeds[0])
+
+
+def model(seed: int) -> Path:
+    """The student of one seed."""
+    return MODELS / str(seed)

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from pipeline.search import Hit, Searcher
 from stages import paths
-from stages._cli import run_stage
+from stages._cli import read_params, run_stage
 
 
 def main(
@@ -20,11 +20,11 @@ def main(
     k: Annotated[int, typer.Option("-k", help="Results to show.")] = 10,
     images: Annotated[bool, typer.Option(help="Rank pictures instead of captions.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    model: Path = paths.MODEL,
+    model: Annotated[Path | None, typer.Option(help="Default: the first seed's student.")] = None,
     index: Path = paths.INDEX,
 ) -> None:
     """Search captions, or pictures, by text; scores are cosines."""
-    searcher = Searcher.open(model, index)
+    searcher = Searcher.open(model or paths.first_model(read_params()), index)
     hits = searcher.search([query], kind="image" if images else "caption", k=k)[0]
     if as_json:
         typer.echo(json.dumps([asdict(hit) for hit in hits], indent=2))

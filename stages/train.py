@@ -1,51 +1,100 @@
 """Distil the cached teacher into a sentence encoder."""
 
-import functools
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
-from dvclive.live import Live
+import pandas as pd
+import typer
 
-from pipeline.download.records import read_pairs, read_sentences, read_sts
-from pipeline.encoder import save_student
+from pipeline.download.records import Pairs, read_pairs, read_sentences, read_sts
+from pipeline.encoder import Student, save_student
 from pipeline.evaluate.selection import DevScorer
 from pipeline.features.store import read_features
-from pipeline.runtime import atomic_folder, write_json
-from pipeline.train.batches import training_pairs
+from pipeline.runtime import atomic_file, atomic_folder, write_json
+from pipeline.train.batches import TrainingData, training_pairs
 from pipeline.train.card import model_card
-from pipeline.train.loop import RunParams, TrainingData, train_student
+from pipeline.train.checkpoint import Checkpoint, run_fingerprint
+from pipeline.train.diagnostics import (
+    angles_and_margins,
+    draw_sample,
+    filter_effect,
+    masked_pairs,
+    similarity_histograms,
+    warn_of_useless_filter,
+)
+from pipeline.train.loop import train_student
+from pipeline.train.objective import loss_of
+from pipeline.train.run_params import RunParams
 from stages import paths
 from stages._cli import read_params, run_stage
 
 
 def main(
+    seed: Annotated[int | None, typer.Option(help="Default: the first of train.seeds.")] = None,
     pairs: Path = paths.PAIRS,
     text: Path = paths.TEXT,
     evaluation: Path = paths.EVALUATION,
     features: Path = paths.FEATURES,
-    out: Path = paths.MODEL,
-    curves: Path = paths.REPORTS / "train",
-    metrics: Path = paths.REPORTS / "train.json",
+    out: Annotated[Path | None, typer.Option(help="Default: data/models/SEED.")] = None,
+    reports: Annotated[Path | None, typer.Option(help="Default: reports/train/SEED.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Default: data/checkpoints/SEED.pt.")
+    ] = None,
+    checkpoint_every: Annotated[float, typer.Option(help="Seconds between two.", min=0)] = 120,
 ) -> None:
-    """Distil the cached teacher into a sentence encoder."""
+    """Distil the cached teacher into a sentence encoder; a stopped run goes on where it was."""
     params = read_params()
+    seed = params.train.seeds[0] if seed is None else seed
+    out, reports = out or paths.model(seed), reports or paths.TRAIN_REPORTS / str(seed)
     run = RunParams(params.student, params.loss, params.train)
     corpus = read_pairs(pairs)
     cached = read_features(features, params.teacher, corpus.fingerprint())
     data = TrainingData(read_sentences(text), training_pairs(corpus, cached))
     score_dev = DevScorer(read_sts(evaluation), params.train.batch_size)
-    with Live(str(curves), dvcyaml=None, report=None, save_dvc_exp=False) as live:
-        training = train_student(data, run, score_dev, functools.partial(_record, live))
-    card = model_card(run, params.teacher, training.metrics)
+    kept = Checkpoint(
+        checkpoint or paths.CHECKPOINTS / f"{seed}.pt",
+        run_fingerprint(data, run, seed, score_dev.sentences),
+        checkpoint_every,
+    )
+    tables, effect = _look_at_teacher(data, run, seed, corpus)
+    training = train_student(data, run, seed, score_dev, kept)
+    tables["curves"] = pd.DataFrame(training.curves, columns=["step", "curve", "value"])
+    tables |= _look_at_student(data, run, seed, training.student)
     with atomic_folder(out) as folder:
+        card = model_card(run, params.teacher, seed, training.metrics)
         save_student(folder, training.student, card)
-    write_json(metrics, training.metrics)
+    for name, table in tables.items():
+        _write_table(reports / f"{name}.csv", table)
+    write_json(reports / "metrics.json", {**training.metrics, **effect})
+    kept.remove()
 
 
-def _record(live: Live, step: int, values: Mapping[str, float]) -> None:
-    live.step = step
-    for name, value in values.items():
-        live.log_metric(name, value)
+def _look_at_teacher(
+    data: TrainingData, run: RunParams, seed: int, corpus: Pairs
+) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
+    """Tables of the teacher's similarities, and what the filter makes of them."""
+    noise = loss_of(run.train.objective, run.loss).filter
+    sample = draw_sample(data.pairs, seed)
+    effect = filter_effect(sample, noise)
+    warn_of_useless_filter(effect, noise)
+    names = dict(zip(corpus.images["image_id"], corpus.images["member"], strict=True))
+    tables = {
+        "similarity": similarity_histograms(sample),
+        "masked_pairs": masked_pairs(sample, effect, noise, names),
+    }
+    return tables, effect.metrics() if effect else {}
+
+
+def _look_at_student(
+    data: TrainingData, run: RunParams, seed: int, student: Student
+) -> dict[str, pd.DataFrame]:
+    angles, margins = angles_and_margins(data.pairs, run, seed, student)
+    return {"angles": angles, "margins": margins}
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    with atomic_file(path) as temporary:
+        table.to_csv(temporary, index=False)
 
 
 app = run_stage(main)

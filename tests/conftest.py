@@ -97,7 +97,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_params(folder, TINY)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for stage in ("download", "features", "train", "baselines", "evaluate", "index"):
+        for stage in ("download", "features", "train", "baselines", "evaluate", "summary", "index"):
             result = invoke(stage)
             assert result.exit_code == 0, (stage, result.output, result.exception)
     return folder

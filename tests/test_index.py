@@ -19,13 +19,13 @@ from tests.conftest import TINY
 
 @pytest.fixture(scope="module")
 def searcher(tiny_run) -> Searcher:
-    return Searcher.open(tiny_run / "data/model", tiny_run / "data/index")
+    return Searcher.open(tiny_run / "data/models/0", tiny_run / "data/index")
 
 
 def test_hits_are_the_exact_cosines(tiny_run, searcher):
     captions = read_pairs(tiny_run / "data/pairs").captions["caption"].tolist()
     query = "a small red circle above a blue square"
-    encoder = load_student(tiny_run / "data/model", torch.device("cpu")).encoder
+    encoder = load_student(tiny_run / "data/models/0", torch.device("cpu")).encoder
     vectors = encoder.encode([query, *captions], batch_size=32).astype(np.float64)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     expected = np.sort(vectors[1:] @ vectors[0])[::-1][:7]
@@ -50,7 +50,7 @@ def test_images_are_ranked_through_the_grounding_heads(tiny_run, searcher):
         TeacherParams(model=TINY["teacher"]["model"]),
         pairs.fingerprint(),
     )
-    student = load_student(tiny_run / "data/model", torch.device("cpu"))
+    student = load_student(tiny_run / "data/models/0", torch.device("cpu"))
     query = student.ground_sentences(student.encoder.encode(["a red circle"], batch_size=1))
     cosines = (student.ground_images(features.images) @ query.T)[:, 0]
     best = features.image_ids[np.argsort(-cosines)[:5]]
@@ -89,7 +89,7 @@ def test_bad_queries_are_refused(searcher, query, k, words):
 
 @pytest.fixture
 def copied(tiny_run, tmp_path):
-    shutil.copytree(tiny_run / "data/model", tmp_path / "model")
+    shutil.copytree(tiny_run / "data/models/0", tmp_path / "model")
     shutil.copytree(tiny_run / "data/index", tmp_path / "index")
     return tmp_path
 

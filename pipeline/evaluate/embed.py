@@ -29,7 +29,7 @@ class Embeddings:
     """
 
     def __init__(
-        self, sentences: Sequence[str], vectors: Float32[np.ndarray, "sentences dim"]
+        self, sentences: Iterable[str], vectors: Float32[np.ndarray, "sentences dim"]
     ) -> None:
         self._rows = pd.Index(list(sentences))
         self.vectors = vectors
@@ -40,6 +40,10 @@ class Embeddings:
         if (rows < 0).any():
             raise KeyError(list(sentences)[int(np.argmin(rows))])
         return rows
+
+    def first(self, dimensions: int) -> "Embeddings":
+        """The same sentences by their first dimensions alone."""
+        return Embeddings(self._rows, self.vectors[:, :dimensions])
 
     def of(self, sentences: Iterable[str]) -> Float32[np.ndarray, "given dim"]:
         """The vector of each sentence."""

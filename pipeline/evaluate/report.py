@@ -3,6 +3,7 @@
 A report is one JSON object:
 
     sts, transfer, retrieval   the headline numbers of the first system, by task
+    matryoshka                 its STS by number of dimensions, where shorter ones were trained
     systems                    a list: every system's name, how it was measured, all its scores
 """
 
@@ -10,7 +11,7 @@ import json
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,12 @@ def write_report(out: Path, systems: Sequence[System]) -> None:
 
 def report(systems: Sequence[System]) -> dict[str, Any]:
     """The JSON of an evaluation; the headline numbers are those of the first system."""
-    return {**headline(systems[0].scores), "systems": [_as_json(system) for system in systems]}
+    short = shortened(systems[0].scores)
+    return {
+        **headline(systems[0].scores),
+        **({"matryoshka": short} if short else {}),
+        "systems": [_as_json(system) for system in systems],
+    }
 
 
 def headline(scores: Sequence[Score]) -> dict[str, Any]:
@@ -116,6 +122,17 @@ def headline(scores: Sequence[Score]) -> dict[str, Any]:
     counts = [s for s in scores if (s.part, s.task, s.aggregation) == ("sts", AVERAGE, "all")]
     for score in counts:
         found["sts"]["pairs_unseen" if score.unseen else "pairs"] = score.count
+    return found
+
+
+def shortened(scores: Sequence[Score]) -> dict[str, dict[str, float | None]]:
+    """STS of the first dimensions alone: Spearman x100 by number of dimensions and task."""
+    found: dict[str, dict[str, float | None]] = {}
+    for score in scores:
+        if score.dimensions is not None and _is_headline(replace(score, dimensions=None)):
+            found.setdefault(str(score.dimensions), {})[headline_name(score)] = _rounded(
+                score.value
+            )
     return found
 
 
@@ -197,7 +214,7 @@ def _ground(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_headline(score: Score) -> bool:
-    if score.measure not in HEADLINES[score.part] or score.subset:
+    if score.measure not in HEADLINES[score.part] or score.subset or score.dimensions:
         return False
     if score.part != "sts":
         return True

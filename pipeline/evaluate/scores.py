@@ -31,3 +31,5 @@ class Score:
     low: float | None = None
     high: float | None = None
     """A 95 % bootstrap interval."""
+    dimensions: int | None = None
+    """Of the embedding, from its first on; None: all of them."""

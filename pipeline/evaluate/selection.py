@@ -7,13 +7,14 @@ from pipeline.encoder import SentenceEncoder, TokenizedSentences
 from pipeline.errors import InputError
 from pipeline.evaluate.correlation import require_correlation, spearman
 from pipeline.evaluate.embed import row_cosines, unit_rows
+from pipeline.evaluate.geometry import alignment, mcse_batches, uniformity
 
 SELECTION_TASKS = ("STS-B", "SCENES")
 """Tasks whose dev split selects the student."""
 
 
 class DevScorer:
-    """Spearman x100 over all dev pairs together; the sentences are tokenised at the first call.
+    """Scores on all dev pairs together; the sentences are tokenised at the first call.
 
     Args:
         table: rows of sts.parquet.
@@ -38,14 +39,29 @@ class DevScorer:
         self._batch_size = batch_size
         self._tokenized: TokenizedSentences | None = None
 
-    def __call__(self, encoder: SentenceEncoder) -> float:
+    @property
+    def sentences(self) -> list[str]:
+        """The distinct sentences, in the order of their first pairs."""
+        return self._sentences
+
+    def __call__(self, encoder: SentenceEncoder) -> dict[str, float]:
         """Score an encoder; every call must bring the same tokenizer.
+
+        Returns:
+            sts_dev: Spearman x100, which selects the student. alignment and uniformity: as MCSE
+            takes them, lower is better.
 
         Raises:
             ModelError: all cosines are equal, as those of a collapsed encoder.
         """
         self._tokenized = self._tokenized or encoder.tokenize_all(self._sentences)
         rows = unit_rows(encoder.encode_tokenized(self._tokenized, batch_size=self._batch_size))
-        cosines = row_cosines(rows[self._first], rows[self._second])
+        first, second = rows[self._first], rows[self._second]
+        cosines = row_cosines(first, second)
         require_correlation(cosines, self._gold, "STS dev")
-        return spearman(cosines, self._gold)
+        batches = mcse_batches([np.arange(len(first))])
+        return {
+            "sts_dev": spearman(cosines, self._gold),
+            "alignment": alignment(first, second, self._gold, batches),
+            "uniformity": uniformity(first, second, batches),
+        }

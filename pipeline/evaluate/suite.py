@@ -1,7 +1,7 @@
 """Everything an encoder is scored on, read once; and the scoring of an encoder on all of it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class HeldOutPairs:
     image_features: Float16[np.ndarray, "images dim"]
     caption_image: Int64[np.ndarray, " captions"]
     """The row of each caption's image."""
+    teacher: str = ""
+    """sha256 over the weights that made the features."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,12 @@ def read_suite(places: Places, teacher: TeacherParams, params: EvaluateParams) -
 
 
 def evaluate(
-    encoder: Encoder, suite: Suite, student: Student | None = None, *, show_progress: bool = False
+    encoder: Encoder,
+    suite: Suite,
+    student: Student | None = None,
+    *,
+    dimensions: Sequence[int] = (),
+    show_progress: bool = False,
 ) -> list[Score]:
     """Score an encoder on everything, each distinct sentence embedded once.
 
@@ -108,26 +115,41 @@ def evaluate(
         encoder: what to score.
         suite: what to score it on.
         student: whose grounding heads retrieve; retrieval is left out where this is None.
+        dimensions: shorter embeddings, by their first dimensions, to score on STS as well.
         show_progress: whether to draw progress bars.
 
     Raises:
         InputError, ModelError: as `score_sts`, `score_transfer` and `score_retrieval`.
+        StaleArtifactError: the features are of another teacher than the student's.
     """
     params = suite.params
+    if suite.retrieval is not None and student is not None:
+        student.require_teacher(suite.retrieval.teacher)
     texts = suite.texts(grounded=student is not None)
     if not texts:
         return []
     embeddings = embed(encoder, texts, batch_size=params.batch_size, show_progress=show_progress)
     scores: list[Score] = []
     if suite.sts is not None:
-        bootstrap = Bootstrap(params.resamples, params.seed)
-        scores += score_sts(embeddings, suite.sts, bootstrap, seen=suite.seen)
+        scores += _score_sts(embeddings, suite.sts, suite, dimensions)
     if suite.transfer is not None:
         scores += score_transfer(
             embeddings, suite.transfer, seed=params.seed, show_progress=show_progress
         )
     if suite.retrieval is not None and student is not None:
         scores += score_retrieval(_ground(student, embeddings, suite.retrieval), _SPLIT)
+    return scores
+
+
+def _score_sts(
+    embeddings: Embeddings, tasks: list[StsTask], suite: Suite, dimensions: Sequence[int]
+) -> list[Score]:
+    """The whole embeddings, then their first dimensions."""
+    bootstrap = Bootstrap(suite.params.resamples, suite.params.seed)
+    scores = score_sts(embeddings, tasks, bootstrap, seen=suite.seen)
+    for size in dimensions:
+        short = score_sts(embeddings.first(size), tasks, bootstrap, seen=suite.seen)
+        scores += [replace(score, dimensions=size) for score in short]
     return scores
 
 
@@ -162,6 +184,7 @@ def _held_out(pairs: Pairs, features: Features) -> HeldOutPairs:
         caption_features=features.captions[captions],
         image_features=features.images[images],
         caption_image=np.searchsorted(images, features.caption_image[captions]),
+        teacher=features.teacher,
     )
 
 

@@ -12,7 +12,7 @@ bytes. It is not compressed: reading random rows of a compressed file is hundred
 """
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class Features:
     captions: Float16[np.ndarray, "captions dim"]
     caption_ids: Int64[np.ndarray, " captions"]
     caption_image: Int64[np.ndarray, " captions"]
+    teacher: str = ""
+    """sha256 over the weights that made them; empty where that is not recorded."""
 
     @property
     def dim(self) -> int:
@@ -99,12 +101,31 @@ def read_features(path: Path, teacher: TeacherParams, corpus: str) -> Features:
     try:
         with h5py.File(path, "r") as file:
             _check_identity(path, dict(file.attrs), teacher, corpus)
-            features = _read_datasets(file)
+            features = replace(_read_datasets(file), teacher=str(file.attrs["weights"]))
     except (OSError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is no readable feature file: {reason}.", _REDO) from None
     _check_values(path, features)
     return features
+
+
+def read_identity(path: Path) -> TeacherIdentity:
+    """The teacher that made a feature file, without reading its features.
+
+    Raises:
+        MissingArtifactError: there is no such file.
+        InputError: it is not a feature file.
+    """
+    if not path.is_file():
+        raise MissingArtifactError(path, made_by="features")
+    try:
+        with h5py.File(path, "r") as file:
+            return TeacherIdentity(
+                **{field.name: str(file.attrs[field.name]) for field in fields(TeacherIdentity)}
+            )
+    except (OSError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is no readable feature file: {reason}.", _REDO) from None
 
 
 def hash_teacher_source(model: str) -> str:

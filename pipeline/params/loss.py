@@ -3,30 +3,45 @@
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config import Block, Number
 
 Margin = Annotated[Number, Field(ge=0, lt=math.pi)]
+Gate = Literal["margin", "shift"]
+Similarity = Literal["cross-modal", "image", "caption"]
+Term = Literal["image", "caption"]
 
 
 class FilterParams(Block):
-    """Which pairs are too similar for the teacher to be negatives."""
+    """Which pairs are no negatives, by the teacher's similarity."""
 
-    kind: Literal["off", "cosine", "percentile"]
-    """`cosine`: above a fixed teacher cosine; `percentile`: above one of the batch's own."""
-    similarity: Literal["cross-modal", "image", "caption"]
+    kind: Literal["off", "cosine", "dot", "percentile"]
+    """What `threshold` is: a cosine, a raw dot product of features (released code), or a percentile
+    of the batch's own cosines."""
+    similarity: Similarity
     """Teacher similarity that decides: caption to image, image to image, caption to caption."""
-    threshold: Annotated[Number, Field(ge=-1, le=100)]
-    """A cosine (-1 to 1) or a percentile (0 to 100), as `kind` says."""
+    drop: Literal["above", "below"]
+    """Remove the negatives above the threshold (false negatives; released code), or those below it
+    (easy negatives; the paper's indicator as it is printed)."""
+    threshold: Number
+    """A cosine (-1 to 1), a dot product or a percentile (0 to 100), as `kind` says."""
 
     @model_validator(mode="after")
     def _threshold_fits_kind(self) -> "FilterParams":
-        low, high = {"percentile": (0.0, 100.0)}.get(self.kind, (-1.0, 1.0))
-        if self.kind != "off" and not low <= self.threshold <= high:
+        low, high = _THRESHOLDS[self.kind]
+        if not low <= self.threshold <= high:
             msg = f"threshold must be from {low:g} to {high:g} for kind {self.kind}"
             raise ValueError(msg)
         return self
+
+
+_THRESHOLDS = {
+    "off": (-math.inf, math.inf),
+    "cosine": (-1.0, 1.0),
+    "dot": (-1e6, 1e6),
+    "percentile": (0.0, 100.0),
+}
 
 
 class LossParams(Block):
@@ -34,11 +49,28 @@ class LossParams(Block):
 
     margin: Margin
     """Margin m of the grounded losses at Delta = 1, radians (Delta = 1 - teacher cosine)."""
+    margin_kind: Literal["none", "fixed", "adaptive"]
+    """none: no margin (InfoNCE); fixed: m for every negative; adaptive: m * Delta."""
+    gate: Gate
+    """Negatives that get their margin: at an angle above m (`margin`; released code), or above
+    m * Delta (`shift`)."""
     text_margin: Margin
     """Fixed margin m1 of the text loss, radians."""
     temperature: Annotated[Number, Field(gt=0, le=10)]
     """tau of all losses."""
     weight: Annotated[Number, Field(ge=0, le=1000)]
     """lambda: weight of the grounded losses against the text loss."""
+    terms: Annotated[list[Term], Field(min_length=1)]
+    """The grounded losses of kdmcse."""
+    combine: Literal["sum", "average"]
+    """How two grounded losses become one: their sum (released code), or their average (paper)."""
     filter: FilterParams
     """The noise filter of the grounded losses."""
+
+    @field_validator("terms")
+    @classmethod
+    def _terms_once(cls, terms: list[Term]) -> list[Term]:
+        if len(set(terms)) < len(terms):
+            msg = "a term is named twice"
+            raise ValueError(msg)
+        return terms

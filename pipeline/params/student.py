@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.config import Block
 
@@ -18,3 +18,14 @@ class StudentParams(Block):
     """Tokens a training sentence is cut to (scoring and search never cut below the model's own)."""
     grounding_dim: Annotated[int, Field(ge=2, le=8192)]
     """Dimension of the space shared with the teacher."""
+    matryoshka: list[Annotated[int, Field(ge=2, le=8192)]]
+    """Shorter embeddings, by their first dimensions, that are trained along (arXiv 2205.13147);
+    empty: the whole vector only."""
+
+    @field_validator("matryoshka")
+    @classmethod
+    def _falling(cls, dimensions: list[int]) -> list[int]:
+        if dimensions != sorted(set(dimensions), reverse=True):
+            msg = "name every dimension once, the largest first"
+            raise ValueError(msg)
+        return dimensions

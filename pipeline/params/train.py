@@ -2,27 +2,57 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.config import Block, Number
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class PairParams(Block):
+    """How captions of pictures come into batches."""
+
+    captions: Literal["all", "one"]
+    """What an epoch reads of an image: every caption (released code), or a random one (MCSE)."""
+    unique_images: bool
+    """Whether a batch holds at most one caption an image (false: released code)."""
+    hard_negatives: Annotated[int, Field(ge=0, le=4096)]
+    """Nearest neighbours that the teacher brings into the batch of an anchor; 0: random batches."""
+    pool: Annotated[int, Field(ge=2, le=1024)]
+    """Batches whose captions are searched together for hard negatives."""
+
 
 class TrainParams(Block):
-    """One training run."""
+    """The training runs of one configuration."""
 
     objective: Literal["simcse", "mcse", "kdmcse"]
     """simcse: text only; mcse: plus images, no margin, no filter; kdmcse: all of the method."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
-    """Seed of heads, dropout and both streams."""
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    """One run each: seeds of heads, dropout and both streams."""
     steps: Annotated[int, Field(ge=1)] | None
     """Optimiser steps; null: as many as `epochs` give."""
     epochs: Annotated[int, Field(ge=1)]
     """Passes over text and pairs; used where `steps` is null."""
     batch_size: Annotated[int, Field(ge=2, le=65_536)]
-    """Sentences a step; in-batch negatives need at least 2."""
+    """Sentences a batch; in-batch negatives need at least 2."""
+    accumulate: Annotated[int, Field(ge=1, le=4096)]
+    """Batches whose gradients make one step. Negatives come from the own batch only: a step of 4
+    batches of 64 has 63 negatives an anchor, not 255."""
     learning_rate: Annotated[Number, Field(gt=0, le=1)]
     """AdamW's peak rate, decayed linearly to 0 without warm-up."""
+    precision: Literal["fp32", "bf16"]
+    """Of the forward pass; weights, optimiser, losses and scores are float32 in either."""
     pair_every: Annotated[int, Field(ge=1)] | Literal["auto"]
     """Every how many steps a batch of pairs comes; auto: text batches // pair batches."""
     evaluate_every: Annotated[int, Field(ge=1)]
     """Steps between two scores on STS dev; the best student is kept."""
+    pairs: PairParams
+    """The make-up of batches of pairs."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_once(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            msg = "a seed is named twice"
+            raise ValueError(msg)
+        return seeds

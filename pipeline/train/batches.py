@@ -1,6 +1,7 @@
 """Two streams of batches, text-only sentences and pairs, and the schedule that mixes them."""
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,8 +14,15 @@ from torch import Tensor
 from pipeline.download.records import Pairs
 from pipeline.errors import InputError
 from pipeline.features.store import Features
+from pipeline.params.train import TrainParams
+from pipeline.train.mining import hard_negative_order
+from pipeline.train.objective import loss_of
+from pipeline.train.run_params import RunParams
 
 Rows = Int64[np.ndarray, " batch"]
+OfImage = Int64[np.ndarray, " _"]
+"""The caption rows of one image."""
+Epoch = Int64[np.ndarray, "batches batch_size"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,14 @@ class TrainingPairs:
         )
 
 
+@dataclass(frozen=True)
+class TrainingData:
+    """Both streams."""
+
+    sentences: list[str]
+    pairs: TrainingPairs
+
+
 def training_pairs(pairs: Pairs, features: Features) -> TrainingPairs:
     """Join the captions of the train split with their feature rows, by id.
 
@@ -64,46 +80,115 @@ def training_pairs(pairs: Pairs, features: Features) -> TrainingPairs:
     )
 
 
-def text_batches(count: int, batch_size: int, rng: np.random.Generator) -> Iterator[Rows]:
-    """Endless batches of sentence rows: every epoch a new order, the incomplete rest left out.
+class Stream:
+    """Endless batches of rows.
+
+    An epoch is a pure function of the seed and its number, so the count of batches taken is all
+    that a resumed run needs.
+
+    Args:
+        make_epoch: draws the batches of one epoch, (batches, batch_size) rows.
+        seed: tells this stream from others.
+        position: batches that were taken before.
+    """
+
+    def __init__(
+        self, make_epoch: Callable[[np.random.Generator], Epoch], seed: list[int], position: int = 0
+    ) -> None:
+        self.position = position
+        self._make_epoch = make_epoch
+        self._seed = seed
+        self._number = 0
+        self._epoch = self._draw(0)
+
+    def __next__(self) -> Rows:
+        number, index = divmod(self.position, len(self._epoch))
+        if number != self._number:
+            self._number, self._epoch = number, self._draw(number)
+        self.position += 1
+        rows: Rows = self._epoch[index]
+        return rows
+
+    def __iter__(self) -> Iterator[Rows]:
+        return self
+
+    def _draw(self, number: int) -> Epoch:
+        return self._make_epoch(np.random.default_rng([*self._seed, number]))
+
+
+def text_stream(count: int, batch_size: int, seed: int, position: int = 0) -> Stream:
+    """Batches of sentence rows: every epoch a new order, its incomplete rest left out.
 
     Raises:
         InputError: there are fewer rows than one batch takes.
     """
     _require(count, batch_size, "text-only sentences")
-    while True:
-        order = rng.permutation(count)
-        for start in range(0, count - batch_size + 1, batch_size):
-            yield order[start : start + batch_size]
+    return Stream(lambda rng: _cut(rng.permutation(count), batch_size), [seed, 0], position)
 
 
-def pair_batches(
-    image_rows: Sequence[int] | Int64[np.ndarray, " captions"],
-    batch_size: int,
-    rng: np.random.Generator,
-) -> Iterator[Rows]:
-    """Endless batches of caption rows, never two captions of one image in a batch.
+def pair_stream(pairs: TrainingPairs, params: RunParams, seed: int, position: int = 0) -> Stream:
+    """Batches of caption rows, as `train.pairs` says.
 
-    An epoch goes through the images once for every caption they have: each round takes another
-    caption of each image, in a new order, and leaves out its incomplete rest.
-
-    Args:
-        image_rows: the image of each caption row.
-        batch_size: captions a batch.
-        rng: source of the order.
+    With `captions: all` an epoch goes through the images once for every caption they have: each
+    round takes another caption of each image, in a new order, and leaves out its incomplete rest;
+    with `one` it is one round, of captions drawn at random. Unless `unique_images` is off, no batch
+    holds two captions of one image. Hard negatives regroup the captions of a round and lose none.
 
     Raises:
         InputError: there are fewer images than one batch takes.
     """
-    by_image = _captions_by_image(np.asarray(image_rows))
-    _require(len(by_image), batch_size, "training images")
-    while True:
-        shuffled = [rng.permutation(captions) for captions in by_image]
-        for number in range(max(len(captions) for captions in shuffled)):
-            rows = np.array([captions[number] for captions in shuffled if number < len(captions)])
-            rng.shuffle(rows)
-            for start in range(0, len(rows) - batch_size + 1, batch_size):
-                yield rows[start : start + batch_size]
+    size, settings = params.train.batch_size, params.train.pairs
+    by_image = _captions_by_image(pairs.image_rows)
+    _require(len(by_image), size, "training images")
+    epoch = functools.partial(_pair_epoch, pairs, by_image, params)
+    if settings.captions == "all" and not settings.unique_images:
+        epoch = functools.partial(_mixed_epoch, pairs, params)
+    return Stream(epoch, [seed, 1], position)
+
+
+def _pair_epoch(
+    pairs: TrainingPairs, by_image: list[OfImage], params: RunParams, rng: np.random.Generator
+) -> Epoch:
+    shuffled = [rng.permutation(captions) for captions in by_image]
+    most = max(len(captions) for captions in shuffled)
+    rounds = range(most if params.train.pairs.captions == "all" else 1)
+    batches = []
+    for number in rounds:
+        rows = np.array([captions[number] for captions in shuffled if number < len(captions)])
+        rng.shuffle(rows)
+        batches.append(_group(pairs, _cut(rows, params.train.batch_size), params, rng))
+    return np.concatenate(batches)
+
+
+def _mixed_epoch(pairs: TrainingPairs, params: RunParams, rng: np.random.Generator) -> Epoch:
+    order = rng.permutation(len(pairs))
+    return _group(pairs, _cut(order, params.train.batch_size), params, rng)
+
+
+def _group(
+    pairs: TrainingPairs, batches: Epoch, params: RunParams, rng: np.random.Generator
+) -> Epoch:
+    """Regroup the captions of a few batches at a time, where hard negatives are asked for."""
+    settings = params.train.pairs
+    if not settings.hard_negatives:
+        return batches
+    noise = loss_of(params.train.objective, params.loss).filter
+    grouped = []
+    for start in range(0, len(batches), settings.pool):
+        rows = batches[start : start + settings.pool].ravel()
+        order = hard_negative_order(
+            *pairs.teacher(rows, torch.device("cpu")),
+            batch_size=params.train.batch_size,
+            neighbours=settings.hard_negatives,
+            noise=noise,
+        )
+        grouped.append(rng.permutation(_cut(rows[order], params.train.batch_size)))
+    return np.concatenate(grouped) if grouped else batches
+
+
+def _cut(rows: Rows, batch_size: int) -> Epoch:
+    whole = len(rows) // batch_size * batch_size
+    return rows[:whole].reshape(-1, batch_size)
 
 
 @dataclass(frozen=True)
@@ -139,7 +224,14 @@ def make_schedule(
     return Schedule(max(2, pair_batches // text_batches + 1), inverted=True)
 
 
-def _captions_by_image(image_rows: Int64[np.ndarray, " captions"]) -> list[Rows]:
+def epoch_batches(pairs: TrainingPairs, params: TrainParams) -> int:
+    """Batches of pairs in one epoch, counted as METHOD does: captions read, by the batch size."""
+    one = params.pairs.captions == "one"
+    read = len(np.unique(pairs.image_rows)) if one else len(pairs)
+    return max(1, read // params.batch_size)
+
+
+def _captions_by_image(image_rows: Int64[np.ndarray, " captions"]) -> list[OfImage]:
     order = np.argsort(image_rows, kind="stable")
     starts = np.flatnonzero(np.diff(image_rows[order])) + 1
     return list(np.split(order, starts))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from pipeline.params.teacher import TeacherParams
-from pipeline.train.loop import RunParams
+from pipeline.train.run_params import RunParams
 
 _TEMPLATE = """---
 library_name: sentence-transformers
@@ -44,7 +44,7 @@ _METHODS = {
 
 
 def model_card(
-    params: RunParams, teacher: TeacherParams, metrics: Mapping[str, float | int]
+    params: RunParams, teacher: TeacherParams, seed: int, metrics: Mapping[str, float | int]
 ) -> str:
     """The README of a student directory: what it is, how it was made, how it scores."""
     train, loss = params.train, params.loss
@@ -56,7 +56,8 @@ def model_card(
         pooling=params.student.pooling,
         teacher="none" if train.objective == "simcse" else teacher.model + tag,
         filter=loss.filter.kind,
-        **train.model_dump(include={"batch_size", "learning_rate", "seed"}),
+        **train.model_dump(include={"batch_size", "learning_rate"}),
+        seed=seed,
         **loss.model_dump(include={"margin", "text_margin", "temperature", "weight"}),
         **{key: metrics[key] for key in ("steps", "dev_before", "dev_best")},
     )

@@ -1,6 +1,7 @@
 """One step, and one loop for every objective."""
 
 import copy
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,55 +10,38 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from pipeline.encoder import GroundingHeads, SentenceEncoder, Student
-from pipeline.errors import TrainingError
-from pipeline.params.loss import LossParams
+from pipeline.errors import InterruptedRunError, ParamsError, TrainingError
 from pipeline.params.student import StudentParams
 from pipeline.params.train import TrainParams
-from pipeline.runtime import log
+from pipeline.runtime import defers_signals
 from pipeline.train.batches import (
     Rows,
     Schedule,
-    TrainingPairs,
+    TrainingData,
+    epoch_batches,
     make_schedule,
-    pair_batches,
-    text_batches,
+    pair_stream,
+    text_stream,
 )
+from pipeline.train.checkpoint import Checkpoint, State
+from pipeline.train.curves import Curves, Point
 from pipeline.train.objective import Distillation, StepLoss, TeacherBatch
+from pipeline.train.run_params import RunParams
 
 LOG_EVERY = 10
 """Steps between two points of the training curves."""
 
 _MAX_GRADIENT_NORM = 1.0
-_MOST_MASKED = 0.5
-"""A filter that removes a larger share of the negatives, or none, warns (METHOD)."""
 
-ScoreDev = Callable[[SentenceEncoder], float]
-"""Spearman x100 of an encoder on the dev pairs."""
-Record = Callable[[int, Mapping[str, float]], None]
-"""Takes a point of the training curves: the step, and values by name."""
+_PRECISIONS = {"fp32": "no", "bf16": "bf16"}
 
-
-@dataclass(frozen=True)
-class RunParams:
-    """The blocks of params.yaml that training reads."""
-
-    student: StudentParams
-    loss: LossParams
-    train: TrainParams
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Both streams."""
-
-    sentences: list[str]
-    pairs: TrainingPairs
+ScoreDev = Callable[[SentenceEncoder], Mapping[str, float]]
+"""Scores an encoder on the dev pairs; the best `sts_dev` selects the student."""
 
 
 @dataclass(frozen=True)
@@ -66,96 +50,94 @@ class Training:
 
     student: Student
     metrics: dict[str, float | int]
+    curves: list[Point]
 
 
 def train_student(
-    data: TrainingData, params: RunParams, score_dev: ScoreDev, record: Record
+    data: TrainingData,
+    params: RunParams,
+    seed: int,
+    score_dev: ScoreDev,
+    checkpoint: Checkpoint | None = None,
 ) -> Training:
     """Train a student and keep the one that scores best on dev.
 
     Args:
         data: text-only sentences, and pairs with their teacher features.
         params: student, loss and train blocks.
+        seed: of heads, dropout and both streams.
         score_dev: scores an encoder on the dev pairs; called before the first step, every
             `evaluate_every` steps and after the last.
-        record: receives losses every LOG_EVERY steps, and every dev score.
+        checkpoint: where the run is kept and goes on from; None: a stop loses it. On one machine
+            the CPU gives the same bits, stopped or not.
 
     Raises:
         InputError: a stream is shorter than one batch.
+        ParamsError: a Matryoshka dimension is not below the encoder's width.
         TrainingError: the loss is not finite.
+        InterruptedRunError: SIGTERM or SIGINT came; the run was kept after its last whole step.
+        ResourceError: the checkpoint could not be written.
     """
-    run = _Run(data, params, score_dev, record)
-    run.go()
-    return Training(run.best_student(), run.metrics())
-
-
-class _Curves:
-    """Loss terms since the last logged point; on the device until then, so no step waits."""
-
-    def __init__(self) -> None:
-        self._terms: dict[str, list[Tensor]] = {}
-        self._masked: list[Tensor] = []
-
-    def add(self, loss: StepLoss) -> None:
-        """Take the terms of one step; those it does not have are left out."""
-        terms = {"": loss.total, "_text": loss.text, "_image": loss.image, "_caption": loss.caption}
-        for suffix, term in terms.items():
-            if term is not None:
-                self._terms.setdefault(f"loss{suffix}", []).append(term.detach())
-        if loss.masked_share is not None:
-            self._masked.append(loss.masked_share.detach())
-
-    def means(self) -> dict[str, float]:
-        """The mean of every term over the steps that had it since the last call."""
-        means = {name: float(torch.stack(terms).mean()) for name, terms in self._terms.items()}
-        self._terms.clear()
-        return means
-
-    def masked_share(self) -> float | None:
-        """Mean share of masked negatives over all filtered steps, 0 to 1; None without any."""
-        return float(torch.stack(self._masked).mean()) if self._masked else None
+    run = _Run(data, params, seed, score_dev)
+    run.go(checkpoint)
+    return Training(run.best_student(), run.metrics(), run.curves.points)
 
 
 class _Run:
     """The state of one training run."""
 
     def __init__(
-        self, data: TrainingData, params: RunParams, score_dev: ScoreDev, record: Record
+        self, data: TrainingData, params: RunParams, seed: int, score_dev: ScoreDev
     ) -> None:
-        torch.manual_seed(params.train.seed)
-        self._params, self._data = params, data
-        self._score_dev, self._record = score_dev, record
-        self._accelerator = Accelerator()
+        torch.manual_seed(seed)
+        self._params, self._data, self._seed, self._score_dev = params, data, seed, score_dev
+        self._accelerator = Accelerator(mixed_precision=_PRECISIONS[params.train.precision])
         self._steps = count_steps(data, params.train)
-        model = _build(params, data.pairs.features.dim)
-        optimiser = AdamW(model.parameters(), lr=params.train.learning_rate, weight_decay=0.0)
+        model = build_model(params, data.pairs.features.dim)
+        optimiser = AdamW(
+            model.parameters(), lr=params.train.learning_rate, weight_decay=0.0, fused=True
+        )
         decay = LambdaLR(optimiser, lambda step: max(0.0, 1 - step / self._steps))
         self._model, self._optimiser, self._decay = self._accelerator.prepare(
             model, optimiser, decay
         )
-        self._best: tuple[float, int, dict[str, Any]] | None = None
-        self._curves = _Curves()
-        self._selecting = 0.0
+        self._text = text_stream(len(data.sentences), params.train.batch_size, seed)
+        self._pairs = pair_stream(data.pairs, params, seed)
+        self._schedule = schedule_of(data, params.train)
+        self._step = 0
+        self._best: tuple[float, int, State] | None = None
+        self.curves = Curves()
+        self._seconds = self._selecting = 0.0
 
-    def go(self) -> None:
-        """Run all steps, scoring on dev before, between and after."""
-        started = time.perf_counter()
-        self._dev_before = self._score()
-        self._record(0, {"sts_dev": self._dev_before})
-        with tqdm(total=self._steps, desc="training", unit="step", mininterval=0.5) as bar:
-            for step, (sentences, teacher) in enumerate(self._batches(), start=1):
-                loss = self._step(sentences, teacher)
-                self._after_step(step, loss, bar)
-        self._seconds = time.perf_counter() - started
-        self._warn_of_useless_filter()
+    def go(self, checkpoint: Checkpoint | None) -> None:
+        """Run all steps that are left, scoring on dev before, between and after."""
+        self._started = time.perf_counter()
+        if checkpoint is not None and (state := checkpoint.load()) is not None:
+            self._restore(state)
+        else:
+            self._dev_before = self._score()
+        bar = tqdm(
+            total=self._steps, initial=self._step, desc="training", unit="step", mininterval=0.5
+        )
+        with bar, defers_signals() as stop_signal:
+            while self._step < self._steps:
+                self._take_step(bar)
+                self._keep(checkpoint, stop_signal())
+        self._seconds += time.perf_counter() - self._started
 
     def best_student(self) -> Student:
         """The student at the step that scored best on dev."""
         assert self._best is not None
         model = self._unwrapped()
         model.load_state_dict(self._best[2])
-        train = self._params.train
-        return Student(model.encoder.eval(), model.heads.eval(), train.objective, train.seed)
+        return Student(
+            model.encoder.eval(),
+            model.heads.eval(),
+            self._params.train.objective,
+            self._seed,
+            tuple(self._params.student.matryoshka),
+            self._data.pairs.features.teacher,
+        )
 
     def metrics(self) -> dict[str, float | int]:
         """The account of the run; scores are Spearman x100 on dev."""
@@ -165,84 +147,116 @@ class _Run:
             "dev_before": round(self._dev_before, 4),
             "dev_best": round(self._best[0], 4),
             "best_step": self._best[1],
-            "masked_share": round(self._curves.masked_share() or 0.0, 6),
+            "masked_share": round(self.curves.mean_of("masked_share"), 6),
+            "applied_margin": round(self.curves.mean_of("applied_margin"), 6),
             "seconds": round(self._seconds, 1),
             "steps_per_second": round(self._steps / self._seconds, 2),
             "selection_share": round(self._selecting / self._seconds, 4),
         }
 
-    def _step(self, sentences: list[str], teacher: TeacherBatch | None) -> StepLoss:
+    def _take_step(self, bar: "tqdm[Any]") -> None:
+        self._step += 1
+        self.curves.add(self._descend())
+        bar.update()
+        is_last = self._step == self._steps
+        if self._step % LOG_EVERY == 0 or is_last:
+            self._log(bar)
+        if self._step % self._params.train.evaluate_every == 0 or is_last:
+            self._select()
+
+    def _descend(self) -> list[StepLoss]:
+        """One optimiser step on the mean loss of its batches."""
         self._model.train()
         encoder = self._unwrapped().encoder
-        tokens = encoder.tokenize(sentences, self._params.student.max_length)
-        loss: StepLoss = self._model(tokens, teacher)
-        self._accelerator.backward(loss.total)
+        losses = []
+        for sentences, teacher in self._batches():
+            tokens = encoder.tokenize(sentences, self._params.student.max_length)
+            loss: StepLoss = self._model(tokens, teacher)
+            self._accelerator.backward(loss.total / self._params.train.accumulate)
+            losses.append(loss)
         self._accelerator.clip_grad_norm_(self._model.parameters(), _MAX_GRADIENT_NORM)
         self._optimiser.step()
         self._decay.step()
         self._optimiser.zero_grad()
-        return loss
+        return losses
 
-    def _after_step(self, step: int, loss: StepLoss, bar: "tqdm[Any]") -> None:
-        bar.update()
-        self._curves.add(loss)
-        if step % LOG_EVERY == 0 or step == self._steps:
-            self._log(step, bar)
-        if step % self._params.train.evaluate_every == 0 or step == self._steps:
-            self._select(step)
+    def _batches(self) -> Iterator[tuple[list[str], TeacherBatch | None]]:
+        """The batches of a step, all from the stream that the schedule names."""
+        is_paired = self._schedule.is_paired(self._step)
+        for _ in range(self._params.train.accumulate):
+            if is_paired:
+                yield self._pair_batch(next(self._pairs))
+            else:
+                yield [self._data.sentences[row] for row in next(self._text)], None
 
-    def _log(self, step: int, bar: "tqdm[Any]") -> None:
-        values = self._curves.means()
+    def _pair_batch(self, rows: Rows) -> tuple[list[str], TeacherBatch]:
+        pairs = self._data.pairs
+        return [pairs.captions[row] for row in rows], pairs.teacher(rows, self._accelerator.device)
+
+    def _log(self, bar: "tqdm[Any]") -> None:
+        values = self.curves.means()
         if not np.isfinite(values["loss"]):
             raise TrainingError(
-                f"the loss is {values['loss']} at step {step}.",
+                f"the loss is {values['loss']} at step {self._step}.",
                 "lower train.learning_rate or raise loss.temperature.",
             )
-        self._record(step, values)
+        self.curves.record(self._step, values)
         best = f"{self._best[0]:.2f}" if self._best else "-"
         bar.set_postfix(loss=f"{values['loss']:.4f}", sts_dev_best=best)
 
-    def _select(self, step: int) -> None:
+    def _select(self) -> None:
         score = self._score()
-        self._record(step, {"sts_dev": score})
         if self._best is None or score > self._best[0]:
             state = {key: value.cpu() for key, value in self._unwrapped().state_dict().items()}
-            self._best = (score, step, copy.deepcopy(state))
-
-    def _warn_of_useless_filter(self) -> None:
-        share = self._curves.masked_share()
-        if share is not None and not 0 < share <= _MOST_MASKED:
-            log.warning(
-                "the noise filter removed %.1f %% of the negatives; choose another loss.filter",
-                100 * share,
-            )
+            self._best = (score, self._step, copy.deepcopy(state))
 
     def _score(self) -> float:
         started = time.perf_counter()
         score = self._score_dev(self._unwrapped().encoder)
         self._selecting += time.perf_counter() - started
-        return score
+        self.curves.record(self._step, score)
+        return score["sts_dev"]
+
+    def _keep(self, checkpoint: Checkpoint | None, stop: signal.Signals | None) -> None:
+        if checkpoint is not None and (stop is not None or checkpoint.is_due()):
+            checkpoint.save(self._state())
+        if stop is not None:
+            kept, again = ("kept", "goes on from there") if checkpoint else ("lost", "starts anew")
+            raise InterruptedRunError(
+                f"training was stopped by {stop.name} after step {self._step} of {self._steps}, "
+                f"which is {kept}.",
+                f"run the same command again; it {again}.",
+            )
+
+    def _state(self) -> State:
+        return {
+            "step": self._step,
+            "model": self._unwrapped().state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "decay": self._decay.state_dict(),
+            "random": _random_states(),
+            "positions": [self._text.position, self._pairs.position],
+            "best": list(self._best) if self._best else None,
+            "dev_before": self._dev_before,
+            "curves": self.curves.state(),
+            "seconds": self._seconds + time.perf_counter() - self._started,
+            "selecting": self._selecting,
+        }
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self._step, self._dev_before = state["step"], state["dev_before"]
+        self._unwrapped().load_state_dict(state["model"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._decay.load_state_dict(state["decay"])
+        self._text.position, self._pairs.position = state["positions"]
+        self._best = tuple(state["best"]) if state["best"] else None
+        self.curves.restore(state["curves"])
+        self._seconds, self._selecting = state["seconds"], state["selecting"]
+        _set_random_states(state["random"])
 
     def _unwrapped(self) -> Distillation:
         model: Distillation = self._accelerator.unwrap_model(self._model)
         return model
-
-    def _batches(self) -> Iterator[tuple[list[str], TeacherBatch | None]]:
-        """One batch a step, from the stream that the schedule names."""
-        batch_size, seed = self._params.train.batch_size, self._params.train.seed
-        text_rng, pair_rng = (np.random.default_rng([seed, stream]) for stream in range(2))
-        text = text_batches(len(self._data.sentences), batch_size, text_rng)
-        pairs = pair_batches(self._data.pairs.image_rows, batch_size, pair_rng)
-        schedule = schedule_of(self._data, self._params.train)
-        for step in range(1, self._steps + 1):
-            if schedule.is_paired(step):
-                yield self._pair_batch(next(pairs))
-            else:
-                yield [self._data.sentences[row] for row in next(text)], None
-
-    def _pair_batch(self, rows: Rows) -> tuple[list[str], TeacherBatch]:
-        pairs = self._data.pairs
-        return [pairs.captions[row] for row in rows], pairs.teacher(rows, self._accelerator.device)
 
 
 def schedule_of(data: TrainingData, params: TrainParams) -> Schedule:
@@ -250,19 +264,47 @@ def schedule_of(data: TrainingData, params: TrainParams) -> Schedule:
     return make_schedule(
         params.pair_every,
         text_batches=max(1, len(data.sentences) // params.batch_size),
-        pair_batches=max(1, len(data.pairs) // params.batch_size),
+        pair_batches=epoch_batches(data.pairs, params),
     )
 
 
 def count_steps(data: TrainingData, params: TrainParams) -> int:
-    """`steps`, or what `epochs` give: an epoch has as many steps as both streams have batches."""
+    """`steps`, or what `epochs` give: an epoch has as many batches as both streams together."""
     if params.steps is not None:
         return params.steps
-    size = params.batch_size
-    return params.epochs * max(1, len(data.sentences) // size + len(data.pairs) // size)
+    batches = len(data.sentences) // params.batch_size + epoch_batches(data.pairs, params)
+    return max(1, params.epochs * batches // params.accumulate)
 
 
-def _build(params: RunParams, teacher_dim: int) -> Distillation:
-    encoder = SentenceEncoder.load(params.student.encoder, params.student.pooling)
-    heads = GroundingHeads(encoder.dim, teacher_dim, params.student.grounding_dim)
-    return Distillation(encoder, heads, params.train.objective, params.loss)
+def build_model(params: RunParams, teacher_dim: int) -> Distillation:
+    """The encoder with fresh heads, drawn from torch's random state, under its objective.
+
+    Raises:
+        ModelError: the encoder cannot be loaded.
+        ParamsError: a Matryoshka dimension is not below its width.
+    """
+    student = params.student
+    encoder = SentenceEncoder.load(student.encoder, student.pooling)
+    _require_shorter(student, encoder.dim)
+    heads = GroundingHeads(encoder.dim, teacher_dim, student.grounding_dim)
+    return Distillation(
+        encoder, heads, params.train.objective, params.loss, tuple(student.matryoshka)
+    )
+
+
+def _require_shorter(student: StudentParams, width: int) -> None:
+    if student.matryoshka and student.matryoshka[0] >= width:
+        raise ParamsError(
+            f"student.matryoshka names {student.matryoshka[0]} dimensions, but {student.encoder} "
+            f"has {width}.",
+            f"name dimensions below {width}.",
+        )
+
+
+def _random_states() -> dict[str, Any]:
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+
+def _set_random_states(states: Mapping[str, Any]) -> None:
+    torch.set_rng_state(states["cpu"])
+    torch.cuda.set_rng_state_all(states["cuda"])

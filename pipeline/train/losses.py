@@ -1,11 +1,11 @@
 """The losses of the method, as pure functions (AdapACSE: arXiv 2403.17486, section 3)."""
 
-import math
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
+
+from pipeline.params.loss import Gate
 
 _EPS = 1e-8
 """Floor of sin^2: keeps the gradient finite for duplicates, whose cosine is 1."""
@@ -18,13 +18,14 @@ def adap_acse_loss(
     *,
     margin: float,
     temperature: float,
+    gate: Gate = "margin",
     keep: Bool[Tensor, "batch batch"] | None = None,
 ) -> Float[Tensor, ""]:
     """Contrastive loss whose negatives get a margin by how unlike the teacher finds them.
 
         Delta_ij = |1 - teacher_cosine_ij|,  theta_ij = angle(anchor_i, candidate_j)
         logit_ii = cos(theta_ii) / temperature
-        logit_ij = cos(theta_ij - margin * Delta_ij) / temperature    where theta_ij > margin
+        logit_ij = cos(theta_ij - margin * Delta_ij) / temperature    where the gate is open
         logit_ij = cos(theta_ij) / temperature                        elsewhere
         loss     = mean_i cross_entropy(logit_i, target = i)
 
@@ -38,19 +39,39 @@ def adap_acse_loss(
         teacher_cosine: (B, B), similarity of samples i and j.
         margin: radians, 0 to below pi.
         temperature: above 0.
+        gate: open where theta_ij > margin (`margin`), or > margin * Delta_ij (`shift`).
         keep: (B, B), False removes a negative from the denominator; the diagonal always stays.
 
     Returns:
         The scalar loss.
     """
-    cosine = _cosines(anchors, candidates)
-    diagonal = torch.eye(len(cosine), dtype=torch.bool, device=cosine.device)
-    shifted = _shift_angles(cosine, margin * (1 - teacher_cosine.to(cosine.dtype)).abs())
-    has_margin = (cosine < math.cos(margin)) & ~diagonal
-    logits = torch.where(has_margin, shifted, cosine) / temperature
+    cosine = cosines(anchors, candidates)
+    shift = applied_margins(cosine, teacher_cosine, margin=margin, gate=gate)
+    logits = torch.where(shift > 0, _shift_angles(cosine, shift), cosine) / temperature
     if keep is not None:
-        logits = logits.masked_fill(~(keep | diagonal), -torch.inf)
+        logits = logits.masked_fill(~(keep | _diagonal(logits)), -torch.inf)
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+
+def applied_margins(
+    cosine: Float[Tensor, "batch batch"],
+    teacher_cosine: Float[Tensor, "batch batch"],
+    *,
+    margin: float,
+    gate: Gate,
+) -> Float[Tensor, "batch batch"]:
+    """What `adap_acse_loss` takes from every angle, radians: margin * Delta, or 0 at a closed gate.
+
+    Args:
+        cosine: (B, B), of anchors and candidates; no gradient flows through it.
+        teacher_cosine: (B, B).
+        margin: radians.
+        gate: as there.
+    """
+    shift = margin * (1 - teacher_cosine.to(cosine.dtype)).abs()
+    limit = shift if gate == "shift" else torch.full_like(shift, margin)
+    is_open = (cosine.detach() < limit.cos()) & ~_diagonal(cosine)
+    return shift * is_open
 
 
 def simcse_loss(
@@ -75,12 +96,17 @@ def simcse_loss(
     return adap_acse_loss(first, second, unlike, margin=margin, temperature=temperature)
 
 
-def _cosines(
-    anchors: Float[Tensor, "batch dim"], candidates: Float[Tensor, "batch dim"]
-) -> Float[Tensor, "batch batch"]:
+def cosines(
+    anchors: Float[Tensor, "anchors dim"], candidates: Float[Tensor, "candidates dim"]
+) -> Float[Tensor, "anchors candidates"]:
+    """Cosines of all anchors with all candidates, in float32 or wider."""
     wide = torch.promote_types(anchors.dtype, torch.float32)
     first = F.normalize(anchors.to(wide), dim=-1)
     return first @ F.normalize(candidates.to(wide), dim=-1).T
+
+
+def _diagonal(square: Float[Tensor, "batch batch"]) -> Bool[Tensor, "batch batch"]:
+    return torch.eye(len(square), dtype=torch.bool, device=square.device)
 
 
 def _shift_angles(

@@ -1,25 +1,31 @@
 """The noise filter: pairs that the teacher finds too similar are no negatives."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.params.loss import FilterParams
+from pipeline.params.loss import FilterParams, Similarity
 
 
 @dataclass(frozen=True)
-class TeacherCosines:
-    """Similarities of one batch in the teacher's space; row i, column j are samples i and j."""
+class TeacherScores:
+    """Similarities in the teacher's space; row i, column j are samples i and j."""
 
     image: Float[Tensor, "batch batch"]
-    """cos(v_i, v_j)"""
+    """v_i with v_j"""
     caption: Float[Tensor, "batch batch"]
-    """cos(t_i, t_j)"""
+    """t_i with t_j"""
     caption_to_image: Float[Tensor, "batch batch"]
-    """cos(t_i, v_j)"""
+    """t_i with v_j"""
+
+    def by_name(self) -> dict[Similarity, Float[Tensor, "batch batch"]]:
+        """The scores by what `loss.filter.similarity` calls them."""
+        named = (self.caption_to_image, self.image, self.caption)
+        return dict(zip(get_args(Similarity), named, strict=True))
 
 
 @dataclass(frozen=True)
@@ -38,33 +44,57 @@ class Keep:
 
 def teacher_cosines(
     images: Float[Tensor, "batch teacher"], captions: Float[Tensor, "batch teacher"]
-) -> TeacherCosines:
-    """The similarities of a batch, from features of any scale."""
-    v, t = F.normalize(images.float(), dim=-1), F.normalize(captions.float(), dim=-1)
-    return TeacherCosines(image=v @ v.T, caption=t @ t.T, caption_to_image=t @ v.T)
+) -> TeacherScores:
+    """The cosines of a batch, from features of any scale."""
+    return teacher_dots(F.normalize(images.float(), dim=-1), F.normalize(captions.float(), dim=-1))
 
 
-def filter_negatives(cosines: TeacherCosines, params: FilterParams) -> Keep | None:
+def teacher_dots(
+    images: Float[Tensor, "batch teacher"], captions: Float[Tensor, "batch teacher"]
+) -> TeacherScores:
+    """The dot products of a batch, as the released code scores features as they come."""
+    v, t = images.float(), captions.float()
+    return TeacherScores(image=v @ v.T, caption=t @ t.T, caption_to_image=t @ v.T)
+
+
+def filter_negatives(
+    images: Float[Tensor, "batch teacher"],
+    captions: Float[Tensor, "batch teacher"],
+    params: FilterParams,
+) -> Keep | None:
     """Decide which negatives stay; None where the filter is off.
 
     With `cross-modal`, image negatives are judged by caption i to image j and caption negatives
     by image i to caption j, as the released code does; otherwise both by the one similarity.
+
+    Args:
+        images: (B, D_teacher), as the teacher gives them.
+        captions: (B, D_teacher), likewise.
+        params: what is removed.
     """
     if params.kind == "off":
         return None
-    if params.similarity == "cross-modal":
-        scores = (cosines.caption_to_image, cosines.caption_to_image.T)
-    else:
-        one = cosines.image if params.similarity == "image" else cosines.caption
-        scores = (one, one)
-    return Keep(*(_keep(score, params) for score in scores))
+    scored = (teacher_dots if params.kind == "dot" else teacher_cosines)(images, captions)
+    score = scored.by_name()[params.similarity]
+    return Keep(image=_keep(score, params), caption=_keep(score.T, params))
+
+
+def filter_limit(scores: Float[Tensor, " pairs"], params: FilterParams) -> Float[Tensor, ""]:
+    """The score that separates what stays from what goes, given all scores of negatives."""
+    if params.kind != "percentile":
+        return torch.as_tensor(params.threshold, device=scores.device)
+    rank = round(params.threshold / 100 * (len(scores) - 1))
+    return scores.kthvalue(rank + 1).values  # torch.quantile takes 2^24 values at most
+
+
+def passes(
+    scores: Float[Tensor, "*pairs"], limit: Float[Tensor, ""], params: FilterParams
+) -> Bool[Tensor, "*pairs"]:
+    """Which scores stay negatives."""
+    return scores <= limit if params.drop == "above" else scores >= limit
 
 
 def _keep(score: Float[Tensor, "batch batch"], params: FilterParams) -> Bool[Tensor, "batch batch"]:
     diagonal = torch.eye(len(score), dtype=torch.bool, device=score.device)
-    limit = torch.as_tensor(params.threshold, device=score.device)
-    if params.kind == "percentile":
-        negatives = score[~diagonal]
-        rank = round(params.threshold / 100 * (len(negatives) - 1))
-        limit = negatives.kthvalue(rank + 1).values  # torch.quantile takes 2^24 values at most
-    return (score <= limit) | diagonal
+    limit = filter_limit(score[~diagonal], params)
+    return passes(score, limit, params) | diagonal

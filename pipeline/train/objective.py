@@ -1,20 +1,22 @@
 """One module for every objective: sentences and teacher features in, loss terms out."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipeline.encoder import GroundingHeads, SentenceEncoder, Tokens
 from pipeline.params.loss import LossParams
-from pipeline.train.losses import adap_acse_loss, simcse_loss
-from pipeline.train.noise import filter_negatives, teacher_cosines
+from pipeline.train.losses import adap_acse_loss, applied_margins, cosines, simcse_loss
+from pipeline.train.noise import Keep, TeacherScores, filter_negatives, teacher_cosines
 
 Objective = Literal["simcse", "mcse", "kdmcse"]
 TeacherBatch = tuple[Float[Tensor, "batch teacher"], Float[Tensor, "batch teacher"]]
-Views = tuple[Float[Tensor, "batch grounding"], Float[Tensor, "batch grounding"]]
+Views = tuple[Float[Tensor, "batch student"], Float[Tensor, "batch student"]]
 
 
 @dataclass(frozen=True)
@@ -27,19 +29,33 @@ class StepLoss:
     caption: Float[Tensor, ""] | None = None
     masked_share: Float[Tensor, ""] | None = None
     """Share of negatives that the noise filter removed; None where it is off."""
+    applied_margin: Float[Tensor, ""] | None = None
+    """Mean margin over the negatives of the first grounded loss, radians; 0 at a closed gate."""
+
+
+def loss_of(objective: Objective, loss: LossParams) -> LossParams:
+    """The loss that an objective asks for: simcse and mcse are special cases of kdmcse.
+
+    mcse is the image loss alone, without margins or filter (arXiv 2204.10931); simcse reads the
+    text loss only.
+    """
+    if objective == "kdmcse":
+        return loss
+    plain = {"margin_kind": "none", "text_margin": 0.0, "terms": ["image"]}
+    no_filter = loss.filter.model_copy(update={"kind": "off"})
+    return loss.model_copy(update={**plain, "filter": no_filter})
 
 
 class Distillation(nn.Module):
     """Encoder and heads under one objective (METHOD, "The losses").
 
-    simcse: the text loss alone, also for captions. mcse: plus lambda times the image loss, without
-    margin or filter. kdmcse: margins, filter and the caption loss as `loss` says.
-
     Args:
         encoder: the sentence encoder.
         heads: its heads.
-        objective: which terms count.
+        objective: which terms count: simcse is the text loss alone, also for captions.
         loss: their settings.
+        matryoshka: shorter embeddings that are trained along. The loss is then the average over
+            the whole vector and these, each with the dimensions behind it 0 before the heads.
     """
 
     def __init__(
@@ -48,12 +64,23 @@ class Distillation(nn.Module):
         heads: GroundingHeads,
         objective: Objective,
         loss: LossParams,
+        matryoshka: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.heads = heads
         self.objective = objective
-        self.loss = loss
+        self.loss = loss_of(objective, loss)
+        self.dimensions = (encoder.dim, *matryoshka)
+
+    @property
+    def margin(self) -> float:
+        """Of the grounded losses, radians."""
+        return 0.0 if self.loss.margin_kind == "none" else self.loss.margin
+
+    def opinion(self, alpha: Float[Tensor, "batch batch"]) -> Float[Tensor, "batch batch"]:
+        """The teacher cosines that shape the margins; 0, so that Delta is 1, where it is fixed."""
+        return alpha if self.loss.margin_kind == "adaptive" else torch.zeros_like(alpha)
 
     def forward(self, tokens: Tokens, teacher: TeacherBatch | None = None) -> StepLoss:
         """The loss of one batch.
@@ -62,69 +89,105 @@ class Distillation(nn.Module):
             tokens: (B, T), the sentences.
             teacher: image and caption features (B, D_teacher) of a batch of pairs, or None.
         """
-        first, second = self._two_views(tokens)
-        text = simcse_loss(
-            self.heads.text(first),
-            self.heads.text(second),
-            temperature=self.loss.temperature,
-            margin=self.loss.text_margin if self.objective == "kdmcse" else 0.0,
-        )
-        if teacher is None or self.objective == "simcse":
-            return StepLoss(total=text, text=text)
-        views = (self.heads.ground_sentences(first), self.heads.ground_sentences(second))
-        if self.objective == "mcse":
-            return self._add_images(text, views, teacher[0])
-        return self._add_distillation(text, views, teacher)
+        views = self.two_views(tokens)
+        grounding = None if self.objective == "simcse" else teacher
+        return _average([self._loss(_shorten(views, d), grounding) for d in self.dimensions])
 
-    def _two_views(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Sentence vectors under two dropout masks, in one forward pass."""
+    def two_views(self, tokens: Tokens) -> Views:
+        """Sentence vectors (B, H) of tokens (B, T) under two dropout masks.
+
+        The shorter half of the batch is encoded on its own, so that it is not padded to the longest
+        sentence of the other: a fifth less work on captions and sentences.
+        """
         doubled = {key: torch.cat([value, value]) for key, value in tokens.items()}
-        first, second = self.encoder(doubled).chunk(2)
+        lengths = doubled["attention_mask"].sum(dim=1)
+        order = lengths.argsort(stable=True)
+        halves = [self._encode(doubled, rows, lengths) for rows in order.chunk(2)]
+        first, second = torch.cat(halves)[order.argsort()].float().chunk(2)
         return first, second
 
-    def _add_images(self, text: Tensor, views: Views, images: Tensor) -> StepLoss:
-        """MCSE: images as plain positives."""
-        unlike = torch.zeros(len(images), len(images), device=images.device)
-        image = self._grounded(views, self.heads.ground_images(images), unlike, margin=0.0)
-        return StepLoss(text + self.loss.weight * image, text, image)
+    def _encode(self, tokens: Tokens, rows: Tensor, lengths: Tensor) -> Tensor:
+        longest = int(lengths[rows].max())
+        cut = {key: value[rows, :longest] for key, value in tokens.items()}
+        vectors: Tensor = self.encoder(cut)
+        return vectors
 
-    def _add_distillation(self, text: Tensor, views: Views, teacher: TeacherBatch) -> StepLoss:
-        """KDMCSE: both sides of the teacher, with its margins and its filter."""
+    def _loss(self, views: Views, teacher: TeacherBatch | None) -> StepLoss:
+        text = simcse_loss(
+            self.heads.text(views[0]),
+            self.heads.text(views[1]),
+            temperature=self.loss.temperature,
+            margin=self.loss.text_margin,
+        )
+        if teacher is None:
+            return StepLoss(total=text, text=text)
+        return self._add_grounded(text, views, teacher)
+
+    def _add_grounded(self, text: Tensor, views: Views, teacher: TeacherBatch) -> StepLoss:
+        """The losses against the teacher, with its margins and its filter."""
         images, captions = teacher
-        cosines = teacher_cosines(images, captions)
-        keep = filter_negatives(cosines, self.loss.filter)
-        image = self._grounded(
-            views,
-            self.heads.ground_images(images),
-            cosines.image,
-            margin=self.loss.margin,
-            keep=None if keep is None else keep.image,
+        keep = filter_negatives(images, captions, self.loss.filter)
+        alphas = teacher_cosines(images, captions)
+        targets = {
+            "image": self.heads.ground_images(images),
+            "caption": self.heads.ground_captions(captions),
+        }
+        grounded = [self.heads.ground_sentences(view) for view in views]
+        terms = {
+            name: self._grounded(grounded, targets[name], name, alphas, keep)
+            for name in self.loss.terms
+        }
+        together = torch.stack([loss for loss, _ in terms.values()]).sum()
+        if self.loss.combine == "average":
+            together = together / len(terms)
+        return StepLoss(
+            text + self.loss.weight * together,
+            text,
+            **{name: loss for name, (loss, _) in terms.items()},
+            masked_share=None if keep is None else keep.masked_share(),
+            applied_margin=next(iter(terms.values()))[1],
         )
-        caption = self._grounded(
-            views,
-            self.heads.ground_captions(captions),
-            cosines.caption,
-            margin=self.loss.margin,
-            keep=None if keep is None else keep.caption,
-        )
-        total = text + self.loss.weight * (image + caption)
-        masked = None if keep is None else keep.masked_share()
-        return StepLoss(total, text, image, caption, masked)
 
     def _grounded(
         self,
-        views: Views,
+        views: Sequence[Float[Tensor, "batch grounding"]],
         targets: Float[Tensor, "batch grounding"],
-        alpha: Float[Tensor, "batch batch"],
-        *,
-        margin: float,
-        keep: Bool[Tensor, "batch batch"] | None = None,
-    ) -> Float[Tensor, ""]:
-        """The average over both views of AdapACSE against one side of the teacher."""
-        first, second = (
+        name: str,
+        alphas: TeacherScores,
+        keep: Keep | None,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """The average over both views of AdapACSE against one side, and its mean margin."""
+        alpha = self.opinion(getattr(alphas, name))
+        losses = [
             adap_acse_loss(
-                view, targets, alpha, margin=margin, temperature=self.loss.temperature, keep=keep
+                view,
+                targets,
+                alpha,
+                margin=self.margin,
+                gate=self.loss.gate,
+                temperature=self.loss.temperature,
+                keep=None if keep is None else getattr(keep, name),
             )
             for view in views
-        )
-        return (first + second) / 2
+        ]
+        cosine = cosines(views[0], targets).detach()
+        applied = applied_margins(cosine, alpha, margin=self.margin, gate=self.loss.gate)
+        return torch.stack(losses).mean(), applied.sum() / (len(alpha) * (len(alpha) - 1))
+
+
+def _shorten(views: Views, dimension: int) -> Views:
+    """Both views with zeros behind their first dimensions, so that the same heads read them."""
+    width = views[0].shape[-1]
+    if dimension == width:
+        return views
+    first, second = (F.pad(view[:, :dimension], (0, width - dimension)) for view in views)
+    return first, second
+
+
+def _average(losses: Sequence[StepLoss]) -> StepLoss:
+    """The terms of several losses, averaged one by one."""
+    if len(losses) == 1:
+        return losses[0]
+    names = [name for name, value in vars(losses[0]).items() if value is not None]
+    means = {name: torch.stack([getattr(one, name) for one in losses]).mean() for name in names}
+    return replace(losses[0], **means)

@@ -78,7 +78,7 @@ def assert_nothing_written(folder: Path) -> None:
 
 
 def test_the_bare_command_scores_every_part_of_the_trained_student(in_tiny_run):
-    report = json.loads(Path("reports/evaluate.json").read_text())
+    report = json.loads(Path("reports/evaluate/0.json").read_text())
     assert report.keys() == {*PARTS, "systems"}
     assert report["sts"].keys() >= {"SCENES", "SCENES-dev", "avg", "pairs"}
     assert report["transfer"].keys() > {"avg", "SCENES-PARAPHRASE"}
@@ -97,10 +97,10 @@ def test_tables_go_to_stderr_and_stdout_stays_empty(run):
 
 
 def test_the_report_says_how_the_student_was_measured(in_tiny_run):
-    about = json.loads(Path("reports/evaluate.json").read_text())["systems"][0]["about"]
-    encoder = SentenceEncoder.load(Path("data/model"))
+    about = json.loads(Path("reports/evaluate/0.json").read_text())["systems"][0]["about"]
+    encoder = SentenceEncoder.load(Path("data/models/0"))
     expected = {
-        "model": "data/model",
+        "model": "data/models/0",
         "pooling": "mean",
         "normalised": False,
         "max_length": 256,
@@ -167,7 +167,7 @@ def test_default_tasks_leave_retrieval_out_for_a_model_without_heads(run):
 
 
 def test_a_student_trained_without_pictures_does_not_retrieve(run):
-    heads = Path("data/model/heads.json")
+    heads = Path("data/models/0/heads.json")
     heads.write_text(json.dumps({**json.loads(heads.read_text()), "objective": "simcse"}))
     assert evaluate().keys() == {"sts", "transfer", "systems"}
     result = invoke("evaluate", "--tasks", "retrieval", "--out", "scores.json")
@@ -275,13 +275,13 @@ def test_spearman_is_that_of_sentence_transformers_own_evaluator(run):
         *(list(test[column]) for column in ("sentence1", "sentence2", "score")),
         main_similarity="cosine",
         write_csv=False,
-    )(SentenceTransformer("data/model", device="cpu"))
+    )(SentenceTransformer("data/models/0", device="cpu"))
     ours = evaluate("--tasks", "sts")["sts"]["SCENES"] / 100
     assert ours == pytest.approx(theirs["spearman_cosine"], abs=1e-6)
 
 
 def test_a_model_that_lacks_weights_is_refused(run, tmp_path):
-    shutil.copytree("data/model", tmp_path / "holed")
+    shutil.copytree("data/models/0", tmp_path / "holed")
     weights = load_file(tmp_path / "holed/model.safetensors")
     lost = next(name for name in weights if name.endswith("attention.self.query.weight"))
     kept = {name: value for name, value in weights.items() if name != lost}
@@ -291,13 +291,13 @@ def test_a_model_that_lacks_weights_is_refused(run, tmp_path):
 
 
 def test_two_systems_of_one_name_are_refused(run):
-    result = invoke("evaluate", "--beside", "reports/evaluate.json", "--out", "x.json")
+    result = invoke("evaluate", "--beside", "reports/evaluate/0.json", "--out", "x.json")
     assert_clear_error(result, "two systems of the tables are called student", "--name")
 
 
 def test_a_text_only_student_keeps_its_seed_and_retrieves_nothing(run):
-    about = json.loads(Path("data/model/heads.json").read_text()) | {"objective": "simcse"}
-    Path("data/model/heads.json").write_text(json.dumps(about))
+    about = json.loads(Path("data/models/0/heads.json").read_text()) | {"objective": "simcse"}
+    Path("data/models/0/heads.json").write_text(json.dumps(about))
     content = evaluate()
     assert content["systems"][0]["about"]["seed"] == 0
     assert "retrieval" not in content

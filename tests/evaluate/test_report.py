@@ -61,7 +61,7 @@ def suite(default_params) -> Suite:
 
 @pytest.fixture
 def system(suite) -> System:
-    return System("student", describe(suite, "cpu", model="data/model", seed=3), SCORES)
+    return System("student", describe(suite, "cpu", model="data/models/0", seed=3), SCORES)
 
 
 def test_the_headline_is_nested_by_part_task_and_direction():

@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -21,6 +22,7 @@ from pipeline.download.records import (
 )
 from pipeline.encoder import Student, load_student
 from pipeline.errors import InputError, MissingArtifactError, StaleArtifactError
+from pipeline.evaluate.report import headline, shortened
 from pipeline.evaluate.sts import normalise
 from pipeline.evaluate.suite import Places, Suite, evaluate, read_suite, teacher_retrieval
 from pipeline.params.evaluate import PARTS
@@ -230,7 +232,7 @@ class CountingEncoder:
 
 @pytest.fixture
 def student(tiny_run) -> Student:
-    return load_student(tiny_run / "data/model", choose_device())
+    return load_student(tiny_run / "data/models/0", choose_device())
 
 
 def sentences_of(suite: Suite) -> set[str]:
@@ -282,3 +284,26 @@ def test_the_teacher_retrieves_by_its_own_features(tiny_run, read):
     expected = 100 * (nearest == pairs.caption_image).mean()
     assert found["text_to_image", "recall@1"] == pytest.approx(expected)
     assert teacher_retrieval(read(tiny_run, "sts")) == []
+
+
+def test_first_dimensions_are_scored_as_vectors_cut_short(tiny_run, read, student):
+    suite = read(tiny_run, "sts")
+    scores = evaluate(student.encoder, suite, dimensions=(16,))
+
+    class Cut:
+        def encode(self, sentences, **settings):
+            return student.encoder.encode(sentences, **settings)[:, :16].copy()
+
+    expected = [score.value for score in evaluate(Cut(), suite)]
+    short = [score for score in scores if score.dimensions == 16]
+    assert [score.value for score in short] == pytest.approx(expected, abs=0.01)
+    assert len(scores) == 2 * len(short)
+    assert headline(scores) == headline([score for score in scores if score.dimensions is None])
+    assert list(shortened(scores)) == ["16"]
+    assert shortened(scores)["16"]["avg"] == pytest.approx(
+        headline(short_as_whole(short))["sts"]["avg"]
+    )
+
+
+def short_as_whole(scores: list) -> list:
+    return [replace(score, dimensions=None) for score in scores]

@@ -6,44 +6,126 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.train.batches import make_schedule, pair_batches, text_batches
+from pipeline.features.store import Features
+from pipeline.params.schema import Params
+from pipeline.train.batches import (
+    TrainingPairs,
+    epoch_batches,
+    make_schedule,
+    pair_stream,
+    text_stream,
+)
+from pipeline.train.run_params import RunParams
+from tests.conftest import merge, read_default_params
+
+seeds = st.integers(0, 2**32 - 1)
 
 
-@given(st.integers(4, 40), st.integers(2, 4), st.integers(0, 2**32 - 1))
+def run_params(batch_size: int, **changes: dict) -> RunParams:
+    base = merge(read_default_params(), {"train": {"batch_size": batch_size}})
+    params = Params.model_validate(merge(base, changes))
+    return RunParams(params.student, params.loss, params.train)
+
+
+def make_pairs(captions_of_images: list[int], seed: int = 0, dim: int = 6) -> TrainingPairs:
+    """Captions in random order; a caption's features lie near its image's."""
+    rng = np.random.default_rng(seed)
+    image_rows = np.repeat(np.arange(len(captions_of_images)), captions_of_images)
+    rng.shuffle(image_rows)
+    images = rng.standard_normal((len(captions_of_images), dim))
+    captions = images[image_rows] + 0.2 * rng.standard_normal((len(image_rows), dim))
+    count = len(image_rows)
+    features = Features(
+        images.astype(np.float16),
+        np.arange(len(images)),
+        captions.astype(np.float16),
+        np.arange(count),
+        image_rows,
+    )
+    return TrainingPairs(
+        [f"caption {n}" for n in range(count)], np.arange(count), image_rows, features
+    )
+
+
+@given(st.integers(4, 40), st.integers(2, 4), seeds)
 def test_an_epoch_of_text_sees_every_row_at_most_once(count, batch_size, seed):
-    batches = text_batches(count, batch_size, np.random.default_rng(seed))
-    epoch = list(itertools.islice(batches, count // batch_size))
+    stream = text_stream(count, batch_size, seed)
+    epoch = list(itertools.islice(stream, count // batch_size))
     rows = np.concatenate(epoch)
     assert len(set(rows)) == len(rows) == count // batch_size * batch_size
     assert all(len(batch) == batch_size for batch in epoch)
 
 
-@given(
-    st.lists(st.integers(1, 5), min_size=4, max_size=20),
-    st.integers(2, 4),
-    st.integers(0, 2**32 - 1),
-)
-def test_no_batch_holds_two_captions_of_one_image(captions, batch_size, seed):
-    image_rows = np.repeat(np.arange(len(captions)), captions)
-    np.random.default_rng(seed).shuffle(image_rows)
-    batches = pair_batches(image_rows, batch_size, np.random.default_rng(seed))
-    for rows in itertools.islice(batches, 30):
+captions_of_images = st.lists(st.integers(1, 5), min_size=4, max_size=20)
+
+
+@given(captions_of_images, st.integers(2, 4), seeds, st.sampled_from(["all", "one"]),
+       st.integers(0, 3))  # fmt: skip
+def test_no_batch_holds_two_captions_of_one_image(counts, batch_size, seed, captions, hard):
+    pairs = make_pairs(counts, seed % 1000)
+    params = run_params(
+        batch_size, train={"pairs": {"captions": captions, "hard_negatives": hard, "pool": 2}}
+    )
+    for rows in itertools.islice(pair_stream(pairs, params, seed), 30):
         assert len(rows) == batch_size
-        assert len(set(image_rows[rows])) == batch_size
+        assert len(set(pairs.image_rows[rows])) == batch_size
 
 
-def test_an_epoch_of_pairs_takes_every_caption_once():
-    image_rows = np.repeat(np.arange(8), 5)
-    batches = pair_batches(image_rows, 4, np.random.default_rng(0))
-    rows = np.concatenate(list(itertools.islice(batches, 10)))
+def test_with_duplicates_allowed_some_batch_holds_them():
+    pairs = make_pairs([5] * 8)
+    params = run_params(8, train={"pairs": {"unique_images": False}})
+    batches = list(itertools.islice(pair_stream(pairs, params, 0), 5))
+    assert sorted(np.concatenate(batches)) == list(range(40))
+    assert any(len(set(pairs.image_rows[rows])) < 8 for rows in batches)
+
+
+@given(seeds, st.sampled_from([True, False]), st.integers(0, 3))
+def test_an_epoch_of_pairs_takes_every_caption_once(seed, unique, hard):
+    pairs = make_pairs([5] * 8)
+    settings = {"unique_images": unique, "hard_negatives": hard, "pool": 2}
+    params = run_params(4, train={"pairs": settings})
+    rows = np.concatenate(list(itertools.islice(pair_stream(pairs, params, seed), 10)))
     assert sorted(rows) == list(range(40))
+    assert epoch_batches(pairs, params.train) == 10
+
+
+def test_one_caption_an_image_is_another_one_every_epoch():
+    pairs = make_pairs([5] * 8)
+    params = run_params(4, train={"pairs": {"captions": "one"}})
+    stream = pair_stream(pairs, params, 0)
+    epochs = [np.concatenate(list(itertools.islice(stream, 2))) for _ in range(12)]
+    for rows in epochs:
+        assert sorted(pairs.image_rows[rows]) == list(range(8))
+    assert len({tuple(sorted(rows)) for rows in epochs}) > 6
+    assert len(set(np.concatenate(epochs))) > 30
+    assert epoch_batches(pairs, params.train) == 2
+
+
+@given(seeds, st.integers(0, 60))
+def test_a_stream_goes_on_from_its_position(seed, position):
+    pairs, params = make_pairs([3] * 9), run_params(4)
+    for make in (
+        lambda start: pair_stream(pairs, params, seed, start),
+        lambda start: text_stream(13, 4, seed, start),
+    ):
+        whole = list(itertools.islice(make(0), position + 5))
+        rest = make(position)
+        assert all(np.array_equal(next(rest), rows) for rows in whole[position:])
+        assert rest.position == position + 5
+
+
+def test_streams_of_one_seed_are_shuffled_on_their_own():
+    first = next(text_stream(100, 50, 0))
+    assert not np.array_equal(first, next(text_stream(100, 50, 1)))
+    pairs = make_pairs([1] * 100)
+    assert not np.array_equal(first, next(pair_stream(pairs, run_params(50), 0)))
 
 
 def test_too_few_rows_for_a_batch_is_an_error():
     with pytest.raises(InputError, match="only 3 text-only sentences"):
-        next(text_batches(3, 4, np.random.default_rng(0)))
+        text_stream(3, 4, 0)
     with pytest.raises(InputError, match="only 2 training images"):
-        next(pair_batches([0, 0, 1, 1], 3, np.random.default_rng(0)))
+        pair_stream(make_pairs([2, 2]), run_params(3), 0)
 
 
 @pytest.mark.parametrize(

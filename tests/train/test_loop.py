@@ -13,10 +13,11 @@ from pipeline.encoder import GroundingHeads, SentenceEncoder
 from pipeline.evaluate.selection import DevScorer
 from pipeline.features.store import read_features
 from pipeline.params.schema import Params
-from pipeline.train.batches import training_pairs
-from pipeline.train.loop import RunParams, Training, TrainingData, count_steps, train_student
+from pipeline.train.batches import TrainingData, training_pairs
+from pipeline.train.loop import Training, count_steps, train_student
 from pipeline.train.losses import adap_acse_loss, simcse_loss
 from pipeline.train.objective import Distillation
+from pipeline.train.run_params import RunParams
 from tests.conftest import TINY, merge, read_default_params
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
@@ -36,14 +37,18 @@ def data(tiny_run: Path) -> TrainingData:
     return TrainingData(read_sentences(tiny_run / "data/text"), training_pairs(pairs, features))
 
 
-def train(data: TrainingData, params: RunParams, score=None) -> tuple[Training, dict]:
+def train(
+    data: TrainingData, params: RunParams, score=None, *, seed: int = 0, checkpoint=None
+) -> tuple[Training, dict]:
+    training = train_student(data, params, seed, score or constant(0.0), checkpoint)
     curves: dict[str, dict[int, float]] = {}
+    for step, name, value in training.curves:
+        curves.setdefault(name, {})[step] = value
+    return training, curves
 
-    def record(step, values) -> None:
-        for name, value in values.items():
-            curves.setdefault(name, {})[step] = value
 
-    return train_student(data, params, score or (lambda encoder: 0.0), record), curves
+def constant(value: float):
+    return lambda encoder: {"sts_dev": value}
 
 
 def weights(training: Training) -> dict[str, torch.Tensor]:
@@ -61,7 +66,7 @@ def test_the_same_seed_gives_the_same_bits(data):
 
 def test_another_seed_gives_another_student(data):
     one, _ = train(data, run_params())
-    two, _ = train(data, run_params(train={"seed": 1}))
+    two, _ = train(data, run_params(), seed=1)
     assert not torch.equal(one.student.heads.image[0].weight, two.student.heads.image[0].weight)
 
 
@@ -69,9 +74,9 @@ def test_the_best_student_is_kept(data):
     """Scores 1, 5, 3: before, at step 3, at step 6; the students differ."""
     seen = []
 
-    def score(encoder) -> float:
+    def score(encoder) -> dict[str, float]:
         seen.append({key: value.clone() for key, value in encoder.state_dict().items()})
-        return [1.0, 5.0, 3.0][len(seen) - 1]
+        return {"sts_dev": [1.0, 5.0, 3.0][len(seen) - 1]}
 
     training, curves = train(data, run_params(), score)
     assert curves["sts_dev"] == {0: 1.0, 3: 5.0, 6: 3.0}
@@ -97,7 +102,9 @@ def test_each_objective_trains_its_heads(data, objective, trained):
     changed = {name.split(".")[0] for name, value in before.items() if not value.equal(after[name])}
     assert changed == trained
     losses = {"text": "loss_text", "image": "loss_image", "caption": "loss_caption"}
-    assert set(curves) - {"sts_dev", "loss"} == {losses[h] for h in trained if h in losses}
+    assert set(curves) - {"sts_dev", "loss", "applied_margin"} == {
+        losses[h] for h in trained if h in losses
+    }
 
 
 def test_the_loss_is_the_sum_of_its_terms(data):

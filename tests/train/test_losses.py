@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pipeline.train.losses import adap_acse_loss, simcse_loss
+from pipeline.train.losses import adap_acse_loss, applied_margins, simcse_loss
+from pipeline.train.noise import teacher_cosines
 
 sizes = st.integers(2, 7)
 seeds = st.integers(0, 2**32 - 1)
@@ -24,7 +25,9 @@ def draw_batch(size: int, seed: int, dim: int = 5) -> tuple[torch.Tensor, ...]:
     return tuple(torch.from_numpy(x).float() for x in (anchors, candidates, features @ features.T))
 
 
-def reference_loss(anchors, candidates, teacher, *, margin, temperature, keep=None) -> float:
+def reference_loss(
+    anchors, candidates, teacher, *, margin, temperature, keep=None, gate="margin"
+) -> float:
     """The definition, in plain Python floats: angles, one pair at a time."""
     a, c = anchors.double().tolist(), candidates.double().tolist()
     total = 0.0
@@ -34,10 +37,10 @@ def reference_loss(anchors, candidates, teacher, *, margin, temperature, keep=No
             dot = sum(x * y for x, y in zip(a[i], c[j], strict=True))
             norms = math.sqrt(sum(x * x for x in a[i])) * math.sqrt(sum(x * x for x in c[j]))
             theta = math.acos(max(-1.0, min(1.0, dot / norms)))
+            delta = abs(1 - float(teacher[i][j]))
             if i != j and keep is not None and not keep[i][j]:
                 logits.append(-math.inf)
-            elif i != j and theta > margin:
-                delta = abs(1 - float(teacher[i][j]))
+            elif i != j and theta > margin * (delta if gate == "shift" else 1):
                 logits.append(math.cos(theta - margin * delta) / temperature)
             else:
                 logits.append(math.cos(theta) / temperature)
@@ -47,17 +50,14 @@ def reference_loss(anchors, candidates, teacher, *, margin, temperature, keep=No
 
 
 @settings(max_examples=60)
-@given(sizes, seeds, margins, temperatures)
-def test_adap_acse_is_its_definition(size, seed, margin, temperature):
+@given(sizes, seeds, margins, temperatures, st.sampled_from(["margin", "shift"]))
+def test_adap_acse_is_its_definition(size, seed, margin, temperature, gate):
     anchors, candidates, teacher = draw_batch(size, seed)
     keep = torch.from_numpy(np.random.default_rng(seed).random((size, size)) > 0.3)
     for mask in (None, keep):
-        loss = adap_acse_loss(
-            anchors, candidates, teacher, margin=margin, temperature=temperature, keep=mask
-        )
-        expected = reference_loss(
-            anchors, candidates, teacher, margin=margin, temperature=temperature, keep=mask
-        )
+        setting = {"margin": margin, "temperature": temperature, "keep": mask, "gate": gate}
+        loss = adap_acse_loss(anchors, candidates, teacher, **setting)
+        expected = reference_loss(anchors, candidates, teacher, **setting)
         assert float(loss) == pytest.approx(expected, rel=2e-4, abs=2e-4)
 
 
@@ -134,9 +134,52 @@ def test_duplicates_have_finite_gradients(dtype):
     assert torch.isfinite(points.grad).all()
 
 
-def test_gradients_are_those_of_finite_differences():
-    anchors, candidates, teacher = (x.double() for x in draw_batch(4, 3))
-    torch.autograd.gradcheck(
-        lambda a, c: adap_acse_loss(a, c, teacher, margin=0.15, temperature=0.5),
+@pytest.mark.parametrize("gate", ["margin", "shift"])
+@pytest.mark.parametrize("seed", range(4))
+def test_gradients_are_those_of_finite_differences(gate, seed):
+    anchors, candidates, teacher = (x.double() for x in draw_batch(4, seed))
+    keep = torch.from_numpy(np.random.default_rng(seed).random((4, 4)) > 0.3)
+    assert torch.autograd.gradcheck(
+        lambda a, c: adap_acse_loss(
+            a, c, teacher, margin=0.15, temperature=0.5, gate=gate, keep=keep
+        ),
         (anchors.requires_grad_(), candidates.requires_grad_()),
     )
+
+
+def test_the_gates_differ_between_the_shift_and_the_margin():
+    """theta = 0.15 lies above m * Delta = 0.1 and below m = 0.2."""
+    angles = torch.tensor([0.0, 0.15])
+    points = torch.stack([angles.cos(), angles.sin()], dim=1)
+    teacher = torch.full((2, 2), 0.5)
+    cosine = points @ points.T
+    for gate, expected in (("margin", 0.0), ("shift", 0.1)):
+        shift = applied_margins(cosine, teacher, margin=0.2, gate=gate)
+        torch.testing.assert_close(shift, expected * (1 - torch.eye(2)))
+
+
+@given(sizes, seeds, st.floats(0.01, 0.5), st.sampled_from(["margin", "shift"]))
+def test_at_delta_1_the_adaptive_margin_is_the_fixed_one(size, seed, margin, gate):
+    """A fixed margin, written down on its own: every negative at theta > m gets m."""
+    anchors, candidates, _ = draw_batch(size, seed)
+    cosine = F.cosine_similarity(anchors[:, None], candidates[None], dim=-1).double()
+    theta = cosine.clamp(-1, 1).acos()
+    moved = torch.where(theta > margin, (theta - margin).cos(), cosine)
+    logits = torch.where(torch.eye(size, dtype=torch.bool), cosine, moved) / 0.1
+    expected = F.cross_entropy(logits, torch.arange(size))
+    loss = adap_acse_loss(
+        anchors, candidates, torch.zeros(size, size), margin=margin, temperature=0.1, gate=gate
+    )
+    assert float(loss) == pytest.approx(float(expected), rel=1e-3, abs=1e-4)
+
+
+@given(sizes, seeds, st.floats(0.1, 50))
+def test_the_scale_of_teacher_features_does_not_matter(size, seed, scale):
+    rng = np.random.default_rng(seed)
+    images, captions = (torch.from_numpy(x).float() for x in rng.standard_normal((2, size, 5)))
+    one, other = (
+        teacher_cosines(images, captions),
+        teacher_cosines(images * scale, captions / scale),
+    )
+    for name, values in one.by_name().items():
+        torch.testing.assert_close(values, other.by_name()[name], rtol=1e-4, atol=1e-5)

@@ -3,13 +3,17 @@ import pytest
 import torch
 
 from pipeline.params.loss import FilterParams
-from pipeline.train.noise import filter_negatives, teacher_cosines
+from pipeline.train.noise import filter_negatives
 
 
 @pytest.fixture
 def features() -> tuple[torch.Tensor, torch.Tensor]:
     images, captions = np.random.default_rng(0).standard_normal((2, 6, 4))
     return torch.from_numpy(images), torch.from_numpy(captions)
+
+
+def make_filter(**settings: object) -> FilterParams:
+    return FilterParams(**{"drop": "above", "similarity": "image"} | settings)
 
 
 def cosine(u: torch.Tensor, v: torch.Tensor) -> float:
@@ -31,8 +35,8 @@ def cosine(u: torch.Tensor, v: torch.Tensor) -> float:
 )
 def test_the_named_similarity_decides(features, similarity, image_score, caption_score):
     images, captions = features
-    params = FilterParams(kind="cosine", similarity=similarity, threshold=0.2)
-    keep = filter_negatives(teacher_cosines(images, captions), params)
+    params = make_filter(kind="cosine", similarity=similarity, threshold=0.2)
+    keep = filter_negatives(images, captions, params)
     removed = 0
     for i in range(6):
         for j in range(6):
@@ -46,11 +50,52 @@ def test_the_named_similarity_decides(features, similarity, image_score, caption
 
 
 def test_percentile_removes_that_share(features):
-    params = FilterParams(kind="percentile", similarity="image", threshold=80.0)
-    keep = filter_negatives(teacher_cosines(*features), params)
+    params = make_filter(kind="percentile", similarity="image", threshold=80.0)
+    keep = filter_negatives(*features, params)
     assert float(keep.masked_share()) == pytest.approx(0.2, abs=0.05)
 
 
 def test_off_keeps_everything(features):
-    params = FilterParams(kind="off", similarity="image", threshold=0.5)
-    assert filter_negatives(teacher_cosines(*features), params) is None
+    params = make_filter(kind="off", similarity="image", threshold=0.5)
+    assert filter_negatives(*features, params) is None
+
+
+@pytest.mark.parametrize("kind", ["cosine", "dot", "percentile"])
+def test_what_one_direction_keeps_the_other_drops(features, kind):
+    """The reading of the released code and that of the paper's print are complements."""
+    threshold = {"cosine": 0.1, "dot": 0.3, "percentile": 60.0}[kind]
+    above, below = (
+        filter_negatives(*features, make_filter(kind=kind, drop=drop, threshold=threshold))
+        for drop in ("above", "below")
+    )
+    off = ~torch.eye(6, dtype=torch.bool)
+    both = (above.image & below.image & off).sum()
+    assert both == (2 if kind == "percentile" else 0)  # the pair at the percentile stays in both
+    assert torch.equal((above.image | below.image), torch.ones(6, 6, dtype=torch.bool))
+    assert 0 < float(above.masked_share()) < 1
+
+
+def test_dot_products_are_those_of_features_as_they_come(features):
+    images, captions = features[0] * 7, features[1] * 0.5
+    keep = filter_negatives(
+        images, captions, make_filter(kind="dot", similarity="cross-modal", threshold=2.0)
+    )
+    for i in range(6):
+        for j in range(6):
+            dot = float(captions[i].numpy() @ images[j].numpy())
+            assert bool(keep.image[i, j]) == (i == j or dot <= 2.0)
+            assert bool(keep.caption[j, i]) == (i == j or dot <= 2.0)
+    assert 0 < float(keep.masked_share()) < 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "threshold", "fits"),
+    [("cosine", 1.5, False), ("percentile", 101.0, False), ("dot", 70.0, True), ("dot", -3.0, True),
+     ("percentile", 95.0, True), ("cosine", -0.5, True), ("percentile", -1.0, False)],
+)  # fmt: skip
+def test_a_threshold_must_fit_its_kind(kind, threshold, fits):
+    if fits:
+        assert make_filter(kind=kind, threshold=threshold).threshold == threshold
+    else:
+        with pytest.raises(ValueError, match="threshold must be from"):
+            make_filter(kind=kind, threshold=threshold)

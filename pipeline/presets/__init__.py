@@ -1,0 +1,1 @@
+"""Named settings of params.yaml: methods and data sets."""

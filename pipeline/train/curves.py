@@ -1,0 +1,62 @@
+"""The training curves: terms gathered over steps, and every point that was recorded."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.train.objective import StepLoss
+
+Point = tuple[int, str, float]
+"""Step, curve and value."""
+
+_CURVES = {
+    "total": "loss",
+    "text": "loss_text",
+    "image": "loss_image",
+    "caption": "loss_caption",
+    "masked_share": "masked_share",
+    "applied_margin": "applied_margin",
+}
+"""Terms of a loss, and the curves that they make."""
+
+
+class Curves:
+    """Every point so far; terms since the last one stay on the device, so that no step waits."""
+
+    def __init__(self) -> None:
+        self.points: list[Point] = []
+        self._terms: dict[str, list[Tensor]] = {}
+
+    def add(self, losses: Sequence[StepLoss]) -> None:
+        """Take the terms of a step's batches; those they do not have are left out."""
+        for term, curve in _CURVES.items():
+            values = [getattr(loss, term) for loss in losses]
+            if values[0] is not None:
+                mean = torch.stack(values).mean().detach()
+                self._terms.setdefault(curve, []).append(mean)
+
+    def means(self) -> dict[str, float]:
+        """The mean of every term over the steps that had it since the last call."""
+        means = {name: float(torch.stack(terms).mean()) for name, terms in self._terms.items()}
+        self._terms.clear()
+        return means
+
+    def record(self, step: int, values: Mapping[str, float]) -> None:
+        """Add points, by curve."""
+        self.points += [(step, curve, float(value)) for curve, value in values.items()]
+
+    def mean_of(self, curve: str) -> float:
+        """The mean over all points of a curve; 0 where it has none."""
+        values = [value for _, name, value in self.points if name == curve]
+        return sum(values) / len(values) if values else 0.0
+
+    def state(self) -> dict[str, Any]:
+        """All that `restore` needs."""
+        return {"points": [list(point) for point in self.points], "terms": self._terms}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+        self.points = [(step, curve, value) for step, curve, value in state["points"]]
+        self._terms = {name: list(terms) for name, terms in state["terms"].items()}

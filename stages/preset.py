@@ -1,0 +1,54 @@
+"""Show, and on request write, what a named preset changes in params.yaml."""
+
+import difflib
+import json
+from typing import Annotated
+
+import typer
+
+from pipeline.presets.preset import Data, Method, changed_values, edit_params, read_preset
+from pipeline.runtime import atomic_file
+from stages._cli import PARAMS_FILE, read_params, run_stage
+
+
+def main(
+    data: Annotated[Data, typer.Argument(help="What it runs on.")],
+    method: Annotated[Method, typer.Argument(help="Whose settings.")],
+    write: Annotated[bool, typer.Option("--write", help="Write params.yaml, too.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: old and new values.")
+    ] = False,
+) -> None:
+    """Show what a preset changes in params.yaml; with --write, change it."""
+    preset = read_preset(data, method)
+    changed = changed_values(read_params(), preset)
+    before = PARAMS_FILE.read_text(encoding="utf-8")
+    after = edit_params(before, {key: preset[key] for key in changed}) if changed else before
+    if as_json or changed:
+        typer.echo(json.dumps(changed, indent=2) if as_json else _difference(before, after))
+    if write and changed:
+        with atomic_file(PARAMS_FILE) as temporary:
+            temporary.write_text(after, encoding="utf-8")
+    name = f"{data} {method}"
+    typer.echo(_outcome(name, changed=bool(changed), written=write), err=True)
+
+
+def _difference(before: str, after: str) -> str:
+    """A unified diff, as `git apply -p0` reads it."""
+    name = str(PARAMS_FILE)
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), name, name, lineterm="")
+    return "\n".join(lines)
+
+
+def _outcome(name: str, *, changed: bool, written: bool) -> str:
+    if not changed:
+        return f"{PARAMS_FILE} is {name} already; nothing changes."
+    if written:
+        return f"{PARAMS_FILE} is {name} now."
+    return f"nothing is written yet; --write makes {PARAMS_FILE} {name}."
+
+
+app = run_stage(main)
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,76 @@
+"""Hard negatives: the order, recomputed step by step from the definition."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.params.loss import FilterParams
+from pipeline.train.mining import hard_negative_order
+
+OFF = FilterParams(kind="off", similarity="image", drop="above", threshold=0.0)
+
+
+def features(pool: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    return tuple(torch.from_numpy(rng.standard_normal((pool, 4))) for _ in range(2))
+
+
+def cosine(u: np.ndarray, v: np.ndarray) -> float:
+    return float(u @ v / np.sqrt((u @ u) * (v @ v)))
+
+
+def expected_order(vectors: np.ndarray, size: int, neighbours: int, limit: float) -> list[int]:
+    left, order = list(range(len(vectors))), []
+    while left:
+        anchor = left.pop(0)
+        order.append(anchor)
+        room = (size - len(order) % size) % size
+        near = sorted(left, key=lambda row: (-cosine(vectors[anchor], vectors[row]), row))
+        near = [row for row in near if cosine(vectors[anchor], vectors[row]) <= limit]
+        for row in near[: min(room, neighbours)]:
+            left.remove(row)
+            order.append(row)
+    return order
+
+
+@settings(max_examples=40)
+@given(st.integers(2, 5), st.integers(1, 4), st.integers(1, 4), st.integers(0, 10_000))
+def test_neighbours_follow_their_anchor(size, batches, neighbours, seed):
+    images, captions = features(size * batches, seed)
+    order = hard_negative_order(images, captions, batch_size=size, neighbours=neighbours, noise=OFF)
+    assert list(order) == expected_order(images.float().numpy(), size, neighbours, np.inf)
+
+
+@settings(max_examples=40)
+@given(st.floats(-0.5, 0.9), st.integers(0, 10_000))
+def test_false_negatives_are_not_sought(limit, seed):
+    images, captions = features(12, seed)
+    noise = FilterParams(kind="cosine", similarity="caption", drop="above", threshold=limit)
+    order = hard_negative_order(images, captions, batch_size=4, neighbours=3, noise=noise)
+    assert list(order) == expected_order(captions.float().numpy(), 4, 3, limit)
+
+
+def test_batches_get_harder():
+    images, captions = features(256, 0)
+
+    def hardness(order: np.ndarray) -> float:
+        unit = torch.nn.functional.normalize(images, dim=1)[order].reshape(-1, 16, 4)
+        scores = unit @ unit.transpose(1, 2) - 2 * torch.eye(16)
+        return float(scores.amax(dim=2).mean())
+
+    order = hard_negative_order(images, captions, batch_size=16, neighbours=1, noise=OFF)
+    assert sorted(order) == list(range(256))
+    assert hardness(order) > hardness(np.arange(256)) + 0.05
+
+
+@pytest.mark.parametrize("similarity", ["cross-modal", "image", "caption"])
+def test_the_filter_names_the_similarity(similarity):
+    images, captions = features(9, 1)
+    v, t = images.numpy(), captions.numpy()
+    scores = {"cross-modal": (t, v), "image": (v, v), "caption": (t, t)}[similarity]
+    nearest = max(range(1, 9), key=lambda row: cosine(scores[0][0], scores[1][row]))
+    noise = OFF.model_copy(update={"similarity": similarity})
+    order = hard_negative_order(images, captions, batch_size=9, neighbours=1, noise=noise)
+    assert list(order[:2]) == [0, nearest]

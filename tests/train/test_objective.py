@@ -1,0 +1,146 @@
+"""Every variant of the objective, put together again from the losses alone."""
+
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pipeline.encoder import GroundingHeads, SentenceEncoder
+from pipeline.params.loss import LossParams
+from pipeline.params.schema import Params
+from pipeline.train.losses import adap_acse_loss, simcse_loss
+from pipeline.train.objective import Distillation
+from tests.conftest import TINY, merge, read_default_params
+
+SENTENCES = ["a red circle", "a blue square above a green star", "two small circles", "a star"]
+DIM = 12
+
+
+@pytest.fixture(scope="module")
+def encoder() -> SentenceEncoder:
+    return SentenceEncoder.load(TINY["student"]["encoder"], "mean").eval()  # no dropout: one view
+
+
+@pytest.fixture(scope="module")
+def teacher() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images, captions = torch.randn(2, len(SENTENCES), DIM, generator=generator)
+    return images * 19, captions
+
+
+def loss_params(**changes: object) -> LossParams:
+    return Params.model_validate(merge(read_default_params(), {"loss": changes})).loss
+
+
+def build(encoder, objective="kdmcse", matryoshka=(), **changes) -> Distillation:
+    torch.manual_seed(0)
+    heads = GroundingHeads(encoder.dim, DIM, 8)
+    return Distillation(encoder, heads, objective, loss_params(**changes), matryoshka).eval()
+
+
+def expected_terms(model: Distillation, teacher, **setting) -> dict[str, torch.Tensor]:
+    """The text loss and both grounded ones, by their definitions."""
+    h = model.encoder(model.encoder.tokenize(SENTENCES))
+    images, captions = teacher
+    v, t = (F.normalize(x, dim=1) for x in teacher)
+    adaptive = setting.pop("adaptive", True)
+    p = model.heads.ground_sentences(h)
+    z = model.heads.text(h)
+    targets = {
+        "image": (model.heads.ground_images(images), v @ v.T),
+        "caption": (model.heads.ground_captions(captions), t @ t.T),
+    }
+    grounded = {
+        name: adap_acse_loss(p, target, alpha if adaptive else alpha * 0, **setting)
+        for name, (target, alpha) in targets.items()
+    }
+    return {"text": simcse_loss(z, z, temperature=setting["temperature"]), **grounded}
+
+
+@pytest.mark.parametrize(
+    ("kind", "gate", "combine", "terms"),
+    list(
+        itertools.product(
+            ["none", "fixed", "adaptive"],
+            ["margin", "shift"],
+            ["sum", "average"],
+            [["image", "caption"], ["caption"], ["image"]],
+        )
+    ),
+)
+def test_every_variant_is_the_sum_of_its_terms(encoder, teacher, kind, gate, combine, terms):
+    model = build(
+        encoder, margin=0.3, margin_kind=kind, gate=gate, combine=combine, terms=terms, weight=0.7
+    )
+    loss = model(encoder.tokenize(SENTENCES), teacher)
+    expected = expected_terms(
+        model,
+        teacher,
+        margin=0.0 if kind == "none" else 0.3,
+        temperature=0.05,
+        gate=gate,
+        adaptive=kind == "adaptive",
+    )
+    grounded = sum(expected[term] for term in terms)
+    share = len(terms) if combine == "average" else 1
+    torch.testing.assert_close(loss.total, expected["text"] + 0.7 * grounded / share)
+    for term in ("image", "caption"):
+        assert (getattr(loss, term) is not None) == (term in terms)
+    assert (float(loss.applied_margin) > 0) == (kind != "none")
+
+
+def test_mcse_is_kdmcse_without_margin_filter_and_captions(encoder, teacher):
+    noise = {"kind": "percentile", "similarity": "image", "threshold": 50}
+    mcse = build(encoder, "mcse", margin=0.3, text_margin=0.2, filter=noise)
+    special = build(encoder, margin_kind="none", terms=["image"])
+    tokens = encoder.tokenize(SENTENCES)
+    torch.testing.assert_close(mcse(tokens, teacher).total, special(tokens, teacher).total)
+    assert mcse(tokens, teacher).masked_share is None
+
+
+def test_simcse_reads_no_teacher(encoder, teacher):
+    model = build(encoder, "simcse", text_margin=0.2)
+    tokens = encoder.tokenize(SENTENCES)
+    with_teacher, without = model(tokens, teacher), model(tokens)
+    torch.testing.assert_close(with_teacher.total, without.total)
+    torch.testing.assert_close(without.total, expected_terms(model, teacher, margin=0.0,
+                                                             temperature=0.05)["text"])  # fmt: skip
+
+
+def test_a_shorter_half_gives_the_vectors_of_the_whole(encoder):
+    """Padding to the longest of a half or of the batch is the same; rows keep their order."""
+    model = build(encoder)
+    tokens = encoder.tokenize([*SENTENCES, SENTENCES[0]])
+    first, second = model.two_views(tokens)
+    torch.testing.assert_close(first, encoder(tokens), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(second, encoder(tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_matryoshka_is_the_mean_over_shortened_vectors(encoder, teacher):
+    tokens = encoder.tokenize(SENTENCES)
+    whole = build(encoder)(tokens, teacher)
+    model = build(encoder, matryoshka=(32, 16))
+    totals = [whole.total]
+    for size in (32, 16):
+        cut = build(encoder)
+        h = encoder(tokens) * (torch.arange(encoder.dim) < size)
+        cut.two_views = lambda _, h=h: (h, h)
+        totals.append(cut(tokens, teacher).total)
+    torch.testing.assert_close(model(tokens, teacher).total, torch.stack(totals).mean())
+    assert len({float(total.detach()) for total in totals}) == 3
+
+
+def test_bf16_gives_finite_float32_losses(encoder, teacher):
+    """Duplicates too: two equal sentences, and teacher features that are equal."""
+    model = build(encoder, margin=0.15).train()
+    images, captions = (x[[0, 0, 1, 2]] for x in teacher)
+    tokens = encoder.tokenize([SENTENCES[0], *SENTENCES[:3]])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(tokens, (images, captions))
+    loss.total.backward()
+    assert loss.total.dtype == torch.float32
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    model.zero_grad()
+    model.eval()
