@@ -10,6 +10,7 @@ corpora are read once, which saves about half a minute a run against `dvc exp ru
 
 import argparse
 import json
+import operator
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,6 +47,7 @@ def main() -> None:
     base = YAML(typ="safe", pure=True).load(Path("params.yaml").read_text(encoding="utf-8"))
     names = arguments.only or list(grid.configurations)
     runs = {name: _params(base, grid, name) for name in names}
+    _require_one_world(runs)
     world = _World(next(iter(runs.values())))
     for seed in sorted({seed for params in runs.values() for seed in params.train.seeds}):
         for name, params in runs.items():
@@ -56,6 +58,14 @@ def main() -> None:
 
 def _params(base: Mapping[str, Any], grid: Grid, name: str) -> Params:
     return Params.model_validate(apply_changes(base, grid.changes(name)))
+
+
+def _require_one_world(runs: Mapping[str, Params]) -> None:
+    """One process has one precision, and reads one teacher, one encoder and one evaluation."""
+    for what in ("teacher", "evaluate", "student.encoder", "train.precision", "train.batch_size"):
+        values = {str(operator.attrgetter(what)(params)) for params in runs.values()}
+        if len(values) > 1:
+            raise SystemExit(f"{what} differs between configurations: run each with --only")
 
 
 class _World:

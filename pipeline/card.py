@@ -151,8 +151,8 @@ METHODS = {
     "([SimCSE](https://arxiv.org/abs/2104.08821))",
     "mcse": "contrastive learning on text, and on captions with their pictures through a frozen "
     "CLIP teacher's features ([MCSE](https://arxiv.org/abs/2204.10931))",
-    "kdmcse": "contrastive learning on text, and distillation of a frozen CLIP teacher's image and "
-    "caption features with an adaptive angular margin "
+    "kdmcse": "contrastive learning on text, and distillation of a frozen CLIP teacher's features "
+    "with angular margins "
     "([KDMCSE](https://arxiv.org/abs/2403.17486))",
 }
 
@@ -521,7 +521,7 @@ def _commands(facts: Facts) -> Iterable[str]:
 def _state(revision: Revision | None) -> str:
     if revision is None:
         return f"The git commit was {NOT_RECORDED}."
-    made = f"Made at commit `{revision.commit}`"
+    made = f"Published at commit `{revision.commit}`"
     if revision.experiment:
         made += f", DVC experiment `{revision.experiment}` (`{revision.experiment_commit}`)"
     if not revision.changed:

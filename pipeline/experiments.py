@@ -20,6 +20,7 @@ from pipeline.grid import Grid
 from pipeline.summary import read_summary
 
 MIRROR_VARIABLE = "DATA_MIRROR"
+CHECKPOINTS_VARIABLE = "KDMCSE_CHECKPOINTS"
 HEAD = "HEAD"
 
 _STDERR = 2
@@ -103,7 +104,9 @@ def label_experiments(commits: Mapping[str, str], params: Path) -> dict[str, str
     }
 
 
-def run_experiment(name: str, overrides: Sequence[str], target: str, *, queue: bool) -> int:
+def run_experiment(
+    name: str, overrides: Sequence[str], target: str, *, queue: bool, checkpoints: Path
+) -> int:
     """Run an experiment in a temporary copy of the project, or queue it.
 
     The working tree is not touched: the copy is of HEAD and of changes to tracked files, and takes
@@ -114,6 +117,7 @@ def run_experiment(name: str, overrides: Sequence[str], target: str, *, queue: b
         overrides: of params.yaml, as `KEY=VALUE`.
         target: the stage to bring up to date.
         queue: only queue it.
+        checkpoints: where trainings keep their state, outside the copy.
 
     Returns:
         The exit status of DVC.
@@ -122,7 +126,7 @@ def run_experiment(name: str, overrides: Sequence[str], target: str, *, queue: b
     changes = [argument for override in overrides for argument in ("-S", override)]
     command = [sys.executable, "-m", "dvc", "exp", "run", where, "--name", name, *changes, target]
     with subprocess.Popen(  # noqa: S603  # our own interpreter; the values are checked params
-        command, stdout=_STDERR, env=_environment(), start_new_session=True
+        command, stdout=_STDERR, env=_environment(checkpoints), start_new_session=True
     ) as process:
         try:
             return process.wait()
@@ -151,14 +155,18 @@ def _interrupt(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _environment() -> dict[str, str]:
-    """The stages are run by this interpreter, and a relative mirror is that of this folder."""
+def _environment(checkpoints: Path) -> dict[str, str]:
+    """The stages are run by this interpreter; mirror and checkpoints are those of this folder.
+
+    DVC removes its copy of the project when it is stopped, and a checkpoint in it would go too.
+    """
     environment = dict(os.environ)
     binaries = str(Path(sys.executable).parent)
     environment["PATH"] = os.pathsep.join([binaries, environment.get("PATH", os.defpath)])
     mirror = environment.get(MIRROR_VARIABLE)
     if mirror and Path(mirror).is_dir():
         environment[MIRROR_VARIABLE] = str(Path(mirror).absolute())
+    environment.setdefault(CHECKPOINTS_VARIABLE, str(checkpoints.absolute()))
     return environment
 
 

@@ -401,6 +401,7 @@ def _parameters(params: Params, lock: Lock, seed: int) -> tuple[dict[str, Any], 
     """The parameters of the run by dotted key, and the blocks or keys that dvc.lock lacks."""
     current = dict(_flatten(params.model_dump(include=set(_BLOCKS))))
     recorded = dict(_recorded_parameters(lock, seed))
+    recorded |= dict(_recorded_seeds(lock))
     values = {key: _public(value) for key, value in (current | recorded).items()}
     if SCENES not in {values[f"download.{part}"] for part in ("pairs", "text", "evaluation")}:
         values = {k: v for k, v in values.items() if not k.startswith("download.scenes.")}
@@ -419,6 +420,12 @@ def _recorded_parameters(lock: Lock, seed: int) -> Iterator[tuple[str, Any]]:
         entry = lock.get(f"train@{seed}" if stage == "train" else stage, {})
         recorded = (entry.get("params") or {}).get("params.yaml") or {}
         yield from (item for item in _flatten(recorded) if _block(item[0]) == block)
+
+
+def _recorded_seeds(lock: Lock) -> Iterator[tuple[str, Any]]:
+    """`train.seeds`, which the summary has: a student does not depend on the other seeds."""
+    recorded = (lock.get("summary", {}).get("params") or {}).get("params.yaml") or {}
+    yield from (item for item in _flatten(recorded) if item[0] == "train.seeds")
 
 
 def _flatten(block: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -505,7 +512,7 @@ def _score_rows(
 def _is_shown(score: Score) -> bool:
     """Headline numbers, and STS over the unseen pairs of every task."""
     whole = "all" if score.part == "sts" else ""
-    is_whole = score.aggregation == whole and not score.subset
+    is_whole = score.aggregation == whole and not score.subset and score.dimensions is None
     return is_whole and score.measure in HEADLINES[score.part]
 
 

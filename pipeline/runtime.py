@@ -225,7 +225,8 @@ def defers_signals() -> Iterator[Callable[[], signal.Signals | None]]:
         came.append(signal.Signals(number))
         _install(previous)
 
-    previous = _install({signal.SIGTERM: note, signal.SIGINT: note})
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    _install(dict.fromkeys(previous, note))
     try:
         yield lambda: came[0] if came else None
     finally:

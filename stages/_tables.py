@@ -89,7 +89,8 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _is(score: Score, measure: str, aggregation: str) -> bool:
-    return (score.measure, score.aggregation, score.subset) == (measure, aggregation, "")
+    of_whole = (measure, aggregation, "", None)
+    return (score.measure, score.aggregation, score.subset, score.dimensions) == of_whole
 
 
 def _value(scores: Sequence[Score], measure: str, aggregation: str) -> str:

@@ -31,7 +31,10 @@ def main(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="JSON, a CSV goes beside it; default: reports/evaluate/NAME.json."),
+        typer.Option(
+            help="JSON, a CSV goes beside it; default: reports/evaluate/SEED.json for a student "
+            "of this pipeline, else reports/others/NAME.json."
+        ),
     ] = None,
     tasks: Annotated[
         str | None, typer.Option(help="Of sts,transfer,retrieval; default: evaluate.tasks.")
@@ -53,7 +56,7 @@ def main(
     """Score a sentence encoder: STS, transfer and retrieval, each distinct sentence read once."""
     params = read_params()
     model = model or str(paths.first_model(params))
-    out = out or paths.EVALUATE_REPORTS / f"{Path(model).name}.json"
+    out = out or _default_report(Path(model))
     check_report_path(out)
     asked = parse_tasks(tasks)
     encoder, student = _load(model, pooling)
@@ -75,6 +78,12 @@ def main(
     systems = [System(name, about, scores), *others]
     write_report(out, systems)
     print_systems(systems)
+
+
+def _default_report(model: Path) -> Path:
+    """The report that DVC tracks for a student of its own; others stand apart from it."""
+    folder = paths.EVALUATE_REPORTS if model.parent == paths.MODELS else paths.OTHER_REPORTS
+    return folder / f"{model.name}.json"
 
 
 def _read_others(reports: list[Path], suite: Suite, name: str) -> list[System]:

@@ -17,6 +17,7 @@ from pipeline.experiments import (
 )
 from pipeline.grid import Grid, check_grid, overrides, read_grid
 from pipeline.runtime import log
+from stages import paths
 from stages._cli import PARAMS_FILE, run_stage
 
 
@@ -59,12 +60,17 @@ def _run(grid: Grid, names: Sequence[str], target: str, *, queue: bool) -> list[
     for done, name in enumerate(names):
         left = _time_left(time.monotonic() - started, done, len(names))
         log.info("%d of %d: %s%s", done + 1, len(names), name, left)
-        if run_experiment(name, overrides(grid.changes(name)), target, queue=queue):
+        if _run_one(grid, name, target, queue=queue):
             failed.append(name)
             log.warning("%s failed", name)
     word = "queued" if queue else "done"
     log.info("%d experiments %s, %d failed", len(names) - len(failed), word, len(failed))
     return failed
+
+
+def _run_one(grid: Grid, name: str, target: str, *, queue: bool) -> int:
+    changes = overrides(grid.changes(name))
+    return run_experiment(name, changes, target, queue=queue, checkpoints=paths.CHECKPOINTS)
 
 
 def _time_left(seconds: float, done: int, total: int) -> str:

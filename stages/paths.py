@@ -17,6 +17,7 @@ CHECKPOINTS = DATA / "checkpoints"
 INDEX = DATA / "index"
 TRAIN_REPORTS = REPORTS / "train"
 EVALUATE_REPORTS = REPORTS / "evaluate"
+OTHER_REPORTS = REPORTS / "others"
 
 
 def first_model(params: Params) -> Path:

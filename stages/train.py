@@ -30,16 +30,18 @@ from stages._cli import read_params, run_stage
 
 
 def main(
-    seed: Annotated[int | None, typer.Option(help="Default: the first of train.seeds.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Default: the first of train.seeds.", min=0, max=2**32 - 1)
+    ] = None,
     pairs: Path = paths.PAIRS,
     text: Path = paths.TEXT,
     evaluation: Path = paths.EVALUATION,
     features: Path = paths.FEATURES,
     out: Annotated[Path | None, typer.Option(help="Default: data/models/SEED.")] = None,
     reports: Annotated[Path | None, typer.Option(help="Default: reports/train/SEED.")] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Default: data/checkpoints/SEED.pt.")
-    ] = None,
+    checkpoints: Annotated[
+        Path, typer.Option(envvar="KDMCSE_CHECKPOINTS", help="Where an unfinished run is kept.")
+    ] = paths.CHECKPOINTS,
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between two.", min=0)] = 120,
 ) -> None:
     """Distil the cached teacher into a sentence encoder; a stopped run goes on where it was."""
@@ -50,12 +52,9 @@ def main(
     corpus = read_pairs(pairs)
     cached = read_features(features, params.teacher, corpus.fingerprint())
     data = TrainingData(read_sentences(text), training_pairs(corpus, cached))
-    score_dev = DevScorer(read_sts(evaluation), params.train.batch_size)
-    kept = Checkpoint(
-        checkpoint or paths.CHECKPOINTS / f"{seed}.pt",
-        run_fingerprint(data, run, seed, score_dev.sentences),
-        checkpoint_every,
-    )
+    dev = read_sts(evaluation)
+    score_dev = DevScorer(dev, params.train.batch_size)
+    kept = Checkpoint(checkpoints, run_fingerprint(data, run, seed, dev), checkpoint_every)
     tables, effect = _look_at_teacher(data, run, seed, corpus)
     training = train_student(data, run, seed, score_dev, kept)
     tables["curves"] = pd.DataFrame(training.curves, columns=["step", "curve", "value"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline.params.train import TrainParams
 from tests.conftest import ROOT, read_default_params
 
 DVC = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())
@@ -110,7 +111,7 @@ def test_paths_are_the_defaults_of_the_command(stage):
     defaults = {p.default for p in inspect.signature(main).parameters.values()}
     paths = {str(d) for d in defaults if isinstance(d, Path)}
     paths |= {path for path in (*made, *read) if "/0" in path}  # defaults made from the seed
-    paths -= {"data/downloads"}  # kept between runs, no output
+    paths -= {"data/downloads", "data/checkpoints"}  # kept between runs, no outputs
     csv = {f"reports/{stage}.csv"} if stage in {"baselines", "summary"} else set()  # beside --out
     assert made == {path for path in paths if path in made} | csv
     for path in paths - made:
@@ -138,6 +139,11 @@ def test_every_params_block_a_stage_uses_is_tracked(stage):
         {"teacher"} if stage in {"train", "evaluate", "index"} else set()
     )  # checked, see features.h5
     assert used - identity_only == blocks_of(DVC["stages"][stage])
+
+
+def test_every_key_of_train_but_its_seeds_makes_another_student():
+    tracked = {param for param in DVC["stages"]["train"]["params"] if param.startswith("train.")}
+    assert tracked == {f"train.{key}" for key in TrainParams.model_fields} - {"train.seeds"}
 
 
 def is_params(node: ast.expr) -> bool:

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from pipeline.errors import ParamsError
 from pipeline.grid import apply_changes, check_grid, overrides, read_grid
-from tests.conftest import assert_clear_error, invoke, write_params
+from tests.conftest import ROOT, assert_clear_error, invoke, write_params
 
 TOY = """
 import json, os, sys, time
@@ -323,3 +323,10 @@ def test_an_interrupted_grid_leaves_nothing_running(in_project, tmp_path):
         os.kill(int(mark.read_text()), 0)
     assert "i" not in dvc("exp", "list", "--name-only").split()
     assert not list(Path(".dvc/tmp/exps/standalone").glob("tmp*"))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "grids").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_grids_of_the_project_are_valid(path):
+    check_grid(read_grid(path), ROOT / "params.yaml")

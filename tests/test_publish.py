@@ -359,7 +359,7 @@ def test_the_revision_is_that_of_git_and_dvc(run):
     git("commit", "-qm", "all")
     commit = git("rev-parse", "HEAD")
     done = publish()
-    assert f"Made at commit `{commit}`, without uncommitted changes." in done.text
+    assert f"Published at commit `{commit}`, without uncommitted changes." in done.text
     assert f"git checkout {commit}\ndvc repro\npython -m stages.publish --seed 0" in done.card.text
 
     Path("notes.txt").write_text("new")

@@ -39,11 +39,6 @@ class DevScorer:
         self._batch_size = batch_size
         self._tokenized: TokenizedSentences | None = None
 
-    @property
-    def sentences(self) -> list[str]:
-        """The distinct sentences, in the order of their first pairs."""
-        return self._sentences
-
     def __call__(self, encoder: SentenceEncoder) -> dict[str, float]:
         """Score an encoder; every call must bring the same tokenizer.
 

@@ -2,9 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config import Block, Number
+
+_LARGEST_POOL = 16_384
+"""Captions; their similarities then take 1 GB."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -48,6 +51,13 @@ class TrainParams(Block):
     """Steps between two scores on STS dev; the best student is kept."""
     pairs: PairParams
     """The make-up of batches of pairs."""
+
+    @model_validator(mode="after")
+    def _pool_fits_memory(self) -> "TrainParams":
+        if self.pairs.hard_negatives and self.pairs.pool * self.batch_size > _LARGEST_POOL:
+            msg = f"pairs.pool x batch_size must be at most {_LARGEST_POOL} for hard negatives"
+            raise ValueError(msg)
+        return self
 
     @field_validator("seeds")
     @classmethod

@@ -135,14 +135,16 @@ def pair_stream(pairs: TrainingPairs, params: RunParams, seed: int, position: in
     holds two captions of one image. Hard negatives regroup the captions of a round and lose none.
 
     Raises:
-        InputError: there are fewer images than one batch takes.
+        InputError: there are fewer images, or captions, than one batch takes.
     """
     size, settings = params.train.batch_size, params.train.pairs
     by_image = _captions_by_image(pairs.image_rows)
-    _require(len(by_image), size, "training images")
-    epoch = functools.partial(_pair_epoch, pairs, by_image, params)
     if settings.captions == "all" and not settings.unique_images:
+        _require(len(pairs), size, "training captions")
         epoch = functools.partial(_mixed_epoch, pairs, params)
+    else:
+        _require(len(by_image), size, "training images")
+        epoch = functools.partial(_pair_epoch, pairs, by_image, params)
     return Stream(epoch, [seed, 1], position)
 
 
@@ -181,6 +183,7 @@ def _group(
             batch_size=params.train.batch_size,
             neighbours=settings.hard_negatives,
             noise=noise,
+            image_rows=pairs.image_rows[rows],
         )
         grouped.append(rng.permutation(_cut(rows[order], params.train.batch_size)))
     return np.concatenate(grouped) if grouped else batches

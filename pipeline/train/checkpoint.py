@@ -3,37 +3,59 @@
 import hashlib
 import pickle
 import time
-from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 
 from pipeline.encoder import SentenceEncoder
-from pipeline.runtime import atomic_file, hash_file, hash_strings, hash_weights, log
+from pipeline.runtime import (
+    atomic_file,
+    choose_device,
+    hash_file,
+    hash_strings,
+    hash_weights,
+    log,
+)
 from pipeline.train.batches import TrainingData
 from pipeline.train.run_params import RunParams
 
 State = dict[str, Any]
 """Tensors, numbers and plain containers of them."""
 
+_LIBRARY = Path(__file__).parents[1]
+"""A run of other code is another run, wherever the change is."""
 _FORMAT = 1
+_NAME = 16
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    EOFError,
+    pickle.UnpicklingError,
+)
+_LIBRARIES = ("accelerate", "numpy", "tokenizers", "torch", "transformers")
 
 
 class Checkpoint:
-    """One file that keeps the state of one run; a run of anything else starts anew.
+    """One file that keeps the state of one run; a run of anything else has another file.
 
     Args:
-        path: the file; it is replaced as a whole.
+        folder: where the file is, `FINGERPRINT.pt`; it is replaced as a whole.
         fingerprint: of all that the run depends on (`run_fingerprint`).
         every: seconds from one saving to the next.
     """
 
-    def __init__(self, path: Path, fingerprint: str, every: float) -> None:
-        self._path = path
+    def __init__(self, folder: Path, fingerprint: str, every: float) -> None:
+        self._path = folder / f"{fingerprint[:_NAME]}.pt"
         self._key = {"format": _FORMAT, "run": fingerprint}
+        self._clean()
         self._every = every
         self._saved = time.monotonic()
 
@@ -44,12 +66,12 @@ class Checkpoint:
             key, state = content["key"], content["state"]
         except FileNotFoundError:
             return None
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as e:
-            reason = " ".join(str(e).split())[:100]
+        except _UNREADABLE as error:
+            reason = " ".join(str(error).split())[:100]
             log.warning("%s cannot be read (%s): training starts anew", self._path, reason)
             return None
         if key != self._key:
-            log.info("%s belongs to another run: training starts anew", self._path)
+            log.warning("%s is of another format: training starts anew", self._path)
             return None
         log.info("training goes on after step %d, from %s", state["step"], self._path)
         return dict(state)
@@ -72,12 +94,23 @@ class Checkpoint:
     def remove(self) -> None:
         """Forget the run, once its results are written."""
         self._path.unlink(missing_ok=True)
+        self._clean()
+
+    def _clean(self) -> None:
+        """Remove what a kill in the middle of a saving left."""
+        for leftover in self._path.parent.glob(f".{self._path.name}.*"):
+            leftover.unlink(missing_ok=True)
 
 
-def run_fingerprint(
-    data: TrainingData, params: RunParams, seed: int, dev_sentences: Iterable[str]
-) -> str:
-    """A hash of what decides the bits of a trained student, on one kind of machine."""
+def run_fingerprint(data: TrainingData, params: RunParams, seed: int, dev: pd.DataFrame) -> str:
+    """A hash of what decides the bits of a trained student, on one kind of machine.
+
+    Args:
+        data: both streams.
+        params: the blocks of training.
+        seed: of the run.
+        dev: the table whose dev pairs select the student.
+    """
     blocks = (params.student, params.loss, params.train)
     settings = [block.model_dump_json(exclude={"seeds"}) for block in blocks]
     encoder = SentenceEncoder.load(params.student.encoder, params.student.pooling)
@@ -87,15 +120,22 @@ def run_fingerprint(
         [
             *settings,
             str(seed),
-            torch.__version__,
-            *(hash_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))),
+            str(choose_device()),
+            *map(version, _LIBRARIES),
+            *(hash_file(path) for path in sorted(_LIBRARY.rglob("*.py"))),
             hash_weights(encoder),
+            str(cast(Any, encoder.backbone).config),
+            *_tokenizer_parts(encoder),
             *(_hash_array(array) for array in arrays),
             hash_strings(data.pairs.captions),
             hash_strings(data.sentences),
-            hash_strings(dev_sentences),
+            dev.to_csv(index=False),
         ]
     )
+
+
+def _tokenizer_parts(encoder: SentenceEncoder) -> tuple[str, str]:
+    return encoder.tokenizer.backend_tokenizer.to_str(), str(encoder.tokenizer.init_kwargs)
 
 
 def _hash_array(array: NDArray[Any]) -> str:

@@ -104,7 +104,7 @@ def similarity_histograms(sample: Sample) -> pd.DataFrame:
             own = sample.same_image & (sample.other | (similarity == "cross-modal"))
             relations["same image"] = own
         for relation, where in relations.items():
-            table = _histogram(scores[where], low=-1.0, high=1.0, name="cosine")
+            table = _histogram(scores[where].clamp(-1, 1), low=-1.0, high=1.0, name="cosine")
             tables.append(table.assign(similarity=similarity, relation=relation))
     return _together(tables, ["similarity", "relation", "cosine", "share"])
 
@@ -174,8 +174,8 @@ def angles_and_margins(
 
     Returns:
         Angles: term (text, image, caption), relation (positive, negative), when, angle (radians,
-        the middle of a bin) and share. Margins: term, when, margin (radians) and share of the
-        negatives; 0 where the gate is closed.
+        the middle of a bin) and share. Margins: term, when, margin (radians) and share of all
+        negatives, also of those that the filter would remove; 0 where the gate is closed.
     """
     _, first = np.unique(pairs.image_rows, return_index=True)
     rows = np.random.default_rng([seed, 3]).permutation(first)[:SAMPLE_IMAGES]
@@ -281,8 +281,9 @@ def _histogram(
     counts, edges = np.histogram(values.numpy(), bins=_BINS, range=(low, high))
     middles = (edges[:-1] + edges[1:]) / 2
     share = counts / max(1, values.numel())
-    table = pd.DataFrame({name: middles.round(6), "share": share.round(8)})
-    return table[table["share"] > 0]
+    filled = np.flatnonzero(counts)
+    inside = slice(max(0, filled[0] - 1), filled[-1] + 2) if len(filled) else slice(0)
+    return pd.DataFrame({name: middles.round(6), "share": share.round(8)})[inside]
 
 
 def _together(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
@@ -123,6 +124,7 @@ class _Run:
             while self._step < self._steps:
                 self._take_step(bar)
                 self._keep(checkpoint, stop_signal())
+            self._keep(checkpoint, stop_signal())  # one that came while the last step was kept
         self._seconds += time.perf_counter() - self._started
 
     def best_student(self) -> Student:
@@ -234,7 +236,7 @@ class _Run:
             "model": self._unwrapped().state_dict(),
             "optimiser": self._optimiser.state_dict(),
             "decay": self._decay.state_dict(),
-            "random": _random_states(),
+            "random": _random_states(self._accelerator.device),
             "positions": [self._text.position, self._pairs.position],
             "best": list(self._best) if self._best else None,
             "dev_before": self._dev_before,
@@ -252,7 +254,7 @@ class _Run:
         self._best = tuple(state["best"]) if state["best"] else None
         self.curves.restore(state["curves"])
         self._seconds, self._selecting = state["seconds"], state["selecting"]
-        _set_random_states(state["random"])
+        _set_random_states(state["random"], self._accelerator.device)
 
     def _unwrapped(self) -> Distillation:
         model: Distillation = self._accelerator.unwrap_model(self._model)
@@ -301,10 +303,14 @@ def _require_shorter(student: StudentParams, width: int) -> None:
         )
 
 
-def _random_states() -> dict[str, Any]:
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+def _random_states(device: torch.device) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states["device"] = torch.get_device_module(device).get_rng_state()
+    return states
 
 
-def _set_random_states(states: Mapping[str, Any]) -> None:
+def _set_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(states["cpu"])
-    torch.cuda.set_rng_state_all(states["cuda"])
+    if device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(states["device"])

@@ -18,6 +18,7 @@ def hard_negative_order(
     batch_size: int,
     neighbours: int,
     noise: FilterParams,
+    image_rows: Order | None = None,
 ) -> Order:
     """An order of a pool in which every cut of `batch_size` rows is full of hard negatives.
 
@@ -31,10 +32,14 @@ def hard_negative_order(
         batch_size: rows a batch.
         neighbours: hard negatives an anchor brings along.
         noise: the similarity that is searched, and where a neighbour would be a false negative.
+        image_rows: which image each row is of; captions of one image are no negatives. None: all
+            are of different images.
     """
     score = (teacher_dots if noise.kind == "dot" else teacher_cosines)(images, captions)
     matrix = score.by_name()[noise.similarity]
     usable = _usable(matrix, noise).numpy()
+    if image_rows is not None:
+        usable &= image_rows[:, None] != image_rows
     scores = np.where(usable, matrix.cpu().numpy(), -np.inf)
     return _walk(scores, batch_size, neighbours)
 

@@ -85,7 +85,7 @@ def test_the_bare_command_scores_every_part_of_the_trained_student(in_tiny_run):
     assert report["retrieval"].keys() == {"text_to_image", "image_to_text"}
     assert all(numbers.keys() == RECALLS for numbers in report["retrieval"].values())
     assert [system["name"] for system in report["systems"]] == ["student"]
-    table = pd.read_csv("reports/evaluate.csv")
+    table = pd.read_csv("reports/evaluate/0.csv")
     assert list(dict.fromkeys(table["part"])) == list(PARTS)
 
 

@@ -10,6 +10,7 @@ from pipeline.encoder import SentenceEncoder
 from pipeline.errors import InputError, ModelError
 from pipeline.evaluate.correlation import Bootstrap
 from pipeline.evaluate.embed import embed
+from pipeline.evaluate.geometry import alignment, mcse_batches, uniformity
 from pipeline.evaluate.selection import DevScorer
 from pipeline.evaluate.sts import score_sts, sts_tasks
 from tests.conftest import ROOT
@@ -31,14 +32,15 @@ def test_the_score_is_spearman_of_the_dev_pairs(encoder, table):
     products = (first.astype(float) * second).sum(1)
     cosines = products / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
     expected = 100 * spearmanr(cosines, dev["score"]).statistic
-    assert DevScorer(table, batch_size=16)(encoder) == pytest.approx(expected, abs=1e-3)
+    found = DevScorer(table, batch_size=16)(encoder)["sts_dev"]
+    assert found == pytest.approx(expected, abs=1e-3)
 
 
 def test_it_is_what_the_evaluator_calls_dev(encoder, table):
     embeddings = embed(encoder, [table["sentence1"], table["sentence2"]], batch_size=16)
     scores = score_sts(embeddings, sts_tasks(table, "senteval"), Bootstrap(100, 0))
     dev = next(s.value for s in scores if s.split == "dev" and s.aggregation == "all")
-    assert DevScorer(table, batch_size=16)(encoder) == pytest.approx(dev, abs=1e-3)
+    assert DevScorer(table, batch_size=16)(encoder)["sts_dev"] == pytest.approx(dev, abs=1e-3)
 
 
 def test_sentences_are_tokenised_once(encoder, table, monkeypatch):
@@ -68,3 +70,20 @@ def test_a_collapsed_student_selects_nothing(encoder, table):
             parameter.zero_()
     with pytest.raises(ModelError, match="STS dev: all pairs have the same cosine"):
         DevScorer(table, batch_size=16)(encoder)
+
+
+def test_alignment_and_uniformity_are_those_of_the_dev_pairs(table, encoder):
+    dev = table[table["split"] == "dev"]
+    first, second = (
+        rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        for rows in (
+            encoder.encode(list(dev[column]), batch_size=16).astype(np.float64)
+            for column in ("sentence1", "sentence2")
+        )
+    )
+    found = DevScorer(table, batch_size=16)(encoder)
+    batches = mcse_batches([np.arange(len(dev))])
+    gold = dev["score"].to_numpy()
+    assert found["alignment"] == pytest.approx(alignment(first, second, gold, batches), abs=1e-4)
+    assert found["uniformity"] == pytest.approx(uniformity(first, second, batches), abs=1e-4)
+    assert found["alignment"] > 0 > found["uniformity"]

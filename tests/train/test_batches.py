@@ -121,6 +121,16 @@ def test_streams_of_one_seed_are_shuffled_on_their_own():
     assert not np.array_equal(first, next(pair_stream(pairs, run_params(50), 0)))
 
 
+def test_the_released_batches_need_as_many_captions_not_images():
+    params = run_params(8, train={"pairs": {"unique_images": False}})
+    assert len(next(pair_stream(make_pairs([5, 5]), params, 0))) == 8
+
+
+def test_a_pool_beyond_memory_is_refused():
+    with pytest.raises(ValueError, match="at most 16384"):
+        run_params(64, train={"pairs": {"hard_negatives": 1, "pool": 1024}})
+
+
 def test_too_few_rows_for_a_batch_is_an_error():
     with pytest.raises(InputError, match="only 3 text-only sentences"):
         text_stream(3, 4, 0)

@@ -1,10 +1,13 @@
 """A stopped run goes on where it was, and ends with the same bits."""
 
+import json
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -48,8 +51,8 @@ def assert_same(one: Training, other: Training) -> None:
 class StopAfter(Checkpoint):
     """Asks for a stop by a real signal after some steps, as a user would."""
 
-    def __init__(self, path: Path, steps: int, number: signal.Signals) -> None:
-        super().__init__(path, "run", every=1e9)
+    def __init__(self, folder: Path, steps: int, number: signal.Signals) -> None:
+        super().__init__(folder, "run", every=1e9)
         self._left, self._number = steps, number
 
     def is_due(self) -> bool:
@@ -60,16 +63,15 @@ class StopAfter(Checkpoint):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("steps", [1, 4, 8])
+@pytest.mark.parametrize("steps", [1, 4, 9])
 def test_a_stopped_run_ends_with_the_same_bits(data, tmp_path, steps, number):
     params = run_params(train=SETTING)
     whole, _ = train(data, params, rising())
-    path = tmp_path / "0.pt"
     with pytest.raises(InterruptedRunError, match=rf"{number.name} after step \d+ of 9"):
-        train(data, params, rising(), checkpoint=StopAfter(path, steps, number))
-    kept = torch.load(path, weights_only=True)["state"]["step"]
+        train(data, params, rising(), checkpoint=StopAfter(tmp_path, steps, number))
+    kept = torch.load(tmp_path / "run.pt", weights_only=True)["state"]["step"]
     assert steps <= kept <= steps + 1
-    again, _ = train(data, params, rising(), checkpoint=Checkpoint(path, "run", 1e9))
+    again, _ = train(data, params, rising(), checkpoint=Checkpoint(tmp_path, "run", 1e9))
     assert_same(whole, again)
 
 
@@ -81,7 +83,7 @@ def test_without_a_checkpoint_a_signal_still_stops(data):
 def test_saving_every_step_changes_nothing(data, tmp_path):
     params = run_params(train=SETTING, student={"matryoshka": [32]})
     whole, _ = train(data, params, rising())
-    saved, _ = train(data, params, rising(), checkpoint=Checkpoint(tmp_path / "c.pt", "run", 0.0))
+    saved, _ = train(data, params, rising(), checkpoint=Checkpoint(tmp_path, "run", 0.0))
     assert_same(whole, saved)
 
 
@@ -98,23 +100,39 @@ def test_a_second_signal_ends_at_once():
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
 def test_a_damaged_checkpoint_is_left_out(tmp_path, content, caplog):
-    path = tmp_path / "0.pt"
-    path.write_bytes(content)
-    assert Checkpoint(path, "run", 1.0).load() is None
+    (tmp_path / "run.pt").write_bytes(content)
+    assert Checkpoint(tmp_path, "run", 1.0).load() is None
     assert "starts anew" in caplog.text
 
 
-def test_a_checkpoint_of_another_run_is_left_out(tmp_path):
-    path = tmp_path / "0.pt"
-    Checkpoint(path, "one", 1.0).save({"step": 3})
-    assert Checkpoint(path, "other", 1.0).load() is None
-    assert Checkpoint(path, "one", 1.0).load() == {"step": 3}
+def test_what_torch_reads_but_is_no_checkpoint_is_left_out(tmp_path, caplog):
+    torch.save([1], tmp_path / "run.pt")
+    assert Checkpoint(tmp_path, "run", 1.0).load() is None
+    assert "starts anew" in caplog.text
+
+
+def test_another_run_neither_takes_nor_harms_a_checkpoint(tmp_path):
+    """A short try of other settings must not cost the long run that was stopped before."""
+    one, other = (Checkpoint(tmp_path, name, 1.0) for name in ("one", "other"))
+    one.save({"step": 3})
+    assert other.load() is None
+    other.save({"step": 5})
+    other.remove()
+    assert one.load() == {"step": 3}
+    one.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_kill_in_the_middle_of_saving_left_is_removed(tmp_path):
+    (tmp_path / ".run.pt.abcdefgh").write_bytes(b"half")
+    Checkpoint(tmp_path, "run", 1.0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_that_cannot_be_written_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="could not be written"):
-        Checkpoint(tmp_path / "file" / "0.pt", "run", 1.0).save({"step": 3})
+        Checkpoint(tmp_path / "file", "run", 1.0).save({"step": 3})
 
 
 @pytest.mark.parametrize(
@@ -125,14 +143,18 @@ def test_a_checkpoint_that_cannot_be_written_is_a_clear_error(tmp_path):
         {"student": {"max_length": 16}},
     ],
 )
-def test_every_setting_makes_another_run(data, changes):
-    dev = ["a", "b"]
+def test_every_setting_makes_another_run(data, changes, tmp_path):
+    dev = pd.DataFrame({"sentence1": ["a"], "score": [1.0]})
+    encoder = shutil.copytree(run_params().student.encoder, tmp_path / "encoder")
+    config = json.loads((encoder / "config.json").read_text())
+    (encoder / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.3}))
     base = run_fingerprint(data, run_params(), 0, dev)
     assert base == run_fingerprint(data, run_params(train={"seeds": [0, 7]}), 0, dev)
     others = [
         run_fingerprint(data, run_params(**changes), 0, dev),
         run_fingerprint(data, run_params(), 1, dev),
-        run_fingerprint(data, run_params(), 0, ["a", "c"]),
+        run_fingerprint(data, run_params(), 0, dev.assign(score=2.0)),
+        run_fingerprint(data, run_params(student={"encoder": str(encoder)}), 0, dev),
     ]
     assert base not in others
 

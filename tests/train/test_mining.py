@@ -74,3 +74,12 @@ def test_the_filter_names_the_similarity(similarity):
     noise = OFF.model_copy(update={"similarity": similarity})
     order = hard_negative_order(images, captions, batch_size=9, neighbours=1, noise=noise)
     assert list(order[:2]) == [0, nearest]
+
+
+def test_captions_of_one_image_are_not_sought():
+    """Rows 0 and 1 are of one image, so that all its similarities are 1."""
+    images = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    order = hard_negative_order(
+        images, images, batch_size=4, neighbours=1, noise=OFF, image_rows=np.array([0, 0, 1, 2])
+    )
+    assert list(order[:2]) == [0, 3]

@@ -32,7 +32,7 @@ def run_folder(tiny_run: Path, tmp_path: Path) -> Path:
 def start(folder: Path, out: str) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     arguments = ["--out", f"{out}/model", "--reports", f"{out}/reports"]
-    kept = ["--checkpoint", f"{out}/checkpoint.pt", "--checkpoint-every", "0"]
+    kept = ["--checkpoints", f"{out}/checkpoints", "--checkpoint-every", "0"]
     return subprocess.Popen(
         [sys.executable, "-m", "stages.train", *arguments, *kept],
         cwd=folder,
@@ -48,7 +48,7 @@ def run(folder: Path, out: str) -> float:
     process = start(folder, out)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert not (folder / out / "checkpoint.pt").exists()
+    assert not list((folder / out / "checkpoints").iterdir())
     return time.monotonic() - started
 
 
@@ -70,7 +70,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_student(run_folder):
         time.sleep(rng.uniform(0.3, 0.95) * seconds)
         process.send_signal(number)
         process.communicate(timeout=60)
-        resumed += (run_folder / out / "checkpoint.pt").exists()
+        resumed += any((run_folder / out).glob("checkpoints/*.pt"))
         run(run_folder, out)
         assert student_bytes(run_folder / out) == expected, kill
         curves = (run_folder / out / "reports/curves.csv").read_bytes()
