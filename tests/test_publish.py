@@ -508,6 +508,7 @@ def online(home: Path, port: int) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_a_push_brings_the_whole_folder_to_the_hub(run, tmp_path, hub):
     command = [sys.executable, "-m", "stages.publish", "--push", "org/new"]
     done = subprocess.run(

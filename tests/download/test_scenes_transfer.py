@@ -72,8 +72,9 @@ def test_hearing_a_sentence():
 @pytest.mark.parametrize(
     ("params", "sizes"),
     [
-        (DEFAULT, {COLOUR: {"all": 600}, SHAPE: {"train": 800, "test": 400},
-                   PARAPHRASE: {"train": 600, "test": 300}}),
+        pytest.param(DEFAULT, {COLOUR: {"all": 600}, SHAPE: {"train": 800, "test": 400},
+                               PARAPHRASE: {"train": 600, "test": 300}},
+                     marks=pytest.mark.slow),
         (SMALL, {COLOUR: {"all": 60}, SHAPE: {"train": 80, "test": 40},
                  PARAPHRASE: {"train": 60, "test": 30}}),
     ],

@@ -62,8 +62,9 @@ class StopAfter(Checkpoint):
         return super().is_due()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("steps", [1, 4, 9])
+@pytest.mark.parametrize(
+    ("number", "steps"), [(signal.SIGTERM, 1), (signal.SIGINT, 4), (signal.SIGTERM, 9)]
+)
 def test_a_stopped_run_ends_with_the_same_bits(data, tmp_path, steps, number):
     params = run_params(train=SETTING)
     whole, _ = train(data, params, rising())
