@@ -415,7 +415,7 @@ def _matryoshka(facts: Facts) -> str:
     names = list(dict.fromkeys(name for block in facts.matryoshka.values() for name in block))
     rows = [
         [size, *(_number(block.get(name)) for name in names)]
-        for size, block in facts.matryoshka.items()
+        for size, block in sorted(facts.matryoshka.items(), key=lambda item: -int(item[0]))
     ]
     return _table(["first dimensions", *names], rows)
 

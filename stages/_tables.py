@@ -6,7 +6,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.evaluate.report import HEADLINES, System, headline, headline_name
+from pipeline.evaluate.report import (
+    HEADLINES,
+    System,
+    headline,
+    headline_name,
+    shortened,
+)
 from pipeline.evaluate.scores import Score
 
 _PIPE_WIDTH = 160
@@ -25,6 +31,7 @@ def print_systems(systems: Sequence[System]) -> None:
     headlines = {system.name: headline(system.scores) for system in systems}
     tables = [
         _sts_details(systems[0].scores),
+        _matryoshka(systems[0].scores),
         _by_task("STS: Spearman x100 over all pairs of a task", "sts", headlines),
         _by_task("Transfer: accuracy x100", "transfer", headlines),
         _retrieval(headlines),
@@ -33,6 +40,16 @@ def print_systems(systems: Sequence[System]) -> None:
     for table in tables:
         if table.row_count:
             console.print(table, "")
+
+
+def _matryoshka(scores: Sequence[Score]) -> Table:
+    """One row a number of dimensions, one column a task."""
+    found = shortened(scores)
+    tasks = list(dict.fromkeys(task for numbers in found.values() for task in numbers))
+    table = _table("STS of the first dimensions alone: Spearman x100", "dimensions", *tasks)
+    for dimensions, numbers in found.items():
+        table.add_row(dimensions, *(_show(numbers.get(task)) for task in tasks))
+    return table
 
 
 _COUNTS = ("pairs", "pairs_unseen")

@@ -305,3 +305,28 @@ def test_a_text_only_student_keeps_its_seed_and_retrieves_nothing(run):
 
 def test_a_student_is_scored_with_its_own_pooling(run):
     assert_clear_error(invoke("evaluate", "--pooling", "cls"), "is not the mean pooling")
+
+
+def test_a_matryoshka_student_is_scored_by_its_first_dimensions(run):
+    about = json.loads(Path("data/models/0/heads.json").read_text()) | {"matryoshka": [32, 16]}
+    Path("data/models/0/heads.json").write_text(json.dumps(about))
+    result = invoke("evaluate", "--out", "x.json", "--tasks", "sts")
+    assert result.exit_code == 0, result.output
+    report = json.loads(Path("x.json").read_text())
+    assert set(report["matryoshka"]) == {"32", "16"}
+    found = {name: numbers["avg"] for name, numbers in report["matryoshka"].items()}
+    assert len({*found.values(), report["sts"]["avg"]}) == 3
+    title = "STS of the first dimensions alone"
+    table = result.stderr.split(title)[1].split("STS: Spearman")[0]
+    for name, value in found.items():
+        row = next(line for line in table.splitlines() if line.split()[:1] == [name])
+        assert f"{value:.2f}" in row
+    assert result.stderr.split(title)[0].count("SCENES-dev") == 1
+
+
+def test_features_of_another_teacher_are_refused(run):
+    about = json.loads(Path("data/models/0/heads.json").read_text())
+    assert len(about["teacher"]) == 64
+    Path("data/models/0/heads.json").write_text(json.dumps(about | {"teacher": "0" * 64}))
+    for stage in ("evaluate", "index"):
+        assert_clear_error(invoke(stage), "another teacher", "dvc repro train")
