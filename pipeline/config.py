@@ -3,6 +3,7 @@
 import difflib
 import math
 import textwrap
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -14,6 +15,7 @@ from ruamel.yaml.error import YAMLError
 from pipeline.errors import ParamsError
 
 B = TypeVar("B", bound="Block")
+T = TypeVar("T")
 
 
 class Block(BaseModel):
@@ -40,6 +42,23 @@ def _number(value: object) -> object:
 
 Number = Annotated[float, BeforeValidator(_number)]
 """A float that may stand in YAML as an integer or in scientific notation."""
+
+
+def distinct(values: list[T]) -> list[T]:
+    """A validator of lists whose values may come once only."""
+    if len(set(values)) < len(values):
+        msg = "a value is named twice"
+        raise ValueError(msg)
+    return values
+
+
+def dotted(block: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested blocks by dotted key, such as `loss.filter.kind`."""
+    for key, value in block.items():
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
 def load_params(path: Path, schema: type[B]) -> B:

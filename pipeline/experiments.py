@@ -15,6 +15,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from pipeline.compare import Configuration
+from pipeline.config import dotted
 from pipeline.errors import InputError, ParamsError, PipelineError, StaleArtifactError
 from pipeline.grid import Grid
 from pipeline.summary import read_summary
@@ -75,7 +76,7 @@ def require_same_changes(grid: Grid, commits: Mapping[str, str], params: Path) -
         InputError: an experiment has no params.
     """
     other = {
-        name: _other_keys(grid.changes(name), dict(_flat(_read_yaml(name, commits[name], params))))
+        name: _other_keys(grid.changes(name), dict(dotted(_read_yaml(name, commits[name], params))))
         for name in grid.configurations
         if name in commits
     }
@@ -93,9 +94,9 @@ def label_experiments(commits: Mapping[str, str], params: Path) -> dict[str, str
     Raises:
         InputError: an experiment has no params.
     """
-    ours = dict(_flat(_read_yaml(HEAD, HEAD, params)))
+    ours = dict(dotted(_read_yaml(HEAD, HEAD, params)))
     labels = {
-        name: _differences(ours, dict(_flat(_read_yaml(name, commit, params)))) or name
+        name: _differences(ours, dict(dotted(_read_yaml(name, commit, params)))) or name
         for name, commit in commits.items()
     }
     often = [label for label in labels.values() if list(labels.values()).count(label) > 1]
@@ -203,16 +204,8 @@ def _read_yaml(name: str, commit: str, path: Path) -> Any:
     return YAML(typ="safe", pure=True).load(_read_at(name, commit, path))
 
 
-def _flat(block: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in block.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
-
-
 def _other_keys(changes: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    return [key for key, value in _flat(changes) if theirs.get(key, ...) != value]
+    return [key for key, value in dotted(changes) if theirs.get(key, ...) != value]
 
 
 def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:

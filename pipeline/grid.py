@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 from ruamel.yaml import YAML
 
-from pipeline.config import Block, load_params
+from pipeline.config import Block, dotted, load_params
 from pipeline.errors import ParamsError
 from pipeline.params.schema import Params
 
@@ -120,21 +120,12 @@ def check_grid(grid: Grid, params: Path) -> None:
 
 def overrides(changes: Changes) -> list[str]:
     """Changes as `KEY=VALUE` for `dvc exp run -S`, which reads values by Hydra's grammar."""
-    return [f"{key}={_hydra(value)}" for key, value in _leaves(changes)]
+    return [f"{key}={_hydra(value)}" for key, value in dotted(changes)]
 
 
 def _read(params: Path) -> Changes:
     content: Changes = YAML(typ="safe", pure=True).load(params.read_text(encoding="utf-8"))
     return content
-
-
-def _leaves(changes: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Blocks that a change gives as a whole, key by key: Hydra would take them for new ones."""
-    for key, value in changes.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
 
 
 def _hydra(value: Any) -> str:
@@ -166,7 +157,7 @@ def _faults(content: Mapping[str, Any]) -> Iterator[str]:
             load_params(path, Params)
         except ParamsError as error:
             yield error.what.removeprefix(f"{path}: ").removesuffix(".")
-    for key, value in _leaves(content):
+    for key, value in dotted(content):
         if isinstance(value, str) and _OUTSIDE.search(value):
             yield f"{key}: {value} leaves the project, of which experiments run in a copy"
 

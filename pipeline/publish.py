@@ -20,11 +20,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.card import Corpus, Facts, Revision, ScoreRow, Selection, StudentFacts, make_card
+from pipeline.config import dotted
 from pipeline.download.sources import BY_NAME, SCENES
 from pipeline.encoder import Student, hash_student, load_student
 from pipeline.errors import (
     InputError,
-    MissingArtifactError,
     ModelError,
     ParamsError,
     PipelineError,
@@ -42,6 +42,7 @@ from pipeline.evaluate.scores import AVERAGE, Score
 from pipeline.features.store import LOCAL_PREFIX, read_identity
 from pipeline.params.schema import Params
 from pipeline.runtime import atomic_folder, write_json
+from pipeline.summary import read_json
 
 PROVENANCE = "provenance.json"
 SCHEMA = 1
@@ -116,7 +117,7 @@ def collect(places: Places, params: Params, request: Request) -> Facts:
     _check_summary(places, systems[0], runs[seed])
     _check_lock(lock, places, seed)
     parameters, unrecorded = _parameters(params, lock, seed)
-    spread = {entry["score"]: entry for entry in _read_json(places.summary, "summary")["scores"]}
+    spread = {entry["score"]: entry for entry in read_json(places.summary, "summary")["scores"]}
     return Facts(
         selection=selection,
         student=_student_facts(student, _folder(places, seed), parameters),
@@ -129,7 +130,7 @@ def collect(places: Places, params: Params, request: Request) -> Facts:
         scores=_score_rows(systems[0].scores, spread),
         baselines=_baselines(systems[1:]),
         seeds=tuple(_seed_row(run, selection) for run in runs.values()),
-        matryoshka=_read_json(places.evaluate / f"{seed}.json", "evaluate").get("matryoshka"),
+        matryoshka=read_json(places.evaluate / f"{seed}.json", "evaluate").get("matryoshka"),
         licence=request.licence or _known_licence(parameters),
         repository=request.repository,
     )
@@ -278,23 +279,9 @@ def _folder(places: Places, seed: int) -> Path:
     return places.models / str(seed)
 
 
-def _read_json(path: Path, made_by: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise MissingArtifactError(path, made_by=made_by)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read as JSON: {error}.", f"run `dvc repro -f {made_by}`."
-        ) from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object.", f"run `dvc repro -f {made_by}`.")
-    return content
-
-
 def _read_runs(summary: Path) -> dict[int, dict[str, Any]]:
     """The run of every seed, in the order of the summary."""
-    content = _read_json(summary, "summary")
+    content = read_json(summary, "summary")
     try:
         runs = {int(run["seed"]): run for run in content["reports"]}
         _ = [float(entry["mean"]) for entry in content["scores"] if entry["score"]]
@@ -320,7 +307,7 @@ def _select(reports: Path, seeds: list[int], asked: int | None) -> Selection:
 
 def _dev_best(path: Path) -> float:
     try:
-        return float(_read_json(path, "train")["dev_best"])
+        return float(read_json(path, "train")["dev_best"])
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path} has no dev_best.", "run `dvc repro -f train`.") from None
 
@@ -339,7 +326,7 @@ def _check_summary(places: Places, system: System, run: Mapping[str, Any]) -> No
     """Hold the summary's copy of the headline numbers against the report."""
     measured = headline(system.scores)
     for part in HEADLINES:
-        if dict(_flatten(run.get(part) or {})) != dict(_flatten(measured.get(part) or {})):
+        if dict(dotted(run.get(part) or {})) != dict(dotted(measured.get(part) or {})):
             raise StaleArtifactError(
                 f"{places.summary} was made of another report than "
                 f"{places.evaluate / str(run['seed'])}.json: {part} differs.",
@@ -399,7 +386,7 @@ def _hashes(lock: Lock, stage: str) -> dict[str, dict[str, str]] | None:
 
 def _parameters(params: Params, lock: Lock, seed: int) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The parameters of the run by dotted key, and the blocks or keys that dvc.lock lacks."""
-    current = dict(_flatten(params.model_dump(include=set(_BLOCKS))))
+    current = dict(dotted(params.model_dump(include=set(_BLOCKS))))
     recorded = dict(_recorded_parameters(lock, seed))
     recorded |= dict(_recorded_seeds(lock))
     values = {key: _public(value) for key, value in (current | recorded).items()}
@@ -419,21 +406,13 @@ def _recorded_parameters(lock: Lock, seed: int) -> Iterator[tuple[str, Any]]:
     for block, stage in _BLOCKS.items():
         entry = lock.get(f"train@{seed}" if stage == "train" else stage, {})
         recorded = (entry.get("params") or {}).get("params.yaml") or {}
-        yield from (item for item in _flatten(recorded) if _block(item[0]) == block)
+        yield from (item for item in dotted(recorded) if _block(item[0]) == block)
 
 
 def _recorded_seeds(lock: Lock) -> Iterator[tuple[str, Any]]:
     """`train.seeds`, which the summary has: a student does not depend on the other seeds."""
     recorded = (lock.get("summary", {}).get("params") or {}).get("params.yaml") or {}
-    yield from (item for item in _flatten(recorded) if item[0] == "train.seeds")
-
-
-def _flatten(block: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in block.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
+    yield from (item for item in dotted(recorded) if item[0] == "train.seeds")
 
 
 def _public(value: Any) -> Any:

@@ -82,13 +82,13 @@ def read_run(train: Path, evaluations: Path, seed: int) -> SeedRun:
         InputError: a file cannot be used, or is that of another seed.
     """
     path = evaluations / f"{seed}.json"
-    content = _read_json(path, "evaluate")
+    content = read_json(path, "evaluate")
     report = parse_report(content, str(path))
     if report.seed != seed:
         raise InputError(
             f"{path} is the report of seed {report.seed}, not {seed}.", "run `dvc repro evaluate`."
         )
-    metrics = _read_json(train / str(seed) / "metrics.json", "train")
+    metrics = read_json(train / str(seed) / "metrics.json", "train")
     return SeedRun(seed, metrics, content, report, _read_plot(path.with_suffix(".csv")))
 
 
@@ -221,12 +221,18 @@ def _plot_row(group: pd.DataFrame) -> dict[str, Any]:
     return {str(key): value for key, value in group.iloc[0].items()} | rounded
 
 
-def _read_json(path: Path, made_by: str) -> dict[str, Any]:
+def read_json(path: Path, made_by: str) -> dict[str, Any]:
+    """The JSON object that a stage wrote.
+
+    Raises:
+        MissingArtifactError: there is no such file.
+        InputError: it holds no JSON object.
+    """
     if not path.is_file():
         raise MissingArtifactError(path, made_by)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read as JSON: {error}.", f"run `dvc repro -f {made_by}`."
         ) from None

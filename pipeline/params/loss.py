@@ -3,9 +3,9 @@
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.config import Block, Number
+from pipeline.config import Block, Number, distinct
 
 Margin = Annotated[Number, Field(ge=0, lt=math.pi)]
 Gate = Literal["margin", "shift"]
@@ -60,17 +60,9 @@ class LossParams(Block):
     """tau of all losses."""
     weight: Annotated[Number, Field(ge=0, le=1000)]
     """lambda: weight of the grounded losses against the text loss."""
-    terms: Annotated[list[Term], Field(min_length=1)]
+    terms: Annotated[list[Term], Field(min_length=1), AfterValidator(distinct)]
     """The grounded losses of kdmcse."""
     combine: Literal["sum", "average"]
     """How two grounded losses become one: their sum (released code), or their average (paper)."""
     filter: FilterParams
     """The noise filter of the grounded losses."""
-
-    @field_validator("terms")
-    @classmethod
-    def _terms_once(cls, terms: list[Term]) -> list[Term]:
-        if len(set(terms)) < len(terms):
-            msg = "a term is named twice"
-            raise ValueError(msg)
-        return terms

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.config import Block, Number
+from pipeline.config import Block, Number, distinct
 
 _LARGEST_POOL = 16_384
 """Captions; their similarities then take 1 GB."""
@@ -30,7 +30,7 @@ class TrainParams(Block):
 
     objective: Literal["simcse", "mcse", "kdmcse"]
     """simcse: text only; mcse: plus images, no margin, no filter; kdmcse: all of the method."""
-    seeds: Annotated[list[Seed], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(distinct)]
     """One run each: seeds of heads, dropout and both streams."""
     steps: Annotated[int, Field(ge=1)] | None
     """Optimiser steps; null: as many as `epochs` give."""
@@ -58,11 +58,3 @@ class TrainParams(Block):
             msg = f"pairs.pool x batch_size must be at most {_LARGEST_POOL} for hard negatives"
             raise ValueError(msg)
         return self
-
-    @field_validator("seeds")
-    @classmethod
-    def _seeds_once(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) < len(seeds):
-            msg = "a seed is named twice"
-            raise ValueError(msg)
-        return seeds
