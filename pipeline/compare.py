@@ -445,8 +445,11 @@ def _check_same_scores(one: Report, other: Report) -> None:
 
 def _check_same_measure(one: Report, other: Report) -> None:
     keys = one.measured_with.keys() | other.measured_with.keys()
-    alone = {f"data.{part}" for part in BLOCKS if _has(one, part) != _has(other, part)}
-    for key in sorted(keys - alone):
+    both = (one.measured_with.keys() & other.measured_with.keys()) - {
+        f"data.{part}" for part in BLOCKS if _has(one, part) != _has(other, part)
+    }
+    unscored = {f"data.{part}" for part in BLOCKS if not (_has(one, part) and _has(other, part))}
+    for key in sorted((keys - unscored) | both):
         values = [report.measured_with.get(key, "not recorded") for report in (one, other)]
         if values[0] != values[1]:
             raise InputError(

@@ -445,7 +445,7 @@ def test_a_configuration_against_itself(folder):
         ({"evaluator": "3"}, "evaluator differs"),
         ({"evaluator": None}, "evaluator differs"),
         ({"data": DATA | {"sts": "c" * 64}}, "data.sts differs"),
-        ({"data": {"sts": DATA["sts"]}}, "data.transfer differs"),
+        ({"data": {"transfer": DATA["transfer"]}}, "data.sts differs"),
         ({"data": None}, "data.sts differs (aaaaaaaaaaaa and not recorded)"),
     ],
 )
@@ -453,6 +453,11 @@ def test_reports_measured_on_something_else(folder, sides, change, key):
     write("b/2.json", report(seed=2, systems=about(seed=2, **change)))
     other = "b/0.json" if sides[0] == "b" else "a/0.json"
     assert_clear_error(invoke("compare", *sides), "b/2.json", other, key)
+
+
+def test_data_of_a_part_that_was_not_scored_need_not_be_recorded(folder):
+    write("b/2.json", report(seed=2, systems=about(seed=2, data={"sts": DATA["sts"]})))
+    assert invoke("compare", "b").exit_code == 0
 
 
 @pytest.mark.parametrize("sides", [["b"], ["a", "b"], ["b", "a"]])
