@@ -97,6 +97,7 @@ def test_a_truncated_zip_in_the_mirror(scratch, tmp_path, monkeypatch):
     assert not list((scratch / "data").glob(".pairs*"))
 
 
+@pytest.mark.slow
 def test_a_corrupt_image_among_good_ones(scratch):
     images = scratch / "data/pairs/images.zip"
     with zipfile.ZipFile(images) as archive:

@@ -32,6 +32,7 @@ def test_all_files_fit_in_ten_megabytes() -> None:
     assert sum(path.stat().st_size for path in DEMO.rglob("*") if path.is_file()) < 10e6
 
 
+@pytest.mark.slow
 def test_teacher_finds_held_out_pictures() -> None:
     recall = held_out_recall(DEMO / "teacher", HELD_OUT)
     assert recall[10] > 0.95  # chance is 0.02

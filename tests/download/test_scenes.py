@@ -148,6 +148,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_equal_params_give_equal_bytes_in_another_process(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
@@ -171,6 +172,7 @@ def test_equal_params_give_equal_bytes_in_another_process(tmp_path: Path) -> Non
     assert digests(tmp_path / "2") == first
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_world(tmp_path: Path) -> None:
     other = SMALL.model_copy(update={"seed": 8})
     write_pairs_corpus(tmp_path / "a", SMALL)
@@ -181,6 +183,7 @@ def test_another_seed_gives_another_world(tmp_path: Path) -> None:
     assert not make_transfer(SMALL).equals(make_transfer(other))
 
 
+@pytest.mark.slow
 def test_more_items_leave_the_first_ones_as_they_were() -> None:
     more = SMALL.model_copy(update={"images": 130, "sentences": 160, "sts_pairs": 310})
     assert make_sentences(more)[:150] == make_sentences(SMALL)

@@ -189,6 +189,7 @@ def test_a_sentence_transformers_directory_scores_as_the_plain_one_with_its_pool
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_a_normalize_module_is_honoured_and_pooling_overrides_it(run):
     saved = save_sentence_transformer(run / "saved", Normalize())
     honoured = evaluate("--model", saved, "--tasks", "transfer")
@@ -209,6 +210,7 @@ def test_a_normalised_model_gives_the_vectors_of_sentence_transformers(tmp_path)
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_sts_does_not_change_with_the_batch_size(run):
     found = []
     for batch_size in (1, 7, 128):

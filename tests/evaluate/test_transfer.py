@@ -91,6 +91,7 @@ def test_a_task_without_splits_equals_the_plain_evaluator():
     assert_equals_plain(table, make_embeddings(table), seed=3)
 
 
+@pytest.mark.slow
 def test_a_task_without_splits_equals_the_plain_evaluator_where_two_penalties_compete(monkeypatch):
     """As above, with half of the 400 inner fits."""
     for module in (transfer, plain_evaluation):

@@ -81,6 +81,7 @@ def test_without_a_checkpoint_a_signal_still_stops(data):
         train(data, run_params(train=SETTING), rising(stop_at=2))
 
 
+@pytest.mark.slow
 def test_saving_every_step_changes_nothing(data, tmp_path):
     params = run_params(train=SETTING, student={"matryoshka": [32]})
     whole, _ = train(data, params, rising())

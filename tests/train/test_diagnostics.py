@@ -126,6 +126,7 @@ def test_the_table_of_masked_pairs_can_be_read(pairs, sample):
     assert masked_pairs(sample, None, make_filter(kind="off"), {}).empty
 
 
+@pytest.mark.slow
 def test_angles_before_are_those_of_the_start_and_training_moves_them(data):
     params = run_params(
         train={"steps": 30, "evaluate_every": 30, "pair_every": 1}, loss={"weight": 1.0}

@@ -160,6 +160,7 @@ def test_steps_win_over_epochs(data):
     assert count_steps(data, run_params(train={"steps": 5, "epochs": 2}).train) == 5
 
 
+@pytest.mark.slow
 def test_training_raises_the_score_on_dev(data, tiny_run):
     params = run_params(
         train={"steps": 40, "batch_size": 16, "evaluate_every": 40, "pair_every": 1},
