@@ -45,6 +45,7 @@ def test_teacher_loads_by_its_folder_in_full_precision() -> None:
     assert preprocess(draw_picture(0, WORLD).image).shape == (3, 64, 64)
 
 
+@pytest.mark.slow
 def test_no_text_of_the_world_is_too_long_for_the_teacher(sentences: list[str]) -> None:
     tokenizer = open_clip.get_tokenizer(f"local-dir:{DEMO / 'teacher'}")
     captions = [text for index in range(400) for text in draw_picture(index, WORLD).captions]

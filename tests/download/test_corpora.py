@@ -25,6 +25,7 @@ def make(name: str, folder, fetcher) -> dict[str, int]:
     return counts
 
 
+@pytest.mark.slow
 def test_scenes_come_with_sts_pairs_and_transfer_tasks(tmp_path, fetcher):
     counts = make("scenes", tmp_path / "evaluation", fetcher)
     assert counts == {

@@ -212,6 +212,7 @@ def test_corpus_has_the_asked_counts_and_readable_pictures(tmp_path: Path) -> No
                 assert (picture.size, picture.mode) == ((SIDE, SIDE), "RGB")
 
 
+@pytest.mark.slow
 def test_default_splits_are_large_enough() -> None:
     splits = [draw_picture(index, SMALL).split for index in range(100)]
     shares = {name: splits.count(name) for name in ("train", "val", "test")}

@@ -180,6 +180,7 @@ def test_a_model_that_names_no_pooling_needs_one(run):
     assert_nothing_written(run)
 
 
+@pytest.mark.slow
 def test_a_sentence_transformers_directory_scores_as_the_plain_one_with_its_pooling(run):
     saved = save_sentence_transformer(run / "saved")
     theirs, plain = evaluate("--model", saved, "--tasks", "sts,transfer"), evaluate(*PLAIN_MEAN)

@@ -80,6 +80,7 @@ def test_a_task_with_a_dev_split_equals_the_plain_evaluator(seed):
     assert_equals_plain(table, make_embeddings(table), seed=seed)
 
 
+@pytest.mark.slow
 def test_a_task_with_train_and_test_equals_the_plain_evaluator():
     table = make_task("TREC", {"train": 150, "test": 60}, classes=3)
     assert_equals_plain(table, make_embeddings(table), seed=7)
