@@ -44,7 +44,8 @@ class TrainParams(Block):
     learning_rate: Annotated[Number, Field(gt=0, le=1)]
     """AdamW's peak rate, decayed linearly to 0 without warm-up."""
     precision: Literal["fp32", "bf16"]
-    """Of the forward pass; weights, optimiser, losses and scores are float32 in either."""
+    """Of the forward pass. Weights, optimiser and scores are float32 in either; with bf16 the
+    similarities inside the losses are bf16 too."""
     pair_every: Annotated[int, Field(ge=1)] | Literal["auto"]
     """Every how many steps a batch of pairs comes; auto: text batches // pair batches."""
     evaluate_every: Annotated[int, Field(ge=1)]
