@@ -16,7 +16,7 @@ from pipeline.encoder import Pooling
 from pipeline.evaluate.scores import AVERAGE
 
 NOT_RECORDED = "not recorded"
-_HUB_DATASET = "hf://datasets/"
+HUB_DATASET = "hf://datasets/"
 _SHOWN_FILES = 10
 """Changed files that the card names; provenance.json names all."""
 
@@ -68,9 +68,9 @@ class Corpus:
     def hub_datasets(self) -> list[str]:
         """The `ORG/NAME` of its files that come from the hub."""
         paths = [
-            address.removeprefix(_HUB_DATASET)
+            address.removeprefix(HUB_DATASET)
             for address in self.addresses
-            if address.startswith(_HUB_DATASET)
+            if address.startswith(HUB_DATASET)
         ]
         return list(dict.fromkeys("/".join(path.split("/")[:2]) for path in paths))
 
@@ -467,7 +467,7 @@ def _role(facts: Facts, corpus: Corpus) -> str:
 
 def _links(corpus: Corpus) -> str:
     hub = [f"https://huggingface.co/datasets/{name}" for name in corpus.hub_datasets]
-    others = [a for a in corpus.addresses if not a.startswith(_HUB_DATASET)]
+    others = [a for a in corpus.addresses if not a.startswith(HUB_DATASET)]
     return "<br>".join(f"<{url}>" for url in (*hub, *others)) or "-"
 
 

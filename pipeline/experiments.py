@@ -21,7 +21,6 @@ from pipeline.grid import Grid
 from pipeline.summary import read_summary
 
 MIRROR_VARIABLE = "DATA_MIRROR"
-CHECKPOINTS_VARIABLE = "KDMCSE_CHECKPOINTS"
 HEAD = "HEAD"
 
 _STDERR = 2
@@ -106,7 +105,7 @@ def label_experiments(commits: Mapping[str, str], params: Path) -> dict[str, str
 
 
 def run_experiment(
-    name: str, overrides: Sequence[str], target: str, *, queue: bool, checkpoints: Path
+    name: str, overrides: Sequence[str], target: str, *, queue: bool, kept: Mapping[str, Path]
 ) -> int:
     """Run an experiment in a temporary copy of the project, or queue it.
 
@@ -118,7 +117,7 @@ def run_experiment(
         overrides: of params.yaml, as `KEY=VALUE`.
         target: the stage to bring up to date.
         queue: only queue it.
-        checkpoints: where trainings keep their state, outside the copy.
+        kept: folders outside the copy for what stages keep between runs, by environment variable.
 
     Returns:
         The exit status of DVC.
@@ -127,7 +126,7 @@ def run_experiment(
     changes = [argument for override in overrides for argument in ("-S", override)]
     command = [sys.executable, "-m", "dvc", "exp", "run", where, "--name", name, *changes, target]
     with subprocess.Popen(  # noqa: S603  # our own interpreter; the values are checked params
-        command, stdout=_STDERR, env=_environment(checkpoints), start_new_session=True
+        command, stdout=_STDERR, env=_environment(kept), start_new_session=True
     ) as process:
         try:
             return process.wait()
@@ -156,10 +155,10 @@ def _interrupt(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _environment(checkpoints: Path) -> dict[str, str]:
-    """The stages are run by this interpreter; mirror and checkpoints are those of this folder.
+def _environment(kept: Mapping[str, Path]) -> dict[str, str]:
+    """The stages are run by this interpreter; mirror and kept folders are those of this folder.
 
-    DVC removes its copy of the project when it is stopped, and a checkpoint in it would go too.
+    DVC removes its copy of the project when it is stopped, and checkpoints in it would go too.
     """
     environment = dict(os.environ)
     binaries = str(Path(sys.executable).parent)
@@ -167,7 +166,8 @@ def _environment(checkpoints: Path) -> dict[str, str]:
     mirror = environment.get(MIRROR_VARIABLE)
     if mirror and Path(mirror).is_dir():
         environment[MIRROR_VARIABLE] = str(Path(mirror).absolute())
-    environment.setdefault(CHECKPOINTS_VARIABLE, str(checkpoints.absolute()))
+    for variable, folder in kept.items():
+        environment.setdefault(variable, str(folder.absolute()))
     return environment
 
 

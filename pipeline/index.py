@@ -23,7 +23,7 @@ from jaxtyping import Float32, Int64
 from pipeline.download.records import Pairs, read_table, write_table
 from pipeline.encoder import Student, hash_student
 from pipeline.errors import InputError, MissingArtifactError, StaleArtifactError
-from pipeline.features.store import Features
+from pipeline.features.store import Features, blocks
 from pipeline.params.index import IndexParams
 from pipeline.runtime import atomic_folder, write_json
 
@@ -107,7 +107,9 @@ def build_index(
     }
     tables = [_caption_rows(pairs)]
     if student.sees_images:
-        vectors["image"] = student.ground_images(features.images)
+        vectors["image"] = np.concatenate(
+            [student.ground_images(block) for _, block in blocks(features.images)]
+        )
         tables.append(_image_rows(pairs, features))
     counts = {f"{kind}s": len(rows) for kind, rows in vectors.items()}
     with atomic_folder(folder) as target:

@@ -19,9 +19,18 @@ import torch
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.card import Corpus, Facts, Revision, ScoreRow, Selection, StudentFacts, make_card
+from pipeline.card import (
+    HUB_DATASET,
+    Corpus,
+    Facts,
+    Revision,
+    ScoreRow,
+    Selection,
+    StudentFacts,
+    make_card,
+)
 from pipeline.config import dotted
-from pipeline.download.sources import BY_NAME, SCENES
+from pipeline.download.sources import BY_NAME, OWN_KINDS, SCENES
 from pipeline.encoder import Student, hash_student, load_student
 from pipeline.errors import (
     InputError,
@@ -39,7 +48,8 @@ from pipeline.evaluate.report import (
     read_report,
 )
 from pipeline.evaluate.scores import AVERAGE, Score
-from pipeline.features.store import LOCAL_PREFIX, read_identity
+from pipeline.features.identity import LOCAL_PREFIX, TRANSFORMERS_PREFIX
+from pipeline.features.store import read_identity
 from pipeline.params.schema import Params
 from pipeline.runtime import atomic_folder, write_json
 from pipeline.summary import read_json
@@ -390,12 +400,19 @@ def _parameters(params: Params, lock: Lock, seed: int) -> tuple[dict[str, Any], 
     recorded = dict(_recorded_parameters(lock, seed))
     recorded |= dict(_recorded_seeds(lock))
     values = {key: _public(value) for key, value in (current | recorded).items()}
-    if SCENES not in {values[f"download.{part}"] for part in ("pairs", "text", "evaluation")}:
-        values = {k: v for k, v in values.items() if not k.startswith("download.scenes.")}
+    unused = _unused_blocks(values)
+    values = {key: value for key, value in values.items() if not key.startswith(unused)}
     known_blocks = {key.partition(".")[0] for key in recorded}
     missing = [key for key in values if key not in recorded]
     blocks = [_block(key) if _block(key) not in known_blocks else key for key in missing]
     return values, tuple(dict.fromkeys(blocks))
+
+
+def _unused_blocks(parameters: Mapping[str, Any]) -> tuple[str, ...]:
+    """The blocks of `download` that no part of the corpora is made by, each with its dot."""
+    used = {parameters[f"download.{part}"] for part in ("pairs", "text", "evaluation")}
+    unused = {SCENES, *OWN_KINDS} - used | (set() if used & set(OWN_KINDS) else {"splits"})
+    return tuple(f"download.{block}." for block in unused)
 
 
 def _block(key: str) -> str:
@@ -416,10 +433,19 @@ def _recorded_seeds(lock: Lock) -> Iterator[tuple[str, Any]]:
 
 
 def _public(value: Any) -> Any:
-    """Keep of an absolute path its last part: where folders lie here is nobody's business."""
+    """Keep of an absolute path its last part: where folders lie here is nobody's business.
+
+    Of a URL, name and password of a user and its query, where tokens stand, are left out.
+    """
+    if isinstance(value, list):
+        return [_public(one) for one in value]
     if not isinstance(value, str):
         return value
-    prefix = LOCAL_PREFIX if value.startswith(LOCAL_PREFIX) else ""
+    if value.startswith(("http://", "https://")):
+        scheme, _, rest = re.split(r"[?#]", value)[0].partition("://")
+        host, slash, path = rest.partition("/")
+        return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    prefix = next(filter(value.startswith, (LOCAL_PREFIX, TRANSFORMERS_PREFIX)), "")
     path = Path(value.removeprefix(prefix))
     return prefix + path.name if path.is_absolute() else value
 
@@ -464,15 +490,28 @@ def _teacher(features: Path, parameters: Mapping[str, Any]) -> dict[str, str] | 
 
 def _corpora(parameters: Mapping[str, Any]) -> tuple[Corpus, ...]:
     parts = ("pairs", "text", "evaluation")
-    return tuple(_corpus(part, str(parameters[f"download.{part}"])) for part in parts)
+    return tuple(_corpus(part, parameters) for part in parts)
 
 
-def _corpus(part: str, name: str) -> Corpus:
+def _corpus(part: str, parameters: Mapping[str, Any]) -> Corpus:
+    name = str(parameters[f"download.{part}"])
+    if name in OWN_KINDS:
+        return _own_corpus(part, name, parameters)
     source = BY_NAME.get(name)
     if source is None:
         return Corpus(part, name, "Apache-2.0, as the project", "rendered by the project", ())
     addresses = tuple(file.address for file in source.files)
     return Corpus(part, name, source.licence, source.citation, addresses)
+
+
+def _own_corpus(part: str, kind: str, parameters: Mapping[str, Any]) -> Corpus:
+    """What a publisher brought; only a data set of the hub has a place that others can see."""
+    source, dataset = OWN_KINDS[kind], parameters.get("download.hub.dataset")
+    if kind != "hub" or dataset is None:
+        return Corpus(part, f"own pairs ({kind})", source.licence, source.citation, ())
+    return Corpus(
+        part, str(dataset), source.licence, source.citation, (HUB_DATASET + str(dataset),)
+    )
 
 
 def _known_licence(parameters: Mapping[str, Any]) -> str | None:

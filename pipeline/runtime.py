@@ -11,7 +11,9 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,10 +25,12 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
     from torch import nn
+    from tqdm import tqdm
 
 log = logging.getLogger("kdmcse")
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def choose_device() -> "torch.device":
@@ -256,6 +260,37 @@ def progress(
     from tqdm import tqdm
 
     yield from tqdm(items, total=total, desc=what, unit=unit, mininterval=0.5, disable=not show)
+
+
+def counter(what: str, unit: str, total: int, *, show: bool = True) -> "tqdm[Any]":
+    """A progress bar on stderr, with rate and time left, that is moved on by `update`."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=what, unit=unit, mininterval=0.5, disable=not show)
+
+
+def ahead(
+    function: Callable[[T], R], items: Iterable[T], *, threads: int, depth: int
+) -> Generator[R]:
+    """`map(function, items)` by threads that run ahead of the reader by at most `depth` items.
+
+    Results come in the order of the items, errors where their result would. With no threads the
+    function runs when its result is asked for.
+    """
+    if not threads:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def length_batches(

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from pipeline.download.corpora import Fetcher, make_evaluation, make_pairs, make_text
 from pipeline.download.fetch import MIRROR_VARIABLE
-from pipeline.download.sources import SOURCES
+from pipeline.download.sources import OWN_DATA, SOURCES
 from pipeline.runtime import write_json
 from stages import paths
 from stages._cli import read_params, run_stage
@@ -42,12 +42,14 @@ def main(
 
 
 def _print_sources(*, as_json: bool) -> None:
+    sources = (*SOURCES, *OWN_DATA)
     if as_json:
-        typer.echo(json.dumps([asdict(source) for source in SOURCES], indent=2))
+        typer.echo(json.dumps([asdict(source) for source in sources], indent=2))
         return
     table = Table("name", "kind", "size", "files", "licence", "citation")
-    for source in SOURCES:
-        size = f"{sum(file.megabytes for file in source.files):,} MB"
+    for source in sources:
+        megabytes = sum(file.megabytes for file in source.files)
+        size = f"{megabytes:,} MB" if source.files else "yours"
         files = "\n".join(file.address for file in source.files)
         table.add_row(source.name, source.kind, size, files, source.licence, source.citation)
     Console().print(table)

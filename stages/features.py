@@ -1,10 +1,19 @@
 """Encode all images and captions with the frozen teacher, once."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
 
 from pipeline.download.records import read_pairs
-from pipeline.features.extract import extract_features
-from pipeline.features.store import write_features
+from pipeline.errors import ParamsError
+from pipeline.features import cache as caches
+from pipeline.features.engines import make_engine
+from pipeline.features.extract import write_extraction
 from pipeline.features.teacher import Teacher
 from pipeline.runtime import atomic_file, choose_device, write_json
 from stages import paths
@@ -16,16 +25,51 @@ def main(
     out: Path = paths.FEATURES,
     metrics: Path = paths.REPORTS / "features.json",
     rejected: Path = paths.REPORTS / "rejected.csv",
+    store: Annotated[
+        Path, typer.Option(envvar=paths.STORE_VARIABLE, help="Where features are cached.")
+    ] = paths.STORE,
+    status: Annotated[bool, typer.Option(help="Print what is cached, and end.")] = False,
+    prune: Annotated[bool, typer.Option(help="Free the cache, and end.")] = False,
+    teacher: Annotated[
+        str, typer.Option(help="Prune only teachers whose name in --status starts with this.")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Encode all images and captions with the frozen teacher, once."""
+    """Encode all images and captions with the frozen teacher, once.
+
+    What was encoded is kept in a cache, by content. A run that was stopped or killed goes on where
+    it was, and another data set with the same images or captions does not encode them again.
+    """
+    if status or prune:
+        _show(caches.prune(store, teacher) if prune else caches.list_cached(store), as_json)
+    elif teacher:
+        raise ParamsError("--teacher is given without --prune.", "set the teacher in params.yaml.")
+    else:
+        _extract(pairs, out, metrics, rejected, store)
+
+
+def _extract(pairs: Path, out: Path, metrics: Path, rejected: Path, store: Path) -> None:
     params = read_params()
     corpus = read_pairs(pairs)
-    teacher = Teacher(params.teacher, choose_device())
-    extraction = extract_features(corpus, teacher, params.features)
-    write_features(out, extraction.features, teacher.identity, corpus.fingerprint())
+    teacher = Teacher(params.teacher, choose_device(), params.features.precision)
+    cache = caches.FeatureCache(store, teacher.identity, teacher.probe())
+    with cache.in_use(), make_engine(params.features, teacher, cache) as engine:
+        extraction = write_extraction(out, corpus, engine, cache, params.features)
     with atomic_file(rejected) as temporary:
         extraction.rejected.to_csv(temporary, index=False)
     write_json(metrics, extraction.metrics)
+
+
+def _show(teachers: list[caches.CachedTeacher], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps([asdict(teacher) for teacher in teachers], indent=2))
+        return
+    table = Table("name", "teacher", "type", "images", "captions", "shards", "size")
+    for one in teachers:
+        label = f"{one.model} {one.pretrained}".strip()
+        counts = [f"{count:,}" for count in (one.images, one.captions, one.shards)]
+        table.add_row(one.name, label, one.dtype, *counts, f"{one.bytes / 1e6:,.1f} MB")
+    Console().print(table)
 
 
 app = run_stage(main)

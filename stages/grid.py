@@ -70,7 +70,7 @@ def _run(grid: Grid, names: Sequence[str], target: str, *, queue: bool) -> list[
 
 def _run_one(grid: Grid, name: str, target: str, *, queue: bool) -> int:
     changes = overrides(grid.changes(name))
-    return run_experiment(name, changes, target, queue=queue, checkpoints=paths.CHECKPOINTS)
+    return run_experiment(name, changes, target, queue=queue, kept=paths.KEPT)
 
 
 def _time_left(seconds: float, done: int, total: int) -> str:

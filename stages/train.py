@@ -40,7 +40,8 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Default: data/models/SEED.")] = None,
     reports: Annotated[Path | None, typer.Option(help="Default: reports/train/SEED.")] = None,
     checkpoints: Annotated[
-        Path, typer.Option(envvar="KDMCSE_CHECKPOINTS", help="Where an unfinished run is kept.")
+        Path,
+        typer.Option(envvar=paths.CHECKPOINTS_VARIABLE, help="Where an unfinished run is kept."),
     ] = paths.CHECKPOINTS,
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between two.", min=0)] = 120,
 ) -> None:

@@ -1,6 +1,7 @@
 import errno
 import subprocess
 import sys
+import time
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ResourceError
 from pipeline.runtime import (
+    ahead,
     atomic_file,
     atomic_folder,
     hash_strings,
@@ -100,3 +102,36 @@ def test_length_batches_hold_every_row_once_the_longest_first(lengths, batch_siz
         assert most is None or len(batch) == 1 or padded <= most
     if most is None:
         assert len(batches) == -(-len(lengths) // batch_size)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_ahead_maps_in_order(threads):
+    started = []
+
+    def square(number):
+        started.append(number)
+        return number**2
+
+    results = ahead(square, range(20), threads=threads, depth=4)
+    assert [next(results) for _ in range(3)] == [0, 1, 4]
+    time.sleep(0.05)
+    assert len(started) <= 3 + 4 + 1  # it runs ahead no further than it may
+    assert list(results) == [number**2 for number in range(3, 20)]
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_ahead_raises_where_the_result_would_be(threads):
+    results = ahead(lambda number: 1 / (2 - number), range(5), threads=threads, depth=5)
+    assert [next(results), next(results)] == [0.5, 1.0]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_ahead_that_is_closed_starts_nothing_more():
+    started = []
+    results = ahead(started.append, range(1000), threads=1, depth=2)
+    next(results)
+    results.close()
+    count = len(started)
+    time.sleep(0.05)
+    assert len(started) <= count + 1 < 1000

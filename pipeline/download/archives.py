@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
-from typing import cast
+from typing import IO, cast
 
 from pipeline.errors import InputError
 
@@ -18,6 +18,8 @@ MAX_RATIO = 100
 
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError)
 
+_Entry = zipfile.ZipInfo | tarfile.TarInfo
+
 
 class Archive:
     """A zip or tar file whose members are read into memory, one at a time.
@@ -25,6 +27,8 @@ class Archive:
     Nothing is written to disk, so that no member can reach a path outside; only regular files
     are listed, so links and devices cannot be followed; sizes are bounded before reading, and so
     is what has to be unpacked of a compressed tar to list it.
+
+    Where several members have one name, the last of them counts, as for those who unpack it.
 
     Args:
         path: the archive.
@@ -42,10 +46,14 @@ class Archive:
         except _DAMAGE as error:
             raise self._damaged(error) from None
         try:
-            self.sizes = self._list_sizes()
+            entries = self._list_entries()
         except _DAMAGE as error:
             self._file.close()
             raise self._damaged(error) from None
+        self._entries = dict(entries)
+        self.sizes = {name: _size(entry) for name, entry in self._entries.items()}
+        self.repeated = len(entries) - len(self._entries)
+        """Members whose name another one has too."""
 
     def __enter__(self) -> "Archive":
         return self
@@ -77,12 +85,12 @@ class Archive:
             return zipfile.ZipFile(self.path)
         return tarfile.open(self.path)  # closed by __exit__
 
-    def _list_sizes(self) -> dict[str, int]:
+    def _list_entries(self) -> list[tuple[str, _Entry]]:
         if isinstance(self._file, zipfile.ZipFile):
-            entries = [info for info in self._file.infolist() if not info.is_dir()]
-            return {info.filename: info.file_size for info in entries}
+            return [(info.filename, info) for info in self._file.infolist() if not info.is_dir()]
         members = [info for info in self._members(self._file) if info.isreg()]
-        return {info.name.removeprefix("./"): info.size for info in members}
+        _require_end(self._file)
+        return [(info.name.removeprefix("./"), info) for info in members]
 
     def _members(self, file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         """The entries of a tar; each is held against the bound before the next is looked for."""
@@ -93,13 +101,10 @@ class Archive:
             yield info
 
     def _stream(self, member: str) -> BufferedIOBase:
+        entry = self._entries[member]
         if isinstance(self._file, zipfile.ZipFile):
-            return cast(BufferedIOBase, self._file.open(member))
-        names = set(self._file.getnames())
-        stream = self._file.extractfile(member if member in names else f"./{member}")
-        if stream is None:
-            raise KeyError(member)
-        return cast(BufferedIOBase, stream)
+            return cast(BufferedIOBase, self._file.open(cast(zipfile.ZipInfo, entry)))
+        return cast(BufferedIOBase, self._file.extractfile(cast(tarfile.TarInfo, entry)))
 
     def _damaged(self, error: Exception, member: str = "") -> InputError:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -107,3 +112,19 @@ class Archive:
             f"{self.path}{': ' + member if member else ''} is damaged or truncated ({reason}).",
             f"delete {self.path.name} and fetch it again.",
         )
+
+
+def _size(entry: _Entry) -> int:
+    return entry.file_size if isinstance(entry, zipfile.ZipInfo) else entry.size
+
+
+def _require_end(file: tarfile.TarFile) -> None:
+    """Refuse a tar that does not end with zeros, as every tar must.
+
+    tarfile takes whatever is no header, such as a damaged one, for the end.
+    """
+    stream = cast(IO[bytes], file.fileobj)
+    stream.seek(file.offset)
+    end = stream.read(tarfile.BLOCKSIZE)
+    if not end or any(end):
+        raise tarfile.ReadError(f"no member and no end at byte {file.offset:,}")

@@ -9,11 +9,15 @@ import pandas as pd
 
 from pipeline.download import records
 from pipeline.download.fetch import fetch
+from pipeline.download.folder import write_folder_pairs
+from pipeline.download.hub import write_hub_pairs
 from pipeline.download.karpathy import read_karpathy
+from pipeline.download.pairing import PairRows
 from pipeline.download.scenes.corpora import make_sentences, make_sts, write_pairs_corpus
 from pipeline.download.scenes.transfer import make_transfer
 from pipeline.download.senteval import read_cased_benchmark, read_senteval
-from pipeline.download.sources import BY_NAME, SCENES
+from pipeline.download.sources import BY_NAME, OWN_KINDS, SCENES
+from pipeline.download.webdataset import write_webdataset_pairs
 from pipeline.download.wiki import read_sentences_file
 from pipeline.params.download import DownloadParams
 from pipeline.runtime import atomic_folder, log
@@ -34,16 +38,23 @@ class Fetcher:
 
 
 def make_pairs(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metrics:
-    """Write the images with captions that `params.pairs` names; returns their counts."""
+    """Write the images with captions that `params.pairs` names.
+
+    Returns:
+        Their counts; for one's own data also of what was left out of it.
+    """
+    left_out: Metrics = {}
 
     def write(target: Path) -> None:
         if params.pairs == SCENES:
             write_pairs_corpus(target, params.scenes)
+        elif params.pairs in OWN_KINDS:
+            left_out.update(_write_own_pairs(target, params, fetcher))
         else:
             _write_public_pairs(target, params.pairs, fetcher)
 
     _replace(folder, write)
-    return _account(params.pairs, _count_pairs(records.read_pairs(folder)))
+    return _account(params.pairs, records.count_pairs(folder)) | left_out
 
 
 def make_text(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metrics:
@@ -80,6 +91,18 @@ def _replace(folder: Path, write: Callable[[Path], None]) -> None:
         write(target)
 
 
+def _write_own_pairs(target: Path, params: DownloadParams, fetcher: Fetcher) -> Metrics:
+    with records.PairsWriter(target) as writer, PairRows(writer) as rows:
+        match params.pairs:
+            case "folder":
+                write_folder_pairs(target, rows, params.folder, params.splits)
+            case "webdataset":
+                write_webdataset_pairs(rows, params.webdataset, params.splits, fetcher.folder)
+            case _:
+                write_hub_pairs(target, rows, params.hub, params.splits)
+    return dict(rows.left_out)
+
+
 def _write_public_pairs(folder: Path, dataset: str, fetcher: Fetcher) -> None:
     splits, *archives = fetcher(dataset)
     images, captions = read_karpathy(splits, dataset, archives)
@@ -100,12 +123,6 @@ def _link_or_copy(source: Path, target: Path) -> None:
         target.hardlink_to(source)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _count_pairs(pairs: records.Pairs) -> dict[str, int]:
-    by_split = pairs.images["split"].value_counts()
-    splits = {f"{split}_images": int(by_split.get(split, 0)) for split in records.SPLITS}
-    return {"images": len(pairs.images), "captions": len(pairs.captions), **splits}
 
 
 def _count_tasks(folder: Path) -> dict[str, int]:

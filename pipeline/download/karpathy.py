@@ -8,10 +8,8 @@ from typing import Any
 import pandas as pd
 
 from pipeline.download.archives import Archive
+from pipeline.download.splits import SPLIT_OF_NAME
 from pipeline.errors import InputError
-
-_SPLIT = {"train": "train", "restval": "train", "val": "val", "test": "test"}
-"""COCO's `restval` images are training images by convention."""
 
 
 def read_karpathy(
@@ -71,7 +69,11 @@ def _image_row(
     image: Any, members: Mapping[str, tuple[str, str]], where: str
 ) -> dict[str, str | int]:
     try:
-        image_id, split, name = int(image["imgid"]), _SPLIT[image["split"]], image["filename"]
+        image_id, split, name = (
+            int(image["imgid"]),
+            SPLIT_OF_NAME[image["split"]],
+            image["filename"],
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise _malformed(where, error) from None
     fallback = (next(iter(members.values()), ("", ""))[0], str(name))
@@ -84,7 +86,7 @@ def _caption_rows(image: Any, where: str) -> list[tuple[int, str]]:
         raw = [str(sentence["raw"]) for sentence in image["sentences"]]
     except (KeyError, TypeError) as error:
         raise _malformed(where, error) from None
-    return [(int(image["imgid"]), " ".join(text.split())) for text in raw if text.strip()]
+    return [(int(image["imgid"]), " ".join(text.split())) for text in raw]
 
 
 def _malformed(where: str, error: Exception) -> InputError:

@@ -7,15 +7,20 @@
     evaluation/sts.parquet     task, subset, split, sentence1, sentence2, score
     evaluation/transfer.parquet task, split, sentence1, sentence2 (or null), label
 
-Rows keep the order of their source. `archive` names a file in the same folder, `member` a file
-inside it. An STS row whose source has no gold score is not in the table. The split of a transfer
-sample is train | dev | test, or `all` where the task is scored by cross-validation; its label is a
-class from 0 on; `sentence2` is null in all rows of a task or in none, and no other cell is null.
+Rows keep the order of their source. `archive` names a file in the same folder, or a shard elsewhere
+by its absolute path; `member` names a file inside it. A caption may be empty. An STS row whose
+source has no gold score is not in the table. The split of a transfer sample is train | dev | test,
+or `all` where the task is scored by cross-validation; its label is a class from 0 on; `sentence2`
+is null in all rows of a task or in none, and no other cell is null.
 """
 
-from collections.abc import Collection, Mapping
+import contextlib
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,6 +33,11 @@ from pipeline.errors import InputError, MissingArtifactError
 from pipeline.runtime import atomic_file, hash_strings
 
 SPLITS = ("train", "val", "test")
+ROW_GROUP = 1 << 15
+"""Rows of a table that are written, and kept in memory, together."""
+
+Rows = pd.DataFrame | Mapping[str, Sequence[Any]]
+"""Columns by name."""
 
 IMAGES = pa.schema(
     [
@@ -74,14 +84,14 @@ class Pairs:
         """A hash of every row: which images, under which names, with which captions."""
         images, captions = self.images, self.captions
         return hash_strings(
-            [
-                *images["image_id"].astype(str),
-                *images["archive"],
-                *images["member"],
-                *captions["caption_id"].astype(str),
-                *captions["image_id"].astype(str),
-                *captions["caption"],
-            ]
+            itertools.chain(
+                map(str, images["image_id"]),
+                images["archive"],
+                images["member"],
+                map(str, captions["caption_id"]),
+                map(str, captions["image_id"]),
+                captions["caption"],
+            )
         )
 
     def captions_of(self, split: str) -> pd.DataFrame:
@@ -90,10 +100,63 @@ class Pairs:
         return self.captions[self.captions["image_id"].isin(ids)]
 
 
+class PairsWriter:
+    """Writes the tables of the pairs a few rows at a time.
+
+    No more than a row group of each table is in memory beside the rows being added. Equal rows give
+    equal bytes, however they are split over the calls. When the block fails, nothing is left.
+
+    Args:
+        folder: gets both tables; the archives are put there by the caller.
+
+    Raises:
+        InputError: at the end of the block, a table has no rows.
+        ResourceError: the disk is full, or the place cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stack = contextlib.ExitStack()
+        self._tables: list[_TableWriter] = []
+
+    def __enter__(self) -> "PairsWriter":
+        with contextlib.ExitStack() as stack:
+            for name, schema in (("images", IMAGES), ("captions", CAPTIONS)):
+                table = _open_table(self._folder / f"{name}.parquet", schema)
+                self._tables.append(stack.enter_context(table))
+            self._stack = stack.pop_all()
+        return self
+
+    def add(self, images: Rows, captions: Rows) -> None:
+        """Add rows to both tables; either may have none."""
+        for table, rows in zip(self._tables, (images, captions), strict=True):
+            table.add(rows)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            for table in self._tables:
+                table.finish()
+            self._refuse_empty()
+
+    def _refuse_empty(self) -> None:
+        if not all(table.rows for table in self._tables):
+            raise InputError(
+                "the pairs have no images or no captions.", "check what `download.pairs` names."
+            )
+
+
 def write_pairs(folder: Path, images: pd.DataFrame, captions: pd.DataFrame) -> None:
     """Write both tables of the pairs; the archives are put into `folder` by the caller."""
-    write_table(folder / "images.parquet", images, IMAGES)
-    write_table(folder / "captions.parquet", captions, CAPTIONS)
+    with PairsWriter(folder) as writer:
+        writer.add(images, captions)
 
 
 def read_pairs(folder: Path) -> Pairs:
@@ -152,13 +215,60 @@ def read_transfer(folder: Path) -> pd.DataFrame:
     return rows
 
 
-def write_table(
-    path: Path, rows: pd.DataFrame | Mapping[str, list[object] | list[str]], schema: pa.Schema
-) -> None:
+def count_pairs(folder: Path) -> dict[str, int]:
+    """The rows of both tables, and the images of each split, without reading more than that."""
+    images = pq.read_table(folder / "images.parquet", columns=["split"], read_dictionary=["split"])
+    counted = pc.value_counts(images["split"]).to_pylist()
+    by_split = {entry["values"]: entry["counts"] for entry in counted}
+    splits = {f"{split}_images": int(by_split.get(split, 0)) for split in SPLITS}
+    captions = pq.read_metadata(folder / "captions.parquet").num_rows
+    return {"images": images.num_rows, "captions": captions, **splits}
+
+
+def write_table(path: Path, rows: Rows, schema: pa.Schema) -> None:
     """Write rows in the schema's column order; equal rows give equal bytes."""
-    columns = {name: pa.array(rows[name], schema.field(name).type) for name in schema.names}
-    with atomic_file(path) as temporary:
-        pq.write_table(pa.table(columns, schema=schema), temporary, compression="zstd")
+    with _open_table(path, schema) as table:
+        table.add(rows)
+        table.finish()
+
+
+@contextlib.contextmanager
+def _open_table(path: Path, schema: pa.Schema) -> Iterator["_TableWriter"]:
+    with (
+        atomic_file(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd") as file,
+    ):
+        yield _TableWriter(file, schema)
+
+
+class _TableWriter:
+    """Collects rows until they fill a row group."""
+
+    def __init__(self, file: pq.ParquetWriter, schema: pa.Schema) -> None:
+        self.rows = 0
+        """Rows that were added."""
+        self._file = file
+        self._schema = schema
+        self._waiting = schema.empty_table()
+
+    def add(self, rows: Rows) -> None:
+        """Add rows, and write the row groups that are full."""
+        fields = ((name, self._schema.field(name).type) for name in self._schema.names)
+        columns = {name: pa.array(rows[name], kind) for name, kind in fields}
+        added = pa.table(columns, schema=self._schema)
+        self.rows += added.num_rows
+        self._waiting = pa.concat_tables([self._waiting, added])
+        while self._waiting.num_rows >= ROW_GROUP:
+            self._write(self._waiting.slice(0, ROW_GROUP))
+            self._waiting = self._waiting.slice(ROW_GROUP)
+
+    def finish(self) -> None:
+        """Write what is left."""
+        if self._waiting.num_rows:
+            self._write(self._waiting)
+
+    def _write(self, group: pa.Table) -> None:
+        self._file.write_table(group.combine_chunks(), row_group_size=ROW_GROUP)
 
 
 def read_table(

@@ -159,3 +159,30 @@ BY_NAME: Mapping[str, Source] = {source.name: source for source in SOURCES}
 
 SCENES = "scenes"
 """The embedded world; it is rendered, not fetched."""
+
+OWN_DATA = (
+    Source(
+        name="folder",
+        kind="pairs",
+        files=(),
+        licence="as its owner states",
+        citation="a folder of images and a table of captions (download.folder)",
+    ),
+    Source(
+        name="webdataset",
+        kind="pairs",
+        files=(),
+        licence="as its owner states",
+        citation="tar shards as img2dataset writes them (download.webdataset)",
+    ),
+    Source(
+        name="hub",
+        kind="pairs",
+        files=(),
+        licence="as its page on the hub states",
+        citation="a data set of the Hugging Face hub (download.hub)",
+    ),
+)
+"""Pairs of one's own: what they are follows from the params."""
+
+OWN_KINDS: Mapping[str, Source] = {source.name: source for source in OWN_DATA}

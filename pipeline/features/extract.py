@@ -1,33 +1,40 @@
-"""Read -> decode -> encode -> write: the teacher's features of all images and captions."""
+"""The teacher's features of all rows: what the cache lacks is encoded, then all are joined."""
 
-import io
-import sys
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Float16, Int64
+from jaxtyping import Bool, Int64
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from pipeline.download.archives import Archive
 from pipeline.download.records import Pairs
 from pipeline.errors import InputError
-from pipeline.features.store import Features
-from pipeline.features.teacher import Preprocess, Teacher
+from pipeline.features.cache import DamagedShardError, FeatureCache, Keys, first_of_each, text_keys
+from pipeline.features.encode import NewCaptions, PackedImages, Work
+from pipeline.features.images import Rejection
+from pipeline.features.store import Features, write_features
 from pipeline.params.features import FeaturesParams
-from pipeline.runtime import leave_signals_to_parent, length_batches, log, progress
+from pipeline.runtime import log
 
-Decoded = Tensor | str
-"""A preprocessed image, or the reason why it was rejected."""
+REJECTED = ("kind", "image_id", "caption_id", "archive", "member", "reason", "detail")
+"""Columns of the table of rejected rows."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Who encodes: one process (`Encoder`), or a cluster. Works come in the order of their rows."""
+
+    def encode_images(self, images: PackedImages) -> Iterator[Work]:
+        """See `Encoder.encode_images`."""
+        ...
+
+    def encode_captions(self, captions: NewCaptions) -> Iterator[Work]:
+        """See `Encoder.encode_captions`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -36,158 +43,126 @@ class Extraction:
 
     features: Features
     rejected: pd.DataFrame
-    """One row an unreadable image: image_id, archive, member, reason."""
+    """One row an unusable image or caption, with the columns REJECTED."""
     metrics: dict[str, Any]
 
 
-def extract_features(pairs: Pairs, teacher: Teacher, params: FeaturesParams) -> Extraction:
-    """Encode all images and captions of the pairs; captions of rejected images are left out.
+@dataclass(frozen=True)
+class _Encoded:
+    """One side: the keys of its rows, those that were rejected, and what it took."""
+
+    keys: Keys
+    rejected: dict[int, Rejection]
+    computed: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Computed rows a second; 0 where there was nothing to compute."""
+        return round(self.computed / self.seconds, 1) if self.computed else 0.0
+
+    @property
+    def kept(self) -> Bool[np.ndarray, " rows"]:
+        """Which rows have features."""
+        kept = np.ones(len(self.keys), dtype=bool)
+        kept[list(self.rejected)] = False
+        return kept
+
+
+def extract_features(
+    pairs: Pairs, engine: Engine, cache: FeatureCache, params: FeaturesParams
+) -> Extraction:
+    """Encode what the cache does not hold yet, and join all features of the pairs.
+
+    Captions of rejected images are left out. The features of the result are read from the cache
+    when they are asked for, which verifies them.
+
+    Args:
+        pairs: images and captions.
+        engine: encodes into the cache.
+        cache: the teacher's.
+        params: sizes, and the share of rejected rows that is borne.
 
     Raises:
-        InputError: more images than `max_rejected` are unreadable, or no image is left.
+        InputError: more images or captions than `max_rejected` cannot be used, or none is left; or
+            rows that the cache held a moment ago are gone.
     """
-    started = time.perf_counter()
-    images, reasons = _encode_images(pairs, teacher, params)
-    images_done = time.perf_counter()
-    rejected = _rejected_table(pairs.images, reasons)
-    _check_share(rejected, len(pairs.images), params.max_rejected)
-    kept = pairs.images[[reason is None for reason in reasons]]
-    captions = pairs.captions[pairs.captions["image_id"].isin(kept["image_id"])]
-    caption_features = _encode_captions(list(captions["caption"]), teacher, params.batch_size)
-    captions_done = time.perf_counter()
+    images = _encode_images(pairs, engine)
+    rejected_images = _rejected_images(pairs.images, images.rejected)
+    _check_share(rejected_images, "images", len(images.keys), params.max_rejected)
+    kept_images = pairs.images[images.kept]
+    table = pairs.captions[pairs.captions["image_id"].isin(kept_images["image_id"])]
+    captions = _encode_captions(table["caption"], engine, cache, params.shard_rows)
+    rejected_captions = _rejected_captions(table, captions.rejected)
+    _check_share(rejected_captions, "captions", len(captions.keys), params.max_rejected)
+    kept_captions = table[captions.kept]
+    image_ids = kept_images["image_id"].to_numpy(np.int64)
     features = Features(
-        images=images,
-        image_ids=kept["image_id"].to_numpy(np.int64),
-        captions=caption_features,
-        caption_ids=captions["caption_id"].to_numpy(np.int64),
-        caption_image=_rows_of(captions["image_id"].to_numpy(), kept["image_id"].to_numpy()),
+        images=cache.rows("images", images.keys[images.kept]),
+        image_ids=image_ids,
+        captions=cache.rows("captions", captions.keys[captions.kept]),
+        caption_ids=kept_captions["caption_id"].to_numpy(np.int64),
+        caption_image=_rows_of(kept_captions["image_id"].to_numpy(np.int64), image_ids),
     )
-    metrics = {
-        "images": len(images),
-        "captions": len(caption_features),
-        "rejected": len(rejected),
-        "rejected_by_reason": rejected["reason"].value_counts().to_dict(),
-        "dim": features.dim,
-        "images_per_second": round(len(pairs.images) / (images_done - started), 1),
-        "captions_per_second": round(len(caption_features) / (captions_done - images_done), 1),
-    }
-    return Extraction(features, rejected, metrics)
+    rejected = pd.concat([rejected_images, rejected_captions], ignore_index=True)
+    return Extraction(features, rejected, _account(features, images, captions, rejected))
 
 
-class _PackedImages(Dataset[Decoded]):
-    """Decoded images of the pairs; every worker opens the archives for itself."""
+def write_extraction(
+    out: Path, pairs: Pairs, engine: Engine, cache: FeatureCache, params: FeaturesParams
+) -> Extraction:
+    """Extract features and write them to `out`; shards found damaged on the way are made again.
 
-    def __init__(self, folder: Path, rows: pd.DataFrame, preprocess: Preprocess) -> None:
-        self._folder = folder
-        self._rows = list(zip(rows["archive"], rows["member"], strict=True))
-        self._preprocess = preprocess
-        self._archives: dict[str, Archive] = {}
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, row: int) -> Decoded:
-        try:
-            return decode_image(self._read(*self._rows[row]), self._preprocess)
-        except KeyError:
-            return "not in the archive"
-        except InputError as error:
-            return error.what
-
-    def check_archives(self) -> None:
-        """Open every archive once, here, where its error can reach the user."""
-        for name in sorted({archive for archive, _ in self._rows}):
-            with Archive(self._folder / name):
-                pass
-
-    def _read(self, archive: str, member: str) -> bytes:
-        if archive not in self._archives:
-            self._archives[archive] = Archive(self._folder / archive)
-        return self._archives[archive].read(member)
-
-
-def decode_image(content: bytes, preprocess: Preprocess) -> Decoded:
-    """Decode and preprocess one image, or say why it cannot be used."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        warnings.filterwarnings("ignore", message=".*[Tt]ransparency")
-        try:
-            with Image.open(io.BytesIO(content)) as image:
-                return preprocess(image.convert("RGB"))
-        except UnidentifiedImageError:
-            return "no known image format"
-        except Exception as error:  # noqa: BLE001  # decoders raise whatever hostile bytes make them
-            return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _encode_images(
-    pairs: Pairs, teacher: Teacher, params: FeaturesParams
-) -> tuple[Float16[np.ndarray, "kept dim"], list[str | None]]:
-    features: list[Float16[np.ndarray, "batch dim"]] = []
-    reasons: list[str | None] = []
-    for images, batch_reasons in _decoded_batches(pairs, teacher, params):
-        reasons += batch_reasons
-        if images is not None:
-            features.append(_to_float16(teacher.encode_images(images), "an image"))
-    return np.concatenate(features) if features else np.empty((0, 0), np.float16), reasons
-
-
-def _decoded_batches(
-    pairs: Pairs, teacher: Teacher, params: FeaturesParams
-) -> Iterator[tuple[Tensor | None, list[str | None]]]:
-    images = _PackedImages(pairs.folder, pairs.images, teacher.preprocess)
-    images.check_archives()
-    loader: DataLoader[Any] = DataLoader(
-        images,
-        batch_size=params.batch_size,
-        num_workers=params.workers,
-        collate_fn=_collate,
-        worker_init_fn=_prepare_worker,
-    )
-    return progress(loader, what="images", unit="batch", total=len(loader))
-
-
-def _prepare_worker(worker: int) -> None:
-    """Let the parent speak for its workers, also when it is stopped.
-
-    Errors of decoding travel to the parent as results; what a worker could still print is the
-    traceback of a thread whose connection to a stopped parent broke.
+    Raises:
+        InputError: as `extract_features`; a shard is damaged again right after it was made.
     """
-    leave_signals_to_parent(worker)
-    sys.excepthook = lambda *_: None
+    dropped: set[Path] = set()
+    while True:
+        extraction = extract_features(pairs, engine, cache, params)
+        try:
+            write_features(
+                out, extraction.features, cache.teacher, pairs.fingerprint(), params.layout
+            )
+        except DamagedShardError as error:
+            if error.path in dropped:
+                raise
+            dropped.add(error.path)
+            cache.drop(error.path)
+        else:
+            return extraction
 
 
-def _collate(decoded: list[Decoded]) -> tuple[Tensor | None, list[str | None]]:
-    """Stack what was decoded; None stands for the reason of a good image."""
-    images = [item for item in decoded if isinstance(item, Tensor)]
-    reasons = [item if isinstance(item, str) else None for item in decoded]
-    return (torch.stack(images) if images else None), reasons
+def _encode_images(pairs: Pairs, engine: Engine) -> _Encoded:
+    members, archives = pairs.images["member"].array, pairs.images["archive"].array
+    keys, computed = np.zeros((len(members), 16), np.uint8), 0
+    rejected: dict[int, Rejection] = {}
+    started = time.perf_counter()
+    for work in engine.encode_images(PackedImages(pairs.folder, archives, members)):
+        keys[work.start : work.start + len(work.keys)] = work.keys
+        rejected |= {work.start + row: why for row, why in work.rejected.items()}
+        computed += work.encoded
+    return _Encoded(keys, rejected, computed, time.perf_counter() - started)
 
 
 def _encode_captions(
-    captions: list[str], teacher: Teacher, batch_size: int
-) -> Float16[np.ndarray, "captions dim"]:
-    """Encode in length order, so that a batch holds captions of like length."""
-    batches = length_batches([len(caption) for caption in captions], batch_size)
-    result: np.ndarray[Any, np.dtype[np.float16]] | None = None
-    for rows in progress(batches, what="captions", unit="batch"):
-        batch = _to_float16(teacher.encode_captions([captions[row] for row in rows]), "a caption")
-        if result is None:
-            result = np.empty((len(captions), batch.shape[1]), np.float16)
-        result[rows] = batch
-    if result is None:
-        raise InputError("no caption is left to encode.", "check the pairs: `dvc repro download`.")
-    return result
+    captions: "pd.Series[str]", engine: Engine, cache: FeatureCache, shard_rows: int
+) -> _Encoded:
+    """Encode the captions that are neither empty, nor cached, nor the second of their text."""
+    keys = np.zeros((len(captions), 16), np.uint8)
+    empty = np.zeros(len(captions), dtype=bool)
+    for start in range(0, len(captions), shard_rows):
+        texts = captions.iloc[start : start + shard_rows].tolist()
+        keys[start : start + len(texts)] = text_keys(texts)
+        empty[start : start + len(texts)] = [not text.strip() for text in texts]
+    new = first_of_each(keys) & ~empty & ~cache.known("captions").contains(keys)
+    started = time.perf_counter()
+    works = engine.encode_captions(NewCaptions(captions, keys, new, shard_rows))
+    computed = sum(work.encoded for work in works)
+    rejected = dict.fromkeys(np.flatnonzero(empty).tolist(), _EMPTY)
+    return _Encoded(keys, rejected, computed, time.perf_counter() - started)
 
 
-def _to_float16(features: Tensor, what: str) -> Float16[np.ndarray, "batch dim"]:
-    values = features.to(torch.float16)
-    if not torch.isfinite(values).all():
-        raise InputError(
-            f"the teacher gave features of {what} that are not finite in float16.",
-            "check the teacher's weights; another precision or model may be needed.",
-        )
-    return values.numpy()
+_EMPTY = Rejection("empty", "the caption holds no text")
 
 
 def _rows_of(
@@ -197,27 +172,67 @@ def _rows_of(
     return rows
 
 
-def _rejected_table(images: pd.DataFrame, reasons: list[str | None]) -> pd.DataFrame:
-    table = images[["image_id", "archive", "member"]].assign(
-        reason=pd.Series(reasons, index=images.index, dtype="str")
-    )
-    rejected = table[table["reason"].notna()].reset_index(drop=True)
-    for row in rejected.head(5).itertuples():
-        log.warning("rejected image %s in %s: %s", row.member, row.archive, row.reason)
-    return rejected
+def _rejected_images(images: pd.DataFrame, rejected: dict[int, Rejection]) -> pd.DataFrame:
+    rows = images.iloc[sorted(rejected)][["image_id", "archive", "member"]]
+    return _rejected_table("image", rows, rejected)
 
 
-def _check_share(rejected: pd.DataFrame, images: int, limit: float) -> None:
-    if len(rejected) == images:
+def _rejected_captions(captions: pd.DataFrame, rejected: dict[int, Rejection]) -> pd.DataFrame:
+    rows = captions.iloc[sorted(rejected)][["image_id", "caption_id"]]
+    return _rejected_table("caption", rows, rejected)
+
+
+def _rejected_table(kind: str, rows: pd.DataFrame, rejected: dict[int, Rejection]) -> pd.DataFrame:
+    reasons = [rejected[row] for row in sorted(rejected)]
+    table = rows.assign(
+        kind=kind,
+        reason=[why.reason for why in reasons],
+        detail=[why.detail for why in reasons],
+    ).reindex(columns=list(REJECTED))
+    for row in table.head(5).to_dict("records"):
+        log.warning("rejected %s: %s (%s)", _name_row(row), row["reason"], row["detail"])
+    return table
+
+
+def _name_row(row: Mapping[Hashable, Any]) -> str:
+    if row["kind"] == "image":
+        return f"image {row['member']} of {Path(row['archive']).name}"
+    return f"caption {row['caption_id']} of image {row['image_id']}"
+
+
+def _check_share(rejected: pd.DataFrame, what: str, rows: int, limit: float) -> None:
+    if not rows:
         raise InputError(
-            f"all {images} images were rejected, the first, {rejected['member'][0]}, because: "
-            f"{rejected['reason'][0]}.",
-            "check the image archive.",
+            f"there are no {what} to encode.", "check the pairs: `dvc repro download`."
         )
-    if len(rejected) > limit * images:
+    if not len(rejected):
+        return
+    first = dict(rejected.iloc[0])
+    why = f"the first, {_name_row(first)}: {first['reason']} ({first['detail']})"
+    if len(rejected) == rows:
         raise InputError(
-            f"{len(rejected)} of {images} images were rejected, more than "
-            f"features.max_rejected = {limit:g} allows; the first, {rejected['member'][0]}, "
-            f"because: {rejected['reason'][0]}.",
-            "mend the archive, or raise features.max_rejected.",
+            f"all {rows} {what} were rejected, {why}.", "check the source of the pairs."
         )
+    if len(rejected) > limit * rows:
+        raise InputError(
+            f"{len(rejected)} of {rows} {what} were rejected, more than features.max_rejected = "
+            f"{limit:g} allows, {why}.",
+            "mend the source of the pairs, or raise features.max_rejected.",
+        )
+
+
+def _account(
+    features: Features, images: _Encoded, captions: _Encoded, rejected: pd.DataFrame
+) -> dict[str, Any]:
+    """Counts, and rates of what had to be computed."""
+    return {
+        "images": len(features.images),
+        "captions": len(features.captions),
+        "images_encoded": images.computed,
+        "captions_encoded": captions.computed,
+        "rejected": len(rejected),
+        "rejected_by_reason": rejected["reason"].value_counts().to_dict(),
+        "dim": features.dim,
+        "images_per_second": images.rate,
+        "captions_per_second": captions.rate,
+    }

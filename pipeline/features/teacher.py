@@ -1,27 +1,71 @@
-"""The frozen CLIP teacher: the only user of open_clip."""
+"""The frozen teacher: image bytes and captions to features, and what those depend on."""
 
 import contextlib
-import logging
-import re
-from collections.abc import Callable, Iterator, Sequence
+import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
-import open_clip
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Float32, Int64, UInt8
 from numpy.typing import NDArray
-from open_clip.transformer import TextTransformer
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.errors import ModelError
-from pipeline.features.store import LOCAL_PREFIX, TeacherIdentity, hash_teacher_source
+from pipeline.features.identity import (
+    LOCAL_PREFIX,
+    TRANSFORMERS_PREFIX,
+    TeacherIdentity,
+    folder_of,
+    hash_teacher_source,
+)
+from pipeline.features.images import Decoder, Rejection
+from pipeline.features.tokens import Rows, Tokens
+from pipeline.params.features import Precision
 from pipeline.params.teacher import TeacherParams
 from pipeline.runtime import hash_weights, length_batches, progress
 
-Preprocess = Callable[[Image.Image], Tensor]
+_DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+_PROBE_CAPTION = "A small dog's red ball, on 2 square metres of grass."
+_PROBE_SIZE = (640, 480)
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A loaded model of one library, in inference mode."""
+
+    model: Any
+    decode: Decoder
+    library: str
+    architecture: str
+    preprocessing: str
+    tokenizer: str
+
+    def scale(
+        self, pixels: UInt8[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """What the model is given instead of pixels."""
+        ...
+
+    def encode_images(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch dim"]:
+        """Features, on the model's device."""
+        ...
+
+    def tokenize(self, captions: Sequence[str]) -> Tokens:
+        """Token ids, on the CPU."""
+        ...
+
+    def encode_tokens(self, tokens: Tokens) -> Float[Tensor, "batch dim"]:
+        """Features, on the model's device, where the tokens are too."""
+        ...
 
 
 class Teacher:
@@ -29,44 +73,78 @@ class Teacher:
 
     Args:
         params: which model.
-        device: where it runs; on a GPU the forward pass runs under float16 autocast.
+        device: where it runs.
+        precision: type of the forward pass; auto: float16 on a CUDA GPU, else float32. Weights
+            stay in float32; autocast decides where the other type is used.
+
+    Attributes:
+        device: where it runs.
+        identity: what its features depend on.
+        decode: from an image's bytes to what `encode_images` takes, without the model.
+
+    Raises:
+        ModelError: it cannot be loaded.
     """
 
-    def __init__(self, params: TeacherParams, device: torch.device) -> None:
+    def __init__(
+        self, params: TeacherParams, device: torch.device, precision: Precision = "auto"
+    ) -> None:
         source = hash_teacher_source(params.model)
         self.device = device
-        model, self.preprocess, self._tokenizer = _load(params, device)
-        self.model = cast(Any, model)
+        self._dtype = _dtype_of(precision, device)
+        self._backend = _load(params, device)
+        self.decode = self._backend.decode
         self.identity = TeacherIdentity(
             model=params.model,
             pretrained=params.pretrained or "",
             source=source,
-            weights=hash_weights(model),
-            preprocessing=_describe(self.preprocess),
-            library=f"open_clip {open_clip.__version__}",
-            dtype="float16" if self._autocasts else "float32",
+            architecture=self._backend.architecture,
+            weights=hash_weights(self._backend.model),
+            preprocessing=self._backend.preprocessing,
+            tokenizer=self._backend.tokenizer,
+            library=self._backend.library,
+            dtype=str(self._dtype).removeprefix("torch."),
         )
+        self._backend.model.to(memory_format=self._layout)
+        if precision == "fp32":
+            torch.backends.cudnn.allow_tf32 = False  # which keeps 10 bits of each factor
 
     @property
-    def _autocasts(self) -> bool:
-        return self.device.type == "cuda"
+    def model(self) -> Any:
+        """The library's own model."""
+        return self._backend.model
 
     @torch.inference_mode()
     def encode_images(
-        self, images: Float[Tensor, "batch channels height width"]
+        self, pixels: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch dim"]:
-        """Features of preprocessed images, on the CPU, float32, not normalised."""
+        """Features of decoded images, on the CPU, float32, not normalised."""
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()
+        images = pixels.to(self.device, non_blocking=True).contiguous(memory_format=self._layout)
         with self._autocast():
-            features = self.model.encode_image(images.to(self.device, non_blocking=True))
-        return cast(Tensor, features).float().cpu()
+            scaled = self._backend.scale(images) if images.dtype == torch.uint8 else images
+            features = self._backend.encode_images(scaled)
+        return features.float().cpu()
+
+    def tokenize(self, captions: Sequence[str]) -> Tokens:
+        """Token ids of captions; what is longer than the model's context is cut."""
+        return self._backend.tokenize(captions)
+
+    def lengths(self, tokens: Tokens) -> Int64[np.ndarray, " captions"]:
+        """Tokens of each caption that its feature depends on."""
+        return tokens.lengths
 
     @torch.inference_mode()
+    def encode_tokens(self, tokens: Tokens, rows: Rows) -> Float[Tensor, "batch dim"]:
+        """Features of these rows of `tokens`, on the CPU, float32, not normalised."""
+        with self._autocast():
+            features = self._backend.encode_tokens(tokens.take(rows).to(self.device))
+        return features.float().cpu()
+
     def encode_captions(self, captions: Sequence[str]) -> Float[Tensor, "batch dim"]:
         """Features of captions, on the CPU, float32, not normalised."""
-        tokens = self._tokenizer(list(captions)).to(self.device)
-        with self._autocast(), _cut_context(self.model, tokens) as cut:
-            features = self.model.encode_text(cut)
-        return cast(Tensor, features).float().cpu()
+        return self.encode_tokens(self.tokenize(captions), range(len(captions)))
 
     def encode(
         self, sentences: Sequence[str], *, batch_size: int, show_progress: bool = False
@@ -76,9 +154,10 @@ class Teacher:
         Raises:
             ModelError: a feature is not finite.
         """
-        batches = length_batches([len(sentence) for sentence in sentences], batch_size)
+        tokens = self.tokenize(sentences)
+        batches = length_batches(self.lengths(tokens).tolist(), batch_size)
         parts = [
-            self.encode_captions([sentences[row] for row in rows])
+            self.encode_tokens(tokens, rows)
             for rows in progress(batches, what="teacher", unit="batch", show=show_progress)
         ]
         features = torch.cat(parts)[np.argsort(np.concatenate(batches))].numpy()
@@ -88,98 +167,76 @@ class Teacher:
             )
         return cast(NDArray[np.float32], features)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.float16, enabled=self._autocasts)
+    def probe(self) -> Float32[np.ndarray, "two dim"]:
+        """Features of one picture and one caption that never change, each encoded alone.
+
+        Whoever keeps them can tell when a library begins to give other numbers.
+
+        Raises:
+            ModelError: the teacher cannot encode them.
+        """
+        pixels = self.decode(_draw_probe())
+        if isinstance(pixels, Rejection):
+            raise ModelError(
+                f"the teacher's own transform fails: {pixels.detail}", "check its preprocessing."
+            )
+        features = [self.encode_images(pixels[None]), self.encode_captions([_PROBE_CAPTION])]
+        return cast(NDArray[np.float32], torch.cat(features).numpy())
+
+    @property
+    def _layout(self) -> torch.memory_format:
+        # Convolutions are faster with channels last, but Apple's do not know it.
+        return torch.contiguous_format if self.device.type == "mps" else torch.channels_last
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self._dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self._dtype)
 
 
-@contextlib.contextmanager
-def _cut_context(
-    model: nn.Module, tokens: Int[Tensor, "batch context"]
-) -> Iterator[Int[Tensor, "batch cut"]]:
-    """Cut the context to the longest caption of the batch where that is exact.
+def _dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
+    if precision == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    return _DTYPES[precision]
 
-    Under causal attention no token before the end-of-text token, whose state is the feature,
-    sees anything after it, so the padding behind the longest caption changes nothing.
+
+def _load(params: TeacherParams, device: torch.device) -> Backend:
+    """Load with the library that the name says, or that the folder's configuration is of.
+
+    Raises:
+        ModelError: the model cannot be loaded.
     """
-    text = getattr(model, "text", None)
-    if not _is_causal(text):
-        yield tokens
-        return
-    text = cast(Any, text)
-    longest = int(_end_of_text(text, tokens).max()) + 1
-    whole = text.attn_mask
-    text.attn_mask = whole[:longest, :longest]
-    try:
-        yield tokens[:, :longest]
-    finally:
-        text.attn_mask = whole
+    if params.model.startswith(TRANSFORMERS_PREFIX):
+        return _load_transformers(params.model.removeprefix(TRANSFORMERS_PREFIX), device)
+    folder = folder_of(params.model)
+    if folder is not None and not (folder / "open_clip_config.json").is_file():
+        return _load_transformers(str(_require_config(folder)), device)
+    from pipeline.features.openclip import OpenClipTeacher
+
+    return OpenClipTeacher(params, device)
 
 
-def _is_causal(text: nn.Module | None) -> bool:
-    return (
-        isinstance(text, TextTransformer)
-        and text.attn_mask is not None
-        and text.cls_emb is None
-        and not text.use_pad_mask
-        and text.pool_type in {"argmax", "eos"}
-    )
+def _load_transformers(name: str, device: torch.device) -> Backend:
+    from pipeline.features.huggingface import HuggingFaceTeacher
+
+    return HuggingFaceTeacher(name, device)
 
 
-def _end_of_text(text: Any, tokens: Int[Tensor, "batch context"]) -> Int[Tensor, " batch"]:
-    if text.pool_type == "eos":
-        tokens = (tokens == text.eos_id).int()
-    return tokens.argmax(dim=-1)
-
-
-def _load(params: TeacherParams, device: torch.device) -> tuple[nn.Module, Preprocess, Any]:
-    """Load model, image transform and tokenizer, and set inference mode.
-
-    open_clip returns some models in training mode, where BatchNorm would use the statistics of
-    the batch and overwrite its own; hence the `eval`.
-    """
-    _check_name(params)
-    logging.getLogger().setLevel(logging.WARNING)
-    try:
-        model, preprocess = open_clip.create_model_from_pretrained(
-            params.model,
-            params.pretrained,
-            device=device,
-            force_quick_gelu=needs_quick_gelu(params.model, params.pretrained),
-        )
-        tokenizer = open_clip.get_tokenizer(params.model)
-    except Exception as error:  # open_clip raises bare RuntimeError, KeyError, OSError, ...
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+def _require_config(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
         raise ModelError(
-            f"teacher {params.model} ({params.pretrained}) cannot be loaded: {reason}",
-            "check teacher.model and teacher.pretrained; `open_clip.list_pretrained()` names "
-            "all that can be downloaded.",
-        ) from error
-    return model.eval().requires_grad_(requires_grad=False), preprocess, tokenizer
-
-
-def needs_quick_gelu(model: str, pretrained: str | None) -> bool:
-    """Whether the weights were trained with QuickGELU, as OpenAI's were.
-
-    open_clip only warns where the architecture's own activation is another, and the features are
-    then silently wrong.
-    """
-    tag = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else None
-    return bool((tag or {}).get("quick_gelu", False))
-
-
-def _check_name(params: TeacherParams) -> None:
-    """Catch the two usual slips before anything is downloaded."""
-    if params.model.startswith(LOCAL_PREFIX):
-        config = Path(params.model.removeprefix(LOCAL_PREFIX)) / "open_clip_config.json"
-        if not config.is_file():
-            raise ModelError(f"teacher.model: {config} is missing.", "name an open_clip folder.")
-    elif ":" not in params.model and params.pretrained is None:
-        raise ModelError(
-            f"teacher.pretrained is null, but {params.model} names no weights of its own.",
-            "set teacher.pretrained to a weights tag such as openai.",
+            f"teacher.model: {folder} has neither open_clip_config.json nor config.json.",
+            f"name a folder of an open_clip or transformers model after {LOCAL_PREFIX}",
         )
+    return folder
 
 
-def _describe(preprocess: Preprocess) -> str:
-    """The transform as text, without the memory addresses of its functions."""
-    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(preprocess).split()))
+def _draw_probe() -> bytes:
+    """A JPEG of gradients, edges and fine stripes."""
+    width, height = _PROBE_SIZE
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    channels = [x * 255 // width, (x // 40 + y // 40) % 2 * 200, (x * y // 64) % 256]
+    picture = Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=90)
+    return stream.getvalue()

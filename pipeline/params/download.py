@@ -2,9 +2,65 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pipeline.config import Block
+from pipeline.config import Block, Number
+
+Name = Annotated[str, Field(min_length=1)]
+Share = Annotated[Number, Field(ge=0, lt=1)]
+
+
+class FolderParams(Block):
+    """A folder of images and a table of captions."""
+
+    images: Name | None
+    """The folder of the images."""
+    captions: Name | None
+    """The table: .csv, .tsv, .jsonl or .parquet."""
+    image_column: Name
+    """The column of an image's path, seen from `images`."""
+    caption_column: Name
+    """The column of a caption, or of a list of captions (.jsonl, .parquet)."""
+    split_column: Name | None
+    """The column of the split; None: drawn by `splits`."""
+
+
+class WebdatasetParams(Block):
+    """Shards as img2dataset writes them."""
+
+    shards: Name | Annotated[list[Name], Field(min_length=1)] | None
+    """Local paths or http(s) URLs, with ranges such as {00000..00331}; local ones may be globs."""
+    damaged: Literal["error", "skip"]
+    """What to do about a damaged shard: stop, or leave all of it out."""
+
+
+class HubParams(Block):
+    """A data set of the Hugging Face hub, in Parquet files or webdataset shards."""
+
+    dataset: Name | None
+    """ORG/NAME."""
+    revision: Name | None
+    """A branch, tag or commit; None: the newest commit of the main branch."""
+    image_column: Name
+    """The column of the images' bytes, in Parquet files."""
+    caption_column: Name
+    """The column of a caption or of a list of captions, in Parquet files."""
+
+
+class SplitsParams(Block):
+    """Shares of the images for a source that names no splits; the rest is train."""
+
+    val: Share
+    """Share of the images in val."""
+    test: Share
+    """Share of the images in test."""
+
+    @model_validator(mode="after")
+    def _leave_some_for_train(self) -> "SplitsParams":
+        if self.val + self.test >= 1:
+            msg = "val and test together must be below 1"
+            raise ValueError(msg)
+        return self
 
 
 class ScenesParams(Block):
@@ -25,11 +81,36 @@ class ScenesParams(Block):
 class DownloadParams(Block):
     """Which corpora to fetch, and the size of those the project makes itself."""
 
-    pairs: Literal["scenes", "flickr8k", "flickr30k", "coco"]
+    pairs: Literal["scenes", "flickr8k", "flickr30k", "coco", "folder", "webdataset", "hub"]
     """Images with captions."""
     text: Literal["scenes", "wiki1m"]
     """Text-only sentences."""
     evaluation: Literal["scenes", "senteval", "mteb"]
     """STS pairs and transfer tasks; `mteb` is senteval plus the cased STS-B."""
+    folder: FolderParams
+    """Own images and captions, where pairs is `folder`."""
+    webdataset: WebdatasetParams
+    """Own shards, where pairs is `webdataset`."""
+    hub: HubParams
+    """A data set of the hub, where pairs is `hub`."""
+    splits: SplitsParams
+    """The splits of pairs of one's own."""
     scenes: ScenesParams
     """The embedded world, where one of the three above asks for it."""
+
+    @model_validator(mode="after")
+    def _name_what_is_read(self) -> "DownloadParams":
+        keys = [f"{self.pairs}.{key}" for key in _NEEDED.get(self.pairs, ())]
+        missing = [key for key in keys if self._value(key) is None]
+        if missing:
+            msg = f"pairs is {self.pairs}, which needs {' and '.join(missing)}"
+            raise ValueError(msg)
+        return self
+
+    def _value(self, dotted_key: str) -> object:
+        block, key = dotted_key.split(".")
+        return getattr(getattr(self, block), key)
+
+
+_NEEDED = {"folder": ("images", "captions"), "webdataset": ("shards",), "hub": ("dataset",)}
+"""The keys that must not be null, by kind of pairs."""

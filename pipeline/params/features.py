@@ -1,18 +1,28 @@
 """The `features` block: how the teacher's features are computed."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from pipeline.config import Block, Number
 
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
 
 class FeaturesParams(Block):
-    """Extraction settings; none of them changes the features beyond rounding."""
+    """Extraction settings; none but `precision` changes the features beyond rounding."""
 
+    engine: Literal["local", "ray"]
+    """local: this machine; ray: the cluster that RAY_ADDRESS names, or one started here."""
+    precision: Precision
+    """Type of the forward pass; auto: fp16 on a CUDA GPU, else fp32. Features are kept as fp16."""
     batch_size: Annotated[int, Field(ge=1, le=65_536)]
     """Images or captions a forward pass."""
     workers: Annotated[int, Field(ge=0, le=256)]
-    """Processes that decode images; 0 decodes in the main process."""
+    """Threads that read and decode images; 0 decodes between the forward passes."""
+    shard_rows: Annotated[int, Field(ge=1, le=1_048_576)]
+    """Images or captions a shard of the cache, which is the work that a kill can lose."""
+    layout: Literal["file", "virtual"]
+    """file: features.h5 holds all features; virtual: it points into the cache, and needs it."""
     max_rejected: Annotated[Number, Field(ge=0, le=1)]
-    """Largest share of unreadable images, 0 to 1; the stage fails above it."""
+    """Largest share of images, or of captions, that cannot be used; the stage fails above it."""

@@ -44,8 +44,8 @@ class TrainParams(Block):
     learning_rate: Annotated[Number, Field(gt=0, le=1)]
     """AdamW's peak rate, decayed linearly to 0 without warm-up."""
     precision: Literal["fp32", "bf16"]
-    """Of the forward pass. Weights, optimiser and scores are float32 in either; with bf16 the
-    similarities inside the losses are bf16 too."""
+    """Of the forward pass. Weights, optimiser, similarities, losses and scores are float32 in
+    either."""
     pair_every: Annotated[int, Field(ge=1)] | Literal["auto"]
     """Every how many steps a batch of pairs comes; auto: text batches // pair batches."""
     evaluate_every: Annotated[int, Field(ge=1)]

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.encoder import SentenceEncoder
+from pipeline.features.store import Features
 from pipeline.runtime import (
     atomic_file,
     choose_device,
@@ -115,7 +116,7 @@ def run_fingerprint(data: TrainingData, params: RunParams, seed: int, dev: pd.Da
     settings = [block.model_dump_json(exclude={"seeds"}) for block in blocks]
     encoder = SentenceEncoder.load(params.student.encoder, params.student.pooling)
     features = data.pairs.features
-    arrays = (data.pairs.caption_rows, data.pairs.image_rows, features.images, features.captions)
+    arrays = (data.pairs.caption_rows, data.pairs.image_rows)
     return hash_strings(
         [
             *settings,
@@ -127,6 +128,7 @@ def run_fingerprint(data: TrainingData, params: RunParams, seed: int, dev: pd.Da
             str(cast(Any, encoder.backbone).config),
             *_tokenizer_parts(encoder),
             *(_hash_array(array) for array in arrays),
+            features.digest or _hash_features(features),
             hash_strings(data.pairs.captions),
             hash_strings(data.sentences),
             dev.to_csv(index=False),
@@ -136,6 +138,11 @@ def run_fingerprint(data: TrainingData, params: RunParams, seed: int, dev: pd.Da
 
 def _tokenizer_parts(encoder: SentenceEncoder) -> tuple[str, str]:
     return encoder.tokenizer.backend_tokenizer.to_str(), str(encoder.tokenizer.init_kwargs)
+
+
+def _hash_features(features: Features) -> str:
+    """For features that were never in a file; those of a file carry their digest."""
+    return hash_strings(_hash_array(rows[:]) for rows in (features.images, features.captions))
 
 
 def _hash_array(array: NDArray[Any]) -> str:

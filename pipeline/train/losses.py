@@ -99,10 +99,15 @@ def simcse_loss(
 def cosines(
     anchors: Float[Tensor, "anchors dim"], candidates: Float[Tensor, "candidates dim"]
 ) -> Float[Tensor, "anchors candidates"]:
-    """Cosines of all anchors with all candidates, in float32 or wider."""
+    """Cosines of all anchors with all candidates, in float32 or wider.
+
+    Autocast is left: it would take this matrix product in the low precision of the forward pass,
+    whose steps of 2^-8 near cosine 1 are larger than what the margins are about.
+    """
     wide = torch.promote_types(anchors.dtype, torch.float32)
-    first = F.normalize(anchors.to(wide), dim=-1)
-    return first @ F.normalize(candidates.to(wide), dim=-1).T
+    with torch.autocast(anchors.device.type, enabled=False):
+        first = F.normalize(anchors.to(wide), dim=-1)
+        return first @ F.normalize(candidates.to(wide), dim=-1).T
 
 
 def _diagonal(square: Float[Tensor, "batch batch"]) -> Bool[Tensor, "batch batch"]:

@@ -52,9 +52,13 @@ def teacher_cosines(
 def teacher_dots(
     images: Float[Tensor, "batch teacher"], captions: Float[Tensor, "batch teacher"]
 ) -> TeacherScores:
-    """The dot products of a batch, as the released code scores features as they come."""
+    """The dot products of a batch, as the released code scores features as they come.
+
+    Float32 also under autocast, which would compare bf16 products with the filter's threshold.
+    """
     v, t = images.float(), captions.float()
-    return TeacherScores(image=v @ v.T, caption=t @ t.T, caption_to_image=t @ v.T)
+    with torch.autocast(v.device.type, enabled=False):
+        return TeacherScores(image=v @ v.T, caption=t @ t.T, caption_to_image=t @ v.T)
 
 
 def filter_negatives(

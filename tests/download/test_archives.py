@@ -81,3 +81,29 @@ def test_truncation_is_named(packed, share):
 def test_a_missing_archive_is_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.zip does not exist"):
         Archive(tmp_path / "none.zip")
+
+
+def test_of_members_with_one_name_the_last_counts(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for name, content in (("./a.txt", b"first"), ("b.txt", b"other"), ("a.txt", b"last")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    with Archive(path) as archive:
+        assert archive.read("a.txt") == b"last"
+        assert (archive.repeated, list(archive.sizes)) == (1, ["a.txt", "b.txt"])
+
+
+@pytest.mark.parametrize("change", [lambda c: c[:2048], lambda c: c[:2048] + b"\xff" * 512])
+def test_a_tar_must_end_as_tars_do(tmp_path, change):
+    """tarfile itself takes both a missing and a damaged header for the end."""
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for name in ("a", "b", "c"):
+            info = tarfile.TarInfo(name)
+            info.size = 5
+            archive.addfile(info, io.BytesIO(b"12345"))
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(InputError, match="no member and no end at byte 2,048"):
+        Archive(path)

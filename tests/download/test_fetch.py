@@ -1,13 +1,10 @@
 """Fetching, against a loopback server."""
 
 import hashlib
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -170,47 +167,12 @@ def test_switching_the_mirror_fetches_anew(served, tmp_path):
     assert fetch(FILE, tmp_path / "to", url).path.read_bytes() == CONTENT
 
 
-class HubHandler(http.server.BaseHTTPRequestHandler):
-    """As much of the model hub's protocol as a download of one file needs."""
-
-    def do_HEAD(self) -> None:
-        self.answer(with_body=False)
-
-    def do_GET(self) -> None:
-        self.answer(with_body=True)
-
-    def answer(self, *, with_body: bool) -> None:
-        found = self.path == "/datasets/org/name/resolve/main/file.bin"
-        self.send_response(200 if found else 404)
-        self.send_header("X-Repo-Commit", "a" * 40)
-        if not found:
-            self.send_header("X-Error-Code", "EntryNotFound")
-        body = CONTENT if found else b""
-        self.send_header("ETag", '"etag"')
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if with_body:
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Keep the test output clean."""
-
-
-@pytest.fixture
-def hub() -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), HubHandler) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{httpd.server_port}"
-        httpd.shutdown()
-        thread.join()
-
-
 @pytest.mark.parametrize(
     ("name", "words"), [("file.bin", "fetched"), ("none.bin", "cannot be fetched")]
 )
 def test_hub_files_come_through_the_hub_library(hub, tmp_path, name, words):
     """In a process of its own: the hub's library reads its endpoint once, at import."""
+    hub.datasets["org/name"] = {"file.bin": CONTENT}
     code = (
         "import sys; from pathlib import Path\n"
         "from pipeline.download.fetch import fetch\n"
@@ -226,7 +188,7 @@ def test_hub_files_come_through_the_hub_library(hub, tmp_path, name, words):
         [sys.executable, "-c", code, str(tmp_path / "to")],
         cwd=ROOT,
         env=os.environ
-        | {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"},
+        | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"},
         capture_output=True,
         text=True,
         check=True,

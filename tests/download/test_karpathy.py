@@ -4,7 +4,9 @@ import zipfile
 import pytest
 
 from pipeline.download.karpathy import read_karpathy
+from pipeline.download.sources import BY_NAME
 from pipeline.errors import InputError
+from tests.conftest import SHARED
 
 
 def image(number: int, split: str, name: str) -> dict:
@@ -40,6 +42,24 @@ def test_images_captions_and_splits(packed):
     assert list(captions["caption_id"]) == list(range(6))
     assert list(captions["image_id"]) == [4, 4, 2, 2, 9, 9]
     assert captions["caption"][0] == "Caption 4 a ."
+
+
+def test_empty_captions_keep_their_row(packed):
+    row = image(1, "val", "one.jpg") | {"sentences": [{"raw": " \n"}, {"raw": "a"}, {"raw": ""}]}
+    splits, archives = packed([row])
+    _, captions = read_karpathy(splits, "toy", archives)
+    assert captions["caption"].tolist() == ["", "a", ""]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["flickr8k", "flickr30k"])
+def test_the_public_splits_have_the_public_counts(name):
+    images, captions = read_karpathy(SHARED / "mirror/caption_datasets.zip", name, [])
+    public = BY_NAME[name].counts
+    assert (len(images), len(captions)) == (public["images"], public["captions"])
+    assert (captions["caption"] != "").all()
+    for split in ("train", "val", "test"):
+        assert (images["split"] == split).sum() == public[f"{split}_images"]
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,24 @@
 """The contract of the corpora: what reading refuses."""
 
+import hashlib
 import math
+from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from pipeline.download import records
 from pipeline.download.records import (
+    CAPTIONS,
     IMAGES,
     STS,
     TRANSFER,
+    PairsWriter,
+    count_pairs,
     read_pairs,
     read_sts,
     read_transfer,
@@ -111,3 +121,103 @@ def test_a_missing_table_says_which_stage_makes_it(tmp_path, read):
     with pytest.raises(MissingArtifactError) as error:
         read(tmp_path)
     assert "dvc repro download" in error.value.fix
+
+
+def pair_rows(count: int) -> tuple[dict[str, list], dict[str, list]]:
+    """So many images, every third with two captions."""
+    of = [row for row in range(count) for _ in range(1 + (row % 3 == 0))]
+    images = {
+        "image_id": list(range(count)),
+        "split": ["train" if row % 5 else "val" for row in range(count)],
+        "archive": [f"{row // 7}.tar" for row in range(count)],
+        "member": [f"{row}.jpg" for row in range(count)],
+    }
+    captions = {
+        "caption_id": list(range(len(of))),
+        "image_id": of,
+        "caption": [f"caption {hashlib.md5(b'%d' % row).hexdigest()}" for row in range(len(of))],  # noqa: S324
+    }
+    return images, captions
+
+
+def part(rows: dict[str, list], start: int, stop: int) -> dict[str, list]:
+    return {name: column[start:stop] for name, column in rows.items()}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@given(st.lists(st.integers(0, 130), max_size=6))
+def test_the_bytes_do_not_depend_on_how_rows_are_added(tmp_path_factory, cuts):
+    images, captions = pair_rows(100)
+    folder = tmp_path_factory.mktemp("pairs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "ROW_GROUP", 32)
+        write_pairs(folder / "whole", pd.DataFrame(images), pd.DataFrame(captions))
+        with PairsWriter(folder / "parts") as writer:
+            for start, stop in zip([0, *sorted(cuts)], [*sorted(cuts), 134], strict=True):
+                writer.add(part(images, start, stop), part(captions, start, stop))
+    assert files_of(folder / "whole") == files_of(folder / "parts")
+    groups = pq.read_metadata(folder / "parts/captions.parquet")
+    sizes = [groups.row_group(group).num_rows for group in range(groups.num_row_groups)]
+    assert sizes == [32, 32, 32, 32, 6]
+    assert read_pairs(folder / "parts").captions.to_dict("list") == captions
+
+
+def test_a_small_table_is_what_arrow_writes_at_once(tmp_path):
+    images, captions = pair_rows(2000)
+    write_pairs(tmp_path, pd.DataFrame(images), pd.DataFrame(captions))
+    for name, rows, schema in (("images", images, IMAGES), ("captions", captions, CAPTIONS)):
+        pq.write_table(pa.table(rows, schema=schema), tmp_path / "at-once", compression="zstd")
+        assert (tmp_path / f"{name}.parquet").read_bytes() == (tmp_path / "at-once").read_bytes()
+
+
+@pytest.mark.parametrize("rows", [(0, 0), (1, 0), (0, 1)])
+def test_pairs_without_rows_are_refused_and_leave_nothing(tmp_path, rows):
+    images, captions = pair_rows(3)
+    with (
+        pytest.raises(InputError, match="no images or no captions"),
+        PairsWriter(tmp_path / "pairs") as writer,
+    ):
+        writer.add(part(images, 0, rows[0]), part(captions, 0, rows[1]))
+    assert files_of(tmp_path / "pairs") == {}
+
+
+def test_a_failure_between_the_rows_leaves_what_was_there(tmp_path):
+    images, captions = pair_rows(records.ROW_GROUP + 1)
+    write_pairs(tmp_path, pd.DataFrame(part(images, 0, 9)), pd.DataFrame(part(captions, 0, 9)))
+    before = files_of(tmp_path)
+    with pytest.raises(ZeroDivisionError), PairsWriter(tmp_path) as writer:
+        writer.add(images, captions)
+        _ = 1 / 0
+    assert files_of(tmp_path) == before
+
+
+def test_counts_are_those_of_the_rows(tmp_path):
+    images, captions = pair_rows(50)
+    write_pairs(tmp_path, pd.DataFrame(images), pd.DataFrame(captions))
+    assert count_pairs(tmp_path) == {
+        "images": 50,
+        "captions": 67,
+        "train_images": 40,
+        "val_images": 10,
+        "test_images": 0,
+    }
+
+
+def test_the_fingerprint_is_the_hash_of_every_cell_in_order(tmp_path):
+    images, captions = pair_rows(5)
+    write_pairs(tmp_path, pd.DataFrame(images), pd.DataFrame(captions))
+    digest = hashlib.sha256()
+    columns = [images[name] for name in ("image_id", "archive", "member")]
+    for column in columns + [captions[name] for name in ("caption_id", "image_id", "caption")]:
+        for cell in map(str, column):
+            digest.update(len(cell).to_bytes(8, "little") + cell.encode())
+    assert read_pairs(tmp_path).fingerprint() == digest.hexdigest()
+
+
+def test_empty_captions_are_rows_like_others(tmp_path):
+    images, captions = pair_rows(2)
+    write_pairs(tmp_path, pd.DataFrame(images), pd.DataFrame(captions | {"caption": ["", "x", ""]}))
+    assert read_pairs(tmp_path).captions["caption"].tolist() == ["", "x", ""]

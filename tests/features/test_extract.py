@@ -1,10 +1,14 @@
-"""Extraction with the demo teacher: the same features as plain open_clip, rejects accounted for."""
+"""Extraction with the demo teacher: every row once, whatever happens on the way."""
 
+import functools
 import io
-import shutil
+import multiprocessing
 import zipfile
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+import h5py
 import numpy as np
 import open_clip
 import pandas as pd
@@ -14,13 +18,25 @@ from PIL import Image
 
 from pipeline.download.records import Pairs, read_pairs, write_pairs
 from pipeline.errors import InputError, InterruptedRunError, ModelError
-from pipeline.features.extract import decode_image, extract_features
-from pipeline.features.teacher import Teacher, needs_quick_gelu
+from pipeline.features.cache import FeatureCache
+from pipeline.features.encode import Encoder
+from pipeline.features.extract import Extraction, write_extraction
+from pipeline.features.teacher import Teacher
 from pipeline.params.features import FeaturesParams
 from pipeline.params.teacher import TeacherParams
-from tests.conftest import ROOT, TINY
+from tests.conftest import TINY
 
-PARAMS = FeaturesParams(batch_size=3, workers=0, max_rejected=0.9)
+PARAMS = FeaturesParams(
+    engine="local",
+    precision="auto",
+    batch_size=3,
+    workers=1,
+    shard_rows=4,
+    layout="file",
+    max_rejected=0.9,
+)
+TOLERANCE = {"rtol": 2e-3, "atol": 2e-3}
+Calls = Counter[str]
 
 
 @pytest.fixture(scope="module")
@@ -28,166 +44,287 @@ def teacher() -> Teacher:
     return Teacher(TeacherParams(model=TINY["teacher"]["model"]), torch.device("cpu"))
 
 
+@pytest.fixture
+def calls(teacher, monkeypatch) -> Calls:
+    """Counts the images and captions that the teacher encodes."""
+    counted: Calls = Counter()
+    probe_of(teacher)
+    for name, what in (("encode_images", "images"), ("encode_tokens", "captions")):
+        whole = getattr(teacher, name)
+
+        def counting(*arguments, whole=whole, what=what):
+            counted[what] += len(arguments[-1])
+            return whole(*arguments)
+
+        monkeypatch.setattr(teacher, name, counting)
+    return counted
+
+
 @pytest.fixture(scope="module")
-def jpegs(tiny_run: Path) -> list[bytes]:
-    """Five pictures of the world, as JPEG."""
-    jpegs = []
+def pngs(tiny_run: Path) -> list[bytes]:
+    """Twelve different pictures of the world."""
     with zipfile.ZipFile(tiny_run / "data/pairs/images.zip") as archive:
-        for name in archive.namelist()[:5]:
-            stream = io.BytesIO()
-            Image.open(archive.open(name)).convert("RGB").save(stream, "JPEG", quality=95)
-            jpegs.append(stream.getvalue())
-    return jpegs
+        pictures = [archive.read(name) for name in archive.namelist()[:40]]
+    return list(dict.fromkeys(pictures))[:12]
 
 
-def make_pairs(folder: Path, contents: list[bytes]) -> Pairs:
+def make_pairs(folder: Path, contents: list[bytes], captions: list[str] | None = None) -> Pairs:
+    """One image a content, ids from 10 on; two captions an image, or the given ones in turn."""
+    folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(folder / "images.zip", "w") as archive:
         for number, content in enumerate(contents):
-            archive.writestr(f"{number}.jpg", content)
+            archive.writestr(f"{number}.png", content)
+    rows = range(len(contents))
     images = pd.DataFrame(
         {
-            "image_id": [10 + number for number in range(len(contents))],
+            "image_id": [10 + row for row in rows],
             "split": "train",
             "archive": "images.zip",
-            "member": [f"{number}.jpg" for number in range(len(contents))],
+            "member": [f"{row}.png" for row in rows],
         }
     )
-    captions = pd.DataFrame(
-        [
-            (2 * row + k, 10 + row, f"caption {'long ' * k}of {row}")
-            for row in range(len(contents))
-            for k in (1, 0)
-        ],
-        columns=["caption_id", "image_id", "caption"],
+    texts = captions or [f"caption {'long ' * k}of {row}" for row in rows for k in (1, 0)]
+    each = len(texts) // len(contents)
+    table = pd.DataFrame(
+        {
+            "caption_id": range(len(texts)),
+            "image_id": [10 + row // each for row in range(len(texts))],
+            "caption": texts,
+        }
     )
-    write_pairs(folder, images, captions)
+    write_pairs(folder, images, table)
     return read_pairs(folder)
 
 
-def test_features_are_those_of_plain_open_clip(tmp_path, teacher, jpegs):
-    pairs = make_pairs(tmp_path, jpegs)
-    features = extract_features(pairs, teacher, PARAMS).features
+@functools.cache
+def probe_of(teacher: Teacher) -> np.ndarray:
+    return teacher.probe()
+
+
+def extract(
+    pairs: Pairs, teacher: Teacher, work: Path, out: str = "features.h5", **changes: object
+) -> Extraction:
+    params = PARAMS.model_copy(update=changes)
+    cache = FeatureCache(work / "store", teacher.identity, probe_of(teacher))
+    encoder = Encoder(teacher, cache, params, show_progress=False)
+    return write_extraction(work / out, pairs, encoder, cache, params)
+
+
+def rows_of(work: Path, name: str = "features.h5") -> Iterator[np.ndarray]:
+    with h5py.File(work / name) as file:
+        return iter([file["image/features"][:], file["caption/features"][:]])
+
+
+def test_features_are_those_of_plain_open_clip(tmp_path, teacher, pngs):
+    pairs = make_pairs(tmp_path / "pairs", pngs[:5])
+    features = extract(pairs, teacher, tmp_path).features
     name = TINY["teacher"]["model"]
     model, preprocess = open_clip.create_model_from_pretrained(name)
     tokenize = open_clip.get_tokenizer(name)
     model.eval()
     with torch.inference_mode():
-        for row, content in enumerate(jpegs):
-            image = preprocess(Image.open(io.BytesIO(content)))[None]
-            np.testing.assert_allclose(
-                features.images[row], model.encode_image(image)[0].numpy(), rtol=2e-3, atol=2e-3
-            )
-        for row, caption in enumerate(pairs.captions["caption"]):
-            np.testing.assert_allclose(
-                features.captions[row],
-                model.encode_text(tokenize([caption]))[0].numpy(),
-                rtol=2e-3,
-                atol=2e-3,
-            )
+        images = torch.stack([preprocess(Image.open(io.BytesIO(png))) for png in pngs[:5]])
+        expected = [
+            model.encode_image(images).numpy(),
+            model.encode_text(tokenize(list(pairs.captions["caption"]))).numpy(),
+        ]
+    for found, wanted in zip(rows_of(tmp_path), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, **TOLERANCE)
     assert list(features.image_ids) == [10, 11, 12, 13, 14]
     assert list(features.caption_image) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
 
 
-def test_bad_images_are_skipped_counted_and_named(tmp_path, teacher, jpegs, caplog):
+def test_bad_rows_are_skipped_counted_and_named(tmp_path, teacher, pngs, caplog):
     bomb = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
-    contents = [jpegs[0], jpegs[1][:400], b"<html>", jpegs[2], b"", bomb.getvalue()]
-    extraction = extract_features(make_pairs(tmp_path, contents), teacher, PARAMS)
+    contents = [pngs[0], pngs[1][:400], b"<html>", pngs[2], b"", bomb.getvalue()]
+    texts = ["a", "b", "c", "d", "e", "f", " \n", "h", "i", "j", "k", "l"]
+    extraction = extract(make_pairs(tmp_path / "pairs", contents, texts), teacher, tmp_path)
     assert list(extraction.features.image_ids) == [10, 13]
-    assert list(extraction.features.caption_ids) == [1, 0, 7, 6]
-    assert list(extraction.features.caption_image) == [0, 0, 1, 1]
-    assert list(extraction.rejected["member"]) == ["1.jpg", "2.jpg", "4.jpg", "5.jpg"]
-    assert extraction.metrics["rejected"] == 4
-    assert sum(extraction.metrics["rejected_by_reason"].values()) == 4
-    assert "runcated" in extraction.rejected["reason"][0]
-    assert "1.jpg" in caplog.text
+    assert list(extraction.features.caption_ids) == [0, 1, 7]
+    assert list(extraction.features.caption_image) == [0, 0, 1]
+    table = extraction.rejected
+    assert list(table["kind"]) == ["image"] * 4 + ["caption"]
+    assert list(table["member"][:4]) == ["1.png", "2.png", "4.png", "5.png"]
+    assert list(table["caption_id"][4:]) == [6]
+    assert dict(zip(table["image_id"], table["reason"], strict=True)) == {
+        11: "truncated",
+        12: "unreadable",
+        14: "unreadable",
+        15: "huge",
+        13: "empty",
+    }
+    assert extraction.metrics["rejected"] == sum(extraction.metrics["rejected_by_reason"].values())
+    assert "1.png" in caplog.text
 
 
-def test_a_stop_signal_is_no_fault_of_the_image(jpegs):
-    def stopped(_image):
-        raise InterruptedRunError("features was stopped by SIGTERM", "run it again")
+def test_an_image_that_is_not_in_the_archive_is_rejected(tmp_path, teacher, pngs):
+    pairs = make_pairs(tmp_path / "pairs", pngs[:3])
+    pairs.images.loc[1, "member"] = "elsewhere.png"
+    rejected = extract(pairs, teacher, tmp_path).rejected
+    assert list(rejected["reason"]) == ["missing"]
 
+
+@pytest.mark.parametrize(
+    ("contents", "captions", "limit", "words"),
+    [
+        ([0, b"rot"], None, 0.4, r"1 of 2 images were rejected, more than .* = 0.4 .*1\.png"),
+        ([b"rot", b"rot"], None, 1.0, "all 2 images were rejected, the first, image 0.png"),
+        ([0, 1], ["a", "", "", "b"], 0.4, "2 of 4 captions were rejected.*caption 1 of image 10"),
+        ([0, 1], ["", " "], 1.0, "all 2 captions were rejected"),
+    ],
+)
+def test_too_many_rejected_rows_fail(tmp_path, teacher, pngs, contents, captions, limit, words):
+    bytes_of = [pngs[item] if isinstance(item, int) else item for item in contents]
+    pairs = make_pairs(tmp_path / "pairs", bytes_of, captions)
+    with pytest.raises(InputError, match=words):
+        extract(pairs, teacher, tmp_path, max_rejected=limit)
+    assert not (tmp_path / "features.h5").exists()
+
+
+def test_a_missing_archive_is_named(tmp_path, teacher, pngs):
+    pairs = make_pairs(tmp_path / "pairs", pngs[:2])
+    (tmp_path / "pairs/images.zip").unlink()
+    with pytest.raises(InputError, match=r"images\.zip does not exist"):
+        extract(pairs, teacher, tmp_path)
+
+
+def test_what_is_cached_is_not_encoded_again(tmp_path, teacher, pngs, calls):
+    pairs = make_pairs(tmp_path / "pairs", pngs[:6])
+    first = extract(pairs, teacher, tmp_path)
+    assert calls == {"images": 6, "captions": 12}
+    again = extract(pairs, teacher, tmp_path, "again.h5")
+    assert calls == {"images": 6, "captions": 12}
+    assert (again.metrics["images_encoded"], again.metrics["captions_encoded"]) == (0, 0)
+    assert first.metrics["images_encoded"] == 6
+    assert (tmp_path / "again.h5").read_bytes() == (tmp_path / "features.h5").read_bytes()
+
+
+def test_duplicates_are_encoded_once(tmp_path, teacher, pngs, calls):
+    contents = [pngs[0], pngs[1], pngs[0], pngs[2], pngs[0], pngs[3], pngs[1]]
+    texts = [f"caption {row % 3}" for row in range(14)]
+    extract(make_pairs(tmp_path / "pairs", contents, texts), teacher, tmp_path)
+    assert calls == {"images": 4, "captions": 3}
+    images, captions = rows_of(tmp_path)
+    for row, first in ((2, 0), (4, 0), (6, 1)):
+        np.testing.assert_array_equal(images[row], images[first])
+    np.testing.assert_array_equal(captions[3:6], captions[:3])
+
+
+def test_a_grown_data_set_costs_its_growth(tmp_path, teacher, pngs, calls):
+    extract(make_pairs(tmp_path / "small", pngs[:10]), teacher, tmp_path)
+    calls.clear()
+    extract(make_pairs(tmp_path / "grown", pngs[:11]), teacher, tmp_path, "grown.h5")
+    assert calls == {"images": 1, "captions": 2}
+    for small, grown in zip(rows_of(tmp_path), rows_of(tmp_path, "grown.h5"), strict=True):
+        np.testing.assert_array_equal(grown[: len(small)], small)
+
+
+def test_data_sets_share_their_images_and_captions(tmp_path, teacher, pngs, calls):
+    extract(make_pairs(tmp_path / "one", pngs[:6], list("abcdef")), teacher, tmp_path)
+    calls.clear()
+    other = make_pairs(tmp_path / "two", [*pngs[4:6][::-1], pngs[7]], list("xeb"))
+    extract(other, teacher, tmp_path, "two.h5")
+    assert calls == {"images": 1, "captions": 1}
+
+
+@pytest.mark.parametrize("fails_at", range(1, 10))
+def test_a_stopped_run_goes_on_with_equal_bytes(tmp_path, teacher, pngs, monkeypatch, fails_at):
+    contents = [*pngs[:7], pngs[2], b"rot", *pngs[7:]]
+    pairs = make_pairs(tmp_path / "pairs", contents)
+    extract(pairs, teacher, tmp_path / "whole")
+    left = [fails_at]
+
+    def stop_at(name):
+        whole = getattr(teacher, name)
+
+        def counting(*arguments):
+            left[0] -= 1
+            if left[0] == 0:
+                raise InterruptedRunError("features was stopped", "run it again")
+            return whole(*arguments)
+
+        monkeypatch.setattr(teacher, name, counting)
+
+    stop_at("encode_images")
+    stop_at("encode_tokens")
     with pytest.raises(InterruptedRunError):
-        decode_image(jpegs[0], stopped)
+        extract(pairs, teacher, tmp_path / "stopped")
+    assert not (tmp_path / "stopped/features.h5").exists()
+    extract(pairs, teacher, tmp_path / "stopped")
+    whole, stopped = (tmp_path / name / "features.h5" for name in ("whole", "stopped"))
+    assert stopped.read_bytes() == whole.read_bytes()
 
 
-def test_rejected_images_do_not_change_the_others(tmp_path, teacher, jpegs):
-    for name in ("good", "mixed"):
-        (tmp_path / name).mkdir()
-    good = extract_features(make_pairs(tmp_path / "good", jpegs[:3]), teacher, PARAMS).features
-    mixed = make_pairs(tmp_path / "mixed", [jpegs[0], b"rot", jpegs[1], jpegs[2]])
-    found = extract_features(mixed, teacher, PARAMS).features
-    np.testing.assert_allclose(found.images, good.images, rtol=2e-3, atol=2e-3)
+@pytest.mark.parametrize("kind", ["images", "captions"])
+@pytest.mark.parametrize("number", [0, 1])
+def test_only_a_damaged_shard_is_made_again(tmp_path, teacher, pngs, calls, kind, number):
+    pairs = make_pairs(tmp_path / "pairs", pngs[:10])
+    extract(pairs, teacher, tmp_path)
+    before = (tmp_path / "features.h5").read_bytes()
+    shard = sorted((tmp_path / "store").rglob(f"{kind}/*.h5"))[number]
+    content = shard.read_bytes()
+    with h5py.File(shard, "r+") as file:
+        rows = len(file["keys"])
+        file["features"][0, 0] += 1
+    calls.clear()
+    extract(pairs, teacher, tmp_path)
+    assert calls == {kind: rows}
+    assert shard.read_bytes() == content
+    assert (tmp_path / "features.h5").read_bytes() == before
 
 
-def test_too_many_rejected_images_fail(tmp_path, teacher, jpegs):
-    pairs = make_pairs(tmp_path, [jpegs[0], b"rot"])
-    strict = PARAMS.model_copy(update={"max_rejected": 0.4})
-    with pytest.raises(InputError, match=r"1 of 2 images were rejected.*1\.jpg"):
-        extract_features(pairs, teacher, strict)
+def test_batches_workers_and_order_change_rounding_only(tmp_path, teacher, pngs):
+    """Stated tolerance: 2e-3 of values of about 1, two steps of float16."""
+    one = make_pairs(tmp_path / "one", pngs)
+    extract(one, teacher, tmp_path / "one")
+    extract(one, teacher, tmp_path / "two", batch_size=5, workers=0, shard_rows=100)
+    turned = make_pairs(tmp_path / "turned", pngs[::-1], list(one.captions["caption"])[::-1])
+    extract(turned, teacher, tmp_path / "three", workers=3)
+    expected = list(rows_of(tmp_path / "one"))
+    for found, wanted in zip(rows_of(tmp_path / "two"), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, **TOLERANCE)
+    for found, wanted in zip(rows_of(tmp_path / "three"), expected, strict=True):
+        np.testing.assert_allclose(found[::-1], wanted, **TOLERANCE)
 
 
-def test_no_image_at_all_fails(tmp_path, teacher):
-    with pytest.raises(InputError, match="all 2 images were rejected"):
-        extract_features(make_pairs(tmp_path, [b"rot", b"rot"]), teacher, PARAMS)
+def test_a_virtual_file_reads_as_the_whole_one(tmp_path, teacher, pngs):
+    pairs = make_pairs(tmp_path / "pairs", [*pngs, pngs[0]])
+    extract(pairs, teacher, tmp_path)
+    extract(pairs, teacher, tmp_path, "virtual.h5", layout="virtual")
+    for found, wanted in zip(rows_of(tmp_path, "virtual.h5"), rows_of(tmp_path), strict=True):
+        np.testing.assert_array_equal(found, wanted)
 
 
-def test_workers_and_batch_size_change_nothing(tmp_path, teacher, jpegs):
-    pairs = make_pairs(tmp_path, jpegs)
-    one = extract_features(pairs, teacher, PARAMS).features
-    other = PARAMS.model_copy(update={"workers": 2, "batch_size": 2})
-    two = extract_features(pairs, teacher, other).features
-    np.testing.assert_allclose(two.images, one.images, rtol=2e-3, atol=2e-3)
-    np.testing.assert_allclose(two.captions, one.captions, rtol=2e-3, atol=2e-3)
+def test_features_that_are_not_finite_are_refused(tmp_path, teacher, pngs, monkeypatch):
+    whole = teacher.encode_images
+    monkeypatch.setattr(teacher, "encode_images", lambda pixels: whole(pixels) * 1e6)
+    with pytest.raises(ModelError, match="not finite in float16"):
+        extract(make_pairs(tmp_path / "pairs", pngs[:2]), teacher, tmp_path)
+    assert not list((tmp_path / "store").rglob("images/*.h5"))
 
 
-def test_cutting_the_context_is_exact(teacher):
-    captions = ["a circle", "two small red circles above a large blue square on white"]
-    whole = teacher._tokenizer(captions)
-    with torch.inference_mode():
-        expected = teacher.model.encode_text(whole)
-    torch.testing.assert_close(teacher.encode_captions(captions), expected, rtol=1e-5, atol=1e-5)
-    assert (whole == 0).any(dim=0).sum() > 0  # there was padding to cut
+def extract_in_process(pairs: Pairs, teacher: Teacher, work: Path, out: str) -> None:
+    torch.set_num_threads(1)
+    extract(pairs, teacher, work, out)
 
 
-def test_the_teacher_is_in_inference_mode_and_its_identity_is_stable(teacher):
-    assert not teacher.model.training
-    again = Teacher(TeacherParams(model=TINY["teacher"]["model"]), torch.device("cpu"))
-    assert again.identity == teacher.identity
-    assert "0x" not in teacher.identity.preprocessing
-
-
-def test_another_weight_gives_another_identity(tmp_path, teacher):
-    copy = shutil.copytree(ROOT / "data/demo/teacher", tmp_path / "copy")
-    weights = copy / "open_clip_model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1000] ^= 0x01
-    weights.write_bytes(bytes(content))
-    other = Teacher(TeacherParams(model=f"local-dir:{copy}"), torch.device("cpu"))
-    assert other.identity.weights != teacher.identity.weights
-
-
-@pytest.mark.parametrize(
-    ("model", "pretrained", "quick"),
-    [
-        ("ViT-L-14", "openai", True),
-        ("ViT-B-32", "laion2b_s34b_b79k", False),
-        ("local-dir:x", None, False),
-    ],
-)
-def test_weights_get_the_activation_they_were_trained_with(model, pretrained, quick):
-    assert needs_quick_gelu(model, pretrained) is quick
-
-
-@pytest.mark.parametrize(
-    ("model", "pretrained", "words"),
-    [
-        ("local-dir:no/such/folder", None, "no/such/folder does not exist"),
-        ("ViT-B-32", None, "teacher.pretrained is null"),
-        ("ViT-B-33", "openai", "cannot be loaded"),
-        ("ViT-B-32", "no-such-tag", "cannot be loaded"),
-    ],
-)
-def test_a_teacher_that_cannot_be_loaded_is_named(model, pretrained, words):
-    with pytest.raises(ModelError, match=words):
-        Teacher(TeacherParams(model=model, pretrained=pretrained), torch.device("cpu"))
+def test_two_processes_do_not_spoil_each_other(tmp_path, teacher, pngs):
+    pairs = make_pairs(tmp_path / "pairs", pngs)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    extract(pairs, teacher, tmp_path / "alone")
+    torch.set_num_threads(threads)
+    fork = multiprocessing.get_context("fork")
+    both = [
+        fork.Process(target=extract_in_process, args=(pairs, teacher, tmp_path / "both", name))
+        for name in ("one.h5", "two.h5")
+    ]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+        assert process.exitcode == 0
+    alone = (tmp_path / "alone/features.h5").read_bytes()
+    for name in ("one.h5", "two.h5"):
+        assert (tmp_path / "both" / name).read_bytes() == alone

@@ -1,3 +1,5 @@
+"""The feature file: what is written is read, in both layouts; what does not belong is refused."""
+
 from dataclasses import replace
 
 import h5py
@@ -5,16 +7,24 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError, MissingArtifactError, ModelError, StaleArtifactError
-from pipeline.features.store import (
-    Features,
-    TeacherIdentity,
-    hash_teacher_source,
-    read_features,
-    write_features,
-)
+from pipeline.features import store
+from pipeline.features.cache import DamagedShardError, FeatureCache, text_keys
+from pipeline.features.identity import TeacherIdentity, hash_teacher_source
+from pipeline.features.rows import JoinedRows
+from pipeline.features.store import Features, read_features, read_identity, write_features
 from pipeline.params.teacher import TeacherParams
 
-IDENTITY = TeacherIdentity("ViT-B-32", "openai", "", "w" * 64, "Resize", "open_clip", "float32")
+IDENTITY = TeacherIdentity(
+    model="ViT-B-32",
+    pretrained="openai",
+    source="",
+    architecture="a" * 64,
+    weights="w" * 64,
+    preprocessing="Resize",
+    tokenizer="t" * 64,
+    library="open_clip",
+    dtype="float32",
+)
 TEACHER = TeacherParams(model="ViT-B-32", pretrained="openai")
 
 
@@ -34,9 +44,85 @@ def test_what_is_written_is_read(features, tmp_path):
     path = tmp_path / "features.h5"
     write_features(path, features, IDENTITY, "corpus")
     found = read_features(path, TEACHER, "corpus")
-    for name in ("images", "image_ids", "captions", "caption_ids", "caption_image"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(features, name))
+    assert_equal(found, features)
     assert found.dim == 4
+
+
+@pytest.fixture
+def cached(features, tmp_path) -> Features:
+    """The same features, joined from three shards of a cache."""
+    cache = FeatureCache(tmp_path / "store", IDENTITY, np.ones((2, 4), np.float32))
+    names = {"images": ["x", "y", "z"], "captions": list("abcde")}
+    for kind, rows in (("images", features.images), ("captions", features.captions)):
+        keys = text_keys(names[kind])
+        cache.write(kind, keys[2:], rows[2:])
+        cache.write(kind, keys[:2], rows[:2])
+    return replace(
+        features,
+        images=cache.rows("images", text_keys(names["images"])),
+        captions=cache.rows("captions", text_keys(names["captions"])),
+    )
+
+
+def assert_equal(found: Features, expected: Features) -> None:
+    for name in ("images", "image_ids", "captions", "caption_ids", "caption_image"):
+        np.testing.assert_array_equal(getattr(found, name)[:], getattr(expected, name)[:])
+
+
+@pytest.mark.parametrize("layout", ["file", "virtual"])
+@pytest.mark.parametrize("in_memory", [0, 1 << 30])
+def test_rows_of_the_cache_are_read_as_one(
+    features, cached, tmp_path, monkeypatch, layout, in_memory
+):
+    monkeypatch.setattr(store, "IN_MEMORY", in_memory)
+    path = tmp_path / "out/features.h5"
+    write_features(path, cached, IDENTITY, "corpus", layout)
+    found = read_features(path, TEACHER, "corpus")
+    assert_equal(found, features)
+    some = np.array([4, 0, 2, 2])
+    np.testing.assert_array_equal(found.captions[some], features.captions[some])
+    is_mapped = isinstance(found.captions, np.memmap | JoinedRows)
+    assert is_mapped == (in_memory == 0)
+    with h5py.File(path) as file:  # any HDF5 reader sees one table
+        np.testing.assert_array_equal(file["caption/features"][:], features.captions)
+        assert file["caption/features"].is_virtual == (layout == "virtual")
+
+
+def test_where_rows_come_from_changes_no_byte(features, cached, tmp_path):
+    write_features(tmp_path / "one.h5", features, IDENTITY, "corpus")
+    write_features(tmp_path / "two.h5", cached, IDENTITY, "corpus")
+    write_features(tmp_path / "virtual.h5", cached, IDENTITY, "corpus", "virtual")
+    assert (tmp_path / "one.h5").read_bytes() == (tmp_path / "two.h5").read_bytes()
+    digests = {
+        read_features(tmp_path / f"{name}.h5", TEACHER, "corpus").digest
+        for name in ("one", "two", "virtual")
+    }
+    assert len(digests) == 1
+    assert digests != {""}
+
+
+def test_a_virtual_file_whose_cache_is_gone_is_refused(cached, tmp_path):
+    """HDF5 itself would read zeros."""
+    write_features(tmp_path / "features.h5", cached, IDENTITY, "corpus", "virtual")
+    gone = min((tmp_path / "store").rglob("captions/*.h5"))
+    gone.unlink()
+    with pytest.raises(InputError, match=f"points to .*{gone.name}, which is gone"):
+        read_features(tmp_path / "features.h5", TEACHER, "corpus")
+
+
+@pytest.mark.parametrize("layout", ["file", "virtual"])
+def test_damaged_rows_of_the_cache_are_not_written(cached, tmp_path, layout):
+    shard = cached.captions.runs[-1].path
+    with h5py.File(shard, "r+") as file:
+        file["features"][0, 0] += 1
+    with pytest.raises(DamagedShardError, match=shard.name):
+        write_features(tmp_path / "features.h5", cached, IDENTITY, "corpus", layout)
+    assert not (tmp_path / "features.h5").exists()
+
+
+def test_the_teacher_is_read_without_the_features(features, tmp_path):
+    write_features(tmp_path / "features.h5", features, IDENTITY, "corpus")
+    assert read_identity(tmp_path / "features.h5") == IDENTITY
 
 
 def test_equal_content_gives_equal_bytes(features, tmp_path):

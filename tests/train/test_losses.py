@@ -183,3 +183,20 @@ def test_the_scale_of_teacher_features_does_not_matter(size, seed, scale):
     )
     for name, values in one.by_name().items():
         torch.testing.assert_close(values, other.by_name()[name], rtol=1e-4, atol=1e-5)
+
+
+def test_autocast_does_not_reach_the_similarities():
+    """bf16 is for the forward pass: its cosines near 1 are 2^-8 apart."""
+    torch.manual_seed(0)
+    anchors = torch.randn(8, 16)
+    candidates = anchors + 0.05 * torch.randn(8, 16)
+    teacher = teacher_cosines(anchors, candidates)
+    settings = {"margin": 0.15, "temperature": 0.05}
+    plain = adap_acse_loss(anchors, candidates, teacher.caption, **settings)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.mm(anchors, candidates.T).dtype == torch.bfloat16  # autocast is on
+        cast = teacher_cosines(anchors, candidates)
+        loss = adap_acse_loss(anchors, candidates, cast.caption, **settings)
+    for name, scores in vars(teacher).items():
+        assert torch.equal(getattr(cast, name), scores), name
+    assert torch.equal(loss, plain)

@@ -1,0 +1,154 @@
+"""Source `folder`: a folder of images and a table of captions, packed into one zip."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from pipeline.download.archives import MAX_MEMBER_BYTES
+from pipeline.download.caption_table import Row, read_rows
+from pipeline.download.pack import Packer, pack
+from pipeline.download.pairing import PairRows
+from pipeline.download.splits import draw_split, named_split
+from pipeline.errors import InputError
+from pipeline.params.download import FolderParams, SplitsParams
+from pipeline.runtime import log, progress
+
+ARCHIVE = "images.zip"
+IMAGE_ENDINGS = frozenset({"avif", "bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp"})
+"""What makes a file an image, where only its name tells."""
+
+_WARNINGS = 5
+
+
+def write_folder_pairs(
+    target: Path, rows: PairRows, params: FolderParams, splits: SplitsParams
+) -> None:
+    """Pack the images that the table names, in its order, and add its rows.
+
+    An image that is not to be had is kept with its name as member; `features` rejects it.
+
+    Args:
+        target: gets `images.zip`.
+        rows: gets the rows.
+        params: names folder, table and columns.
+        splits: draws the splits where the table has none.
+
+    Raises:
+        InputError: the folder or table cannot be read, a row is malformed, or none of the images
+            is there.
+        ResourceError: the disk is full.
+    """
+    folder, table = Path(params.images or ""), Path(params.captions or "")
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder.", "check download.folder.images.")
+    with pack(target / ARCHIVE) as packer:
+        images = _Images(folder, packer, rows, splits)
+        for row in progress(read_rows(table, params), what="captions and images", unit="row"):
+            rows.add_captions(images.take(row), row.captions)
+        images.finish(table)
+
+
+class _Images:
+    """Numbers and packs the images that rows name, each once."""
+
+    def __init__(self, folder: Path, packer: Packer, rows: PairRows, splits: SplitsParams) -> None:
+        self._folder = folder
+        self._root = Path(os.path.realpath(folder))
+        self._packer = packer
+        self._rows = rows
+        self._splits = splits
+        self._known: dict[str, tuple[int, str]] = {}
+
+    def take(self, row: Row) -> int:
+        """The id of a row's image, which is packed where it is new.
+
+        Raises:
+            InputError: its path leads out of the folder, or its split is not that of the rows
+                before.
+        """
+        member = _member(row)
+        image_id, split = self._known.get(member) or self._add(member, row)
+        if row.split is not None and named_split(row.split, row.where) != split:
+            raise InputError(
+                f"{row.where} has {member} in split {row.split}, an earlier row in {split}.",
+                "give all rows of an image one split.",
+            )
+        return image_id
+
+    def finish(self, table: Path) -> None:
+        """Count what was left out.
+
+        Raises:
+            InputError: the table had no rows, or no image was there.
+        """
+        if not self._known:
+            raise InputError(f"{table} has no rows.", "check download.folder.captions.")
+        if not self._packer.members:
+            raise InputError(
+                f"{self._folder} holds none of the {len(self._known):,} images of {table}; the "
+                f"first is {next(iter(self._known))}.",
+                "check download.folder.images; paths in the table are seen from there.",
+            )
+        self._rows.left_out["images_missing"] = len(self._known) - self._packer.members
+        named = self._known
+        self._rows.left_out["images_unnamed"] = sum(
+            name not in named for name in _image_files(self._folder)
+        )
+
+    def _add(self, member: str, row: Row) -> tuple[int, str]:
+        if row.split is None:
+            split = draw_split(member, self._splits)
+        else:
+            split = named_split(row.split, row.where)
+        self._pack(member, row.where)
+        image_id = self._rows.add_image(split, ARCHIVE, member)
+        self._known[member] = (image_id, split)
+        return image_id, split
+
+    def _pack(self, member: str, where: str) -> None:
+        content = self._read(member)
+        if isinstance(content, bytes):
+            self._packer.add(member, content)
+        elif len(self._known) - self._packer.members < _WARNINGS:
+            log.warning("%s names %s, which %s", where, member, content)
+
+    def _read(self, member: str) -> bytes | str:
+        """The bytes of an image, or why there are none."""
+        path = Path(os.path.realpath(self._root / member))
+        if not path.is_relative_to(self._root):
+            return "is a link that leads out of the folder"
+        try:
+            if not path.is_file():
+                return "is no file of the folder"
+            if path.stat().st_size > MAX_MEMBER_BYTES:
+                return f"has more than {MAX_MEMBER_BYTES:,} bytes"
+            return path.read_bytes()
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
+
+
+def _member(row: Row) -> str:
+    """The path of a row's image, seen from the folder, in one spelling."""
+    path = PurePosixPath(row.image)
+    if path.is_absolute() or ".." in path.parts or not path.parts or not _is_name(row.image):
+        raise InputError(
+            f"{row.where} names the image {row.image!r:.80}, which is no path inside the folder.",
+            "write paths as they are seen from download.folder.images, without '..'.",
+        )
+    return str(path)
+
+
+def _is_name(text: str) -> bool:
+    """Whether a file can have this name: no NUL, no half of a character."""
+    try:
+        return "\0" not in text and bool(text.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
+
+
+def _image_files(folder: Path) -> Iterator[str]:
+    """The images of a folder and those below it, by their path seen from it."""
+    for where, _, names in os.walk(folder):
+        for name in names:
+            if name.rpartition(".")[2].lower() in IMAGE_ENDINGS:
+                yield (Path(where) / name).relative_to(folder).as_posix()

@@ -1,0 +1,246 @@
+"""Source `hub`: a data set of the Hugging Face hub, in webdataset shards or Parquet files."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.download.archives import MAX_MEMBER_BYTES
+from pipeline.download.folder import IMAGE_ENDINGS
+from pipeline.download.pack import Packer, pack
+from pipeline.download.pairing import PairRows
+from pipeline.download.parquet import ParquetRows
+from pipeline.download.splits import SPLIT_OF_NAME, draw_split
+from pipeline.download.webdataset import Shard, add_shards
+from pipeline.errors import DownloadError, InputError
+from pipeline.params.download import HubParams, SplitsParams
+from pipeline.runtime import log, progress
+
+_KEY = "download.hub"
+_TARS = (".tar", ".tar.gz", ".tgz")
+_SPLIT = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_OF_NAME)})(?![a-z])", re.IGNORECASE)
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A data set of the hub at one commit."""
+
+    name: str
+    commit: str
+    files: tuple[str, ...]
+
+    def fetch(self, file: str) -> Path:
+        """The path of a file in the hub's cache, where it is fetched to if it is not there.
+
+        Raises:
+            DownloadError: it cannot be fetched.
+        """
+        from huggingface_hub import HfApi
+
+        try:
+            path = HfApi().hf_hub_download(
+                self.name, file, repo_type="dataset", revision=self.commit
+            )
+        except Exception as error:  # noqa: BLE001  # the hub's library lets its transport's errors pass
+            raise _refused(error, self.name, self.commit) from None
+        return Path(path).absolute()
+
+
+def write_hub_pairs(target: Path, rows: PairRows, params: HubParams, splits: SplitsParams) -> None:
+    """Add the images and captions of a data set: of its shards if it has any, else of its Parquet.
+
+    Args:
+        target: gets a zip for each Parquet file; shards stay in the hub's cache.
+        rows: gets the rows.
+        params: names data set, revision and columns.
+        splits: draws the splits of files whose name names none.
+
+    Raises:
+        DownloadError: the data set or revision is not there or cannot be fetched.
+        InputError: it has no usable file, column or image.
+        ResourceError: the disk is full.
+    """
+    repository = find_repository(params)
+    if tars := _chosen(repository, _TARS):
+        shards = (Shard(repository.fetch(file), split_in_name(file)) for file in tars)
+        add_shards(rows, shards, splits, total=len(tars), on_damage=_refuse)
+    elif tables := _chosen(repository, (".parquet",)):
+        _add_tables(target, rows, repository, tables, params, splits)
+    else:
+        shown = ", ".join(repository.files[:_SHOWN]) or "none"
+        raise InputError(
+            f"{_KEY}.dataset: {repository.name} has neither .parquet nor .tar files, but {shown}.",
+            "name another data set; many have a revision refs/convert/parquet.",
+        )
+
+
+_SHOWN = 5
+
+
+def find_repository(params: HubParams) -> Repository:
+    """The data set that the params name, with the files it has at the newest commit there.
+
+    Raises:
+        DownloadError: it is not there, not open, or the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    name, api = str(params.dataset), HfApi()
+    try:
+        commit = str(api.dataset_info(name, revision=params.revision).sha)
+        files = api.list_repo_files(name, repo_type="dataset", revision=commit)
+    except Exception as error:  # noqa: BLE001  # the hub's library lets its transport's errors pass
+        raise _refused(error, name, params.revision) from None
+    log.info("%s is of revision %s", name, commit)
+    return Repository(name, commit, tuple(sorted(files)))
+
+
+def _refused(error: Exception, name: str, revision: str | None) -> DownloadError:
+    from huggingface_hub import errors
+
+    refusals: list[tuple[type[Exception], str, str]] = [
+        (
+            errors.GatedRepoError,
+            "is open only to those who accepted its terms",
+            "accept them on its page, then run `hf auth login` or set HF_TOKEN.",
+        ),
+        (
+            errors.RepositoryNotFoundError,
+            "is not there, or not open to you",
+            f"check {_KEY}.dataset; for a private one run `hf auth login` or set HF_TOKEN.",
+        ),
+        (
+            errors.RevisionNotFoundError,
+            f"has no revision {revision}",
+            f"check {_KEY}.revision; null is the newest.",
+        ),
+        (errors.HFValidationError, "is no name of the hub", f"write {_KEY}.dataset as ORG/NAME."),
+        (
+            errors.OfflineModeIsEnabled,
+            "cannot be fetched: HF_HUB_OFFLINE is set",
+            "unset HF_HUB_OFFLINE and run it again.",
+        ),
+    ]
+    for kind, why, fix in refusals:
+        if isinstance(error, kind):
+            return DownloadError(f"the data set {name} {why}.", fix)
+    reason = " ".join((str(error) or type(error).__name__).split()).rstrip(".")[:300]
+    return DownloadError(
+        f"the data set {name} cannot be fetched: {reason}.",
+        "check the network and HF_ENDPOINT, and run it again; what was transferred is kept.",
+    )
+
+
+def _refuse(path: Path, error: InputError) -> None:
+    raise InputError(error.what, f"delete {path.resolve()} to fetch it again.")
+
+
+def _chosen(repository: Repository, endings: tuple[str, ...]) -> list[str]:
+    return [file for file in repository.files if file.lower().endswith(endings)]
+
+
+def split_in_name(file: str) -> str | None:
+    """The split that a file's name names, or else the nearest of its folders that names one.
+
+    `data/train-00000-of-00003.parquet` is of train, `test/0.tar` of test; None: no part says.
+    """
+    for part in reversed(PurePosixPath(file).parts):
+        if found := _SPLIT.search(part):
+            return SPLIT_OF_NAME[found[0].lower()]
+    return None
+
+
+def _add_tables(
+    target: Path,
+    rows: PairRows,
+    repository: Repository,
+    tables: Sequence[str],
+    params: HubParams,
+    splits: SplitsParams,
+) -> None:
+    """Repack the images of every Parquet file into a zip of its own."""
+    rows.left_out.update(files=len(tables), samples_without_image=0)
+    packed = 0
+    for file in tables:
+        table = open_table(repository.fetch(file), file, params)
+        archive = f"{file.removesuffix('.parquet').replace('/', '--')}.zip"
+        with pack(target / archive) as packer:
+            _Table(table, params, splits, split_in_name(file)).repack(archive, packer, rows)
+        rows.left_out["samples_without_image"] += table.count - packer.members
+        packed += packer.members
+    if not packed:
+        raise InputError(
+            f"{repository.name} holds no image bytes in column {params.image_column}.",
+            f"set {_KEY}.image_column to a column with the images themselves, not their addresses.",
+        )
+
+
+def open_table(path: Path, file: str, params: HubParams) -> ParquetRows:
+    """A Parquet file with a column of images and one of captions.
+
+    Raises:
+        InputError: it is damaged or has no such columns.
+    """
+    columns = {
+        f"{_KEY}.image_column": params.image_column,
+        f"{_KEY}.caption_column": params.caption_column,
+    }
+    table = ParquetRows(path, columns, name=file)
+    table.require_text(f"{_KEY}.caption_column", params.caption_column)
+    kind = table.schema.field(params.image_column).type
+    if not _has_bytes(kind):
+        raise InputError(
+            f"{file} has a column {params.image_column} of {kind}, no images.",
+            f"set {_KEY}.image_column to a column of bytes, or of {{bytes, path}}.",
+        )
+    return table
+
+
+def _has_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _has_bytes(kind.field("bytes").type)
+    is_binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(test(kind) for test in is_binary)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One Parquet file, and how to read it."""
+
+    rows: ParquetRows
+    params: HubParams
+    splits: SplitsParams
+    split: str | None
+
+    def repack(self, archive: str, packer: Packer, rows: PairRows) -> None:
+        """Pack the images under the number of their row, and add them with their captions."""
+        for row, cells in progress(self._cells(), what=archive, unit="row", total=self.rows.count):
+            content, ending = _image(cells[self.params.image_column])
+            if not content or len(content) > MAX_MEMBER_BYTES:
+                continue
+            member = f"{row:08d}{ending}"
+            packer.add(member, content)
+            # By its bytes: paths are often missing or alike, and rows move when files are cut anew.
+            split = self.split or draw_split(content, self.splits)
+            captions = _captions(cells[self.params.caption_column])
+            rows.add_captions(rows.add_image(split, archive, member), captions)
+
+    def _cells(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for start, batch in self.rows.batches(_BATCH):
+            yield from enumerate(batch, start)
+
+
+def _image(cell: Any) -> tuple[bytes | None, str]:
+    """The bytes of an image, and the ending of its path where that is an image's."""
+    if not isinstance(cell, dict):
+        return cell, ""
+    ending = PurePosixPath(str(cell.get("path") or "")).suffix.lower()
+    return cell["bytes"], ending if ending.removeprefix(".") in IMAGE_ENDINGS else ""
+
+
+def _captions(cell: Any) -> list[str]:
+    return [text or "" for text in (cell if isinstance(cell, list) else [cell])] or [""]

@@ -1,0 +1,134 @@
+"""Reading columns of a Parquet file that somebody else made, a few rows at a time."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import InputError
+
+_BUFFER = 1 << 20
+
+
+def has_text(kind: pa.DataType) -> bool:
+    """Whether cells of this type are texts or lists of texts."""
+    if pa.types.is_dictionary(kind):
+        return has_text(kind.value_type)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return has_text(kind.value_type)
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
+
+
+class ParquetRows:
+    """Chosen columns of a Parquet file.
+
+    Args:
+        path: the file.
+        keys: the columns by the params that name them, such as `download.hub.image_column`.
+        name: of the file in messages; None: its path.
+
+    Raises:
+        InputError: it is not there or damaged, or has no such column.
+    """
+
+    def __init__(self, path: Path, keys: dict[str, str], name: str | None = None) -> None:
+        self.name = name or str(path)
+        self._columns = list(dict.fromkeys(keys.values()))
+        try:
+            self._file = pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
+        except (pa.ArrowException, OSError) as error:
+            raise self._damaged(error) from None
+        self.schema = self._file.schema_arrow
+        for key, column in keys.items():
+            require_column(self.name, self.schema.names, key, column)
+
+    @property
+    def count(self) -> int:
+        """Rows of the file."""
+        return int(self._file.metadata.num_rows)
+
+    def require_text(self, key: str, column: str) -> None:
+        """Refuse a column of numbers or the like.
+
+        Raises:
+            InputError: its cells are no texts.
+        """
+        kind = self.schema.field(column).type
+        if not has_text(kind):
+            raise InputError(
+                f"{self.name} has a column {column} of {kind}, no text.",
+                f"name another column as {key}, or store it as text.",
+            )
+
+    def batches(self, rows: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """The cells by column, `rows` rows at a time, each time with the number of the first.
+
+        Raises:
+            InputError: the file is damaged, or a text is no UTF-8.
+        """
+        start = 0
+        batches = self._file.iter_batches(batch_size=rows, columns=self._columns)
+        while (batch := self._next(batches)) is not None:
+            yield start, self._cells(batch, start)
+            start += batch.num_rows
+
+    def _next(self, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch | None:
+        try:
+            return next(batches, None)
+        except (pa.ArrowException, OSError) as error:
+            raise self._damaged(error) from None
+
+    def _cells(self, batch: pa.RecordBatch, start: int) -> list[dict[str, Any]]:
+        try:
+            return list(batch.to_pylist())
+        except UnicodeDecodeError:
+            row = next(
+                row for row in range(batch.num_rows) if not _is_readable(batch.slice(row, 1))
+            )
+            raise InputError(
+                f"{self.name} row {start + row:,} holds text that is no UTF-8.",
+                "write the file again with its text as UTF-8.",
+            ) from None
+
+    def _damaged(self, error: Exception) -> InputError:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        return InputError(
+            f"{self.name} cannot be read as Parquet: {reason}.", "get or write the file again."
+        )
+
+
+def require_column(table: str, columns: Sequence[str], key: str, wanted: str) -> None:
+    """Refuse a table without a column, or with several of its name.
+
+    Args:
+        table: its name in messages.
+        columns: those it has.
+        key: the param that names the column.
+        wanted: the name.
+
+    Raises:
+        InputError: naming the columns there are.
+    """
+    if columns.count(wanted) == 1:
+        return
+    problem = "has several columns" if wanted in columns else "has no column"
+    shown = ", ".join(repr(column)[:40] for column in columns[:_SHOWN])
+    raise InputError(
+        f"{table} {problem} {wanted!r:.60}; its columns are {shown or 'none'}.",
+        f"set {key} to the right one.",
+    )
+
+
+_SHOWN = 20
+
+
+def _is_readable(row: pa.RecordBatch) -> bool:
+    try:
+        row.to_pylist()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,123 @@
+"""Which shards a name with ranges, a glob or a list of them means; and bringing them here."""
+
+import glob
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pipeline.download.fetch import MIRROR_VARIABLE, fetch
+from pipeline.download.sources import RemoteFile
+from pipeline.errors import DownloadError, InputError
+from pipeline.runtime import hash_strings
+
+MOST_SHARDS = 1_000_000
+
+_KEY = "download.webdataset.shards"
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_SCHEMES = ("http://", "https://")
+
+
+def find_shards(names: str | Sequence[str]) -> list[str]:
+    """Absolute paths and URLs of all shards, each once, in the order of the names.
+
+    Args:
+        names: one or several of: a path or http(s) URL, with numbers such as `{00000..00331}` or
+            words such as `{train,val}` in it; a local one may also be a glob, whose shards are
+            ordered by name.
+
+    Raises:
+        InputError: a shard is not there, a range is none, or there are too many.
+    """
+    expanded = [
+        name for one in ([names] if isinstance(names, str) else names) for name in expand(one)
+    ]
+    shards = list(dict.fromkeys(shard for name in expanded for shard in _find(name)))
+    missing = [shard for shard in shards if not is_remote(shard) and not Path(shard).is_file()]
+    if missing:
+        raise InputError(
+            f"{len(missing):,} of {len(shards):,} shards do not exist, the first is {missing[0]}.",
+            f"check {_KEY}.",
+        )
+    return shards
+
+
+def is_remote(shard: str) -> bool:
+    """Whether it must be fetched."""
+    return shard.startswith(_SCHEMES)
+
+
+def expand(name: str) -> list[str]:
+    """A name with braces, as all the names it stands for, in order.
+
+    A range is as wide as its first number is written: `{08..10}` is 08, 09, 10.
+
+    Raises:
+        InputError: a range runs backwards, or it is more than MOST_SHARDS names.
+    """
+    pieces = _BRACES.split(name)  # text, inside of braces, text, ...
+    choices: list[Sequence[str]] = [[piece] for piece in pieces]
+    choices[1::2] = [_choices(inside, name) for inside in pieces[1::2]]
+    count = 1
+    for choice in choices:
+        count *= len(choice)
+    if count > MOST_SHARDS:
+        raise _refused(name, f"stands for {count:,} shards, more than {MOST_SHARDS:,}")
+    return ["".join(chosen) for chosen in itertools.product(*choices)]
+
+
+def _choices(inside: str, name: str) -> Sequence[str]:
+    if found := _RANGE.fullmatch(inside):
+        return _numbers(found[1], found[2], name)
+    return inside.split(",") if "," in inside else [f"{{{inside}}}"]
+
+
+def _numbers(first: str, last: str, name: str) -> list[str]:
+    if not 0 <= int(last) - int(first) < MOST_SHARDS:
+        raise _refused(name, f"has the range {first}..{last}, of none or too many shards")
+    return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+
+
+def _refused(name: str, why: str) -> InputError:
+    return InputError(f"{name:.200} {why}.", f"check {_KEY}.")
+
+
+def _find(name: str) -> Iterator[str]:
+    if is_remote(name):
+        yield name
+    elif glob.has_magic(name) and not Path(name).exists():
+        yield from _globbed(name)
+    else:
+        yield str(Path(name).absolute())
+
+
+def _globbed(name: str) -> list[str]:
+    found = sorted(str(Path(path).absolute()) for path in glob.glob(name, recursive=True))  # noqa: PTH207
+    if not found:
+        raise _refused(name, "matches no file")
+    return found
+
+
+def fetch_shard(address: str, downloads: Path) -> Path:
+    """Bring a shard here, or find it from an earlier run; shards of one folder stay together.
+
+    Raises:
+        DownloadError: it cannot be had, or its bytes are not those of the first time.
+        ResourceError: the disk is full.
+    """
+    path = urlsplit(address).path
+    parent, _, name = path.rpartition("/")
+    folder = downloads / f"shards-{hash_strings([urlsplit(address).netloc, parent])[:12]}"
+    try:
+        return fetch(RemoteFile(name, address, 0), folder, mirror=None).path.absolute()
+    except DownloadError as error:
+        raise DownloadError(error.what, _without_mirror(error.fix)) from None
+
+
+def _without_mirror(fix: str) -> str:
+    """Shards come from their own address only, so a mirror is no remedy."""
+    if MIRROR_VARIABLE not in fix:
+        return fix
+    return f"check {_KEY} and the network; what was already transferred is kept."

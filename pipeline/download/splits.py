@@ -1,0 +1,46 @@
+"""Which split an image is in: as its source names it, or drawn by the image's name."""
+
+import hashlib
+
+from pipeline.errors import InputError
+from pipeline.params.download import SplitsParams
+
+SPLIT_OF_NAME = {
+    "train": "train",
+    "restval": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+}
+"""Ours by the names in use; COCO's `restval` images are training images by convention."""
+
+
+def draw_split(name: str | bytes, shares: SplitsParams) -> str:
+    """The split of an image whose source names none.
+
+    It follows from the name alone, so that an image stays where it is when others are added; and
+    val and test grow from two ends, so that another share of one does not move images of the other.
+    """
+    content = name if isinstance(name, bytes) else name.encode("utf-8", "surrogatepass")
+    digest = hashlib.sha256(content).digest()
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    if place < shares.test:
+        return "test"
+    return "val" if place >= 1 - shares.val else "train"
+
+
+def named_split(name: str | None, where: str) -> str:
+    """The split that a cell of a table names.
+
+    Raises:
+        InputError: it names none, with the row that `where` tells.
+    """
+    split = SPLIT_OF_NAME.get((name or "").strip().lower())
+    if split is None:
+        raise InputError(
+            f"{where} has the split {name!r:.60}, which is none of {', '.join(SPLIT_OF_NAME)}.",
+            "mend the table, or set the split column to null to have the splits drawn.",
+        )
+    return split

@@ -1,0 +1,390 @@
+"""CONTRACT of the feature cache: features by content, one folder a teacher.
+
+    NAME/teacher.json       the teacher's identity, and its features of a probe
+    NAME/images/SHARD.h5    /keys       (rows, 16) uint8, of the image's bytes
+                            /features   (rows, dim) float16
+                            /checksums  (rows,) uint32, CRC-32 of key and features of a row
+    NAME/captions/SHARD.h5  the same, with keys of the caption's text
+
+NAME is the start of the teacher's fingerprint, SHARD of the sha256 over the keys. A shard is
+written whole and never changed, so that readers and writers need no lock, and two processes that
+write the same shard write the same file. A row is looked for by its key in all shards of the
+teacher, so data sets that share images or captions share the work.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+from jaxtyping import Bool, Float16, Float32, Int64, UInt8, UInt32
+from numpy.typing import NDArray
+
+from pipeline.errors import InputError, ResourceError
+from pipeline.features.identity import TeacherIdentity
+from pipeline.features.rows import JoinedRows, runs_of
+from pipeline.runtime import atomic_file, hash_strings, log, write_json
+
+Kind = Literal["images", "captions"]
+Keys = UInt8[np.ndarray, "rows 16"]
+
+KINDS: tuple[Kind, ...] = ("images", "captions")
+
+_SCHEMA = 1
+_OPEN_BYTES = 128 << 20
+"""Shards that stay open while rows are gathered, together."""
+_PROBE_TOLERANCE = 1e-3
+"""Largest difference of probe features, relative to their length, that rounding can explain."""
+
+
+class DamagedShardError(InputError):
+    """A shard whose content does not fit its checksums."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"{path} is damaged ({reason}).", "run `dvc repro -f features`: it is made again."
+        )
+        self.path = path
+
+
+class KeySet:
+    """A growing set of keys: sorted arrays, of which the small ones are merged from time to time.
+
+    16 bytes a key, where a set of Python's takes more than 100. A thread may add while others ask.
+    """
+
+    def __init__(self) -> None:
+        self._levels: list[NDArray[Any]] = []
+
+    def add(self, keys: Keys) -> None:
+        """Take keys in."""
+        levels = [*self._levels, np.sort(_sortable(keys))]
+        while len(levels) > 1 and len(levels[-2]) < 2 * len(levels[-1]):
+            last = levels.pop()
+            levels[-1] = np.sort(np.concatenate([levels[-1], last]), kind="stable")
+        self._levels = levels
+
+    def contains(self, keys: Keys) -> Bool[np.ndarray, " rows"]:
+        """Which of the keys are in the set."""
+        wanted, found = _sortable(keys), np.zeros(len(keys), dtype=bool)
+        for level in self._levels:
+            if len(level):
+                place = np.searchsorted(level, wanted).clip(max=len(level) - 1)
+                found |= level[place] == wanted
+        return found
+
+
+class FeatureCache:
+    """The cached features of one teacher.
+
+    Args:
+        root: the folder of all teachers.
+        teacher: whose features.
+        probe: its features of the fixed probe, (2, dim). Where the cache's own differ by more than
+            rounding, another version of a library gave them: a folder of its own is used.
+    """
+
+    def __init__(
+        self, root: Path, teacher: TeacherIdentity, probe: Float32[np.ndarray, "two dim"]
+    ) -> None:
+        self.teacher = teacher
+        self.folder = _folder_for(root, teacher, probe)
+
+    def known(self, kind: Kind) -> KeySet:
+        """The keys of all whole shards; a shard whose keys are damaged is removed."""
+        known = KeySet()
+        tables = [keys for _, keys in self._load_keys(kind)]
+        if tables:
+            known.add(np.concatenate(tables))
+        return known
+
+    def write(
+        self, kind: Kind, keys: Keys, features: Float16[np.ndarray, "rows dim"]
+    ) -> Path | None:
+        """Write one shard; equal rows give an equal file. Nothing is written for no rows."""
+        if not len(keys):
+            return None
+        content = _pack_shard(
+            keys, features, {"teacher": self.teacher.fingerprint, "kind": kind, "schema": _SCHEMA}
+        )
+        path = self.folder / kind / f"{_name(keys)}.h5"
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(content)
+        return path
+
+    def rows(self, kind: Kind, keys: Keys) -> JoinedRows:
+        """The features of the given keys, in their order, as one table.
+
+        Reading a row from it verifies its shard.
+
+        Raises:
+            InputError: a key is in no shard any more.
+            DamagedShardError: later, when rows of a damaged shard are read.
+        """
+        paths, tables = _unzip(self._load_keys(kind))
+        where, missing = _locate(tables, keys)
+        if missing.any():
+            row = int(np.argmax(missing))
+            raise InputError(
+                f"{missing.sum():,} {kind} are no longer in {self.folder}, the first in row {row}.",
+                "run the same command again: what is missing is computed.",
+            )
+        starts = np.cumsum([0, *(len(table) for table in tables)])
+        file = np.searchsorted(starts, where, side="right") - 1
+        dim, keep = _dim_and_keep(paths)
+        return JoinedRows(runs_of(paths, file, where - starts[file]), dim, read_shard, keep=keep)
+
+    def drop(self, path: Path) -> None:
+        """Remove a damaged shard, so that its rows are computed again."""
+        path.unlink(missing_ok=True)
+        log.warning("removed the damaged shard %s; its rows are computed again", path)
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep the cache from being pruned while the block runs."""
+        with _locked(self.folder, fcntl.LOCK_SH):
+            yield
+
+    def _load_keys(self, kind: Kind) -> Iterator[tuple[Path, Keys]]:
+        for path in sorted((self.folder / kind).glob("*.h5")):
+            try:
+                yield path, _read_keys(path, self.teacher.fingerprint)
+            except DamagedShardError:
+                self.drop(path)
+
+
+def content_key(content: bytes) -> UInt8[np.ndarray, "16"]:
+    """The key of a row: the first half of the sha256 of its bytes."""
+    return np.frombuffer(hashlib.sha256(content).digest()[:16], np.uint8)
+
+
+def text_keys(texts: Sequence[str]) -> Keys:
+    """The keys of captions."""
+    digests = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)[:, :16].copy()
+
+
+def first_of_each(keys: Keys) -> Bool[np.ndarray, " rows"]:
+    """Which rows are the first of their key."""
+    first = np.zeros(len(keys), dtype=bool)
+    first[np.unique(_sortable(keys), return_index=True)[1]] = True
+    return first
+
+
+def read_shard(path: Path) -> Float16[np.ndarray, "rows dim"]:
+    """The features of a shard, every row verified.
+
+    Raises:
+        DamagedShardError: it cannot be read, or a row does not fit its checksum.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            keys, features = file["keys"][:], file["features"][:]
+            checksums = file["checksums"][:]
+    except (OSError, KeyError, ValueError) as error:
+        raise DamagedShardError(path, " ".join(str(error).split())) from None
+    wrong = _checksums(keys, features) != checksums
+    if wrong.any():
+        raise DamagedShardError(path, f"row {int(np.argmax(wrong))} does not fit its checksum")
+    return np.asarray(features, dtype=np.float16)
+
+
+@dataclass(frozen=True)
+class CachedTeacher:
+    """What the cache holds of one teacher."""
+
+    name: str
+    model: str
+    pretrained: str
+    dtype: str
+    images: int
+    captions: int
+    shards: int
+    bytes: int
+
+
+def list_cached(root: Path) -> list[CachedTeacher]:
+    """All teachers of a cache, by name."""
+    return [_describe(folder) for folder in _teacher_folders(root)]
+
+
+def prune(root: Path, name: str = "") -> list[CachedTeacher]:
+    """Free the cache of all teachers whose name starts with `name`; returns what was there.
+
+    Raises:
+        InputError: there is no such teacher.
+        ResourceError: a running process uses it, or it cannot be removed.
+    """
+    chosen = [folder for folder in _teacher_folders(root) if folder.name.startswith(name)]
+    if name and not chosen:
+        raise InputError(
+            f"{root} holds no teacher whose name starts with {name}.",
+            "`python -m stages.features --status` lists them.",
+        )
+    freed = []
+    for folder in chosen:
+        with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            freed.append(_describe(folder))
+            shutil.rmtree(folder)
+    return freed
+
+
+def _folder_for(root: Path, teacher: TeacherIdentity, probe: NDArray[np.float32]) -> Path:
+    folder = root / teacher.fingerprint[:16]
+    found = _read_probe(folder)
+    if found is not None and not _agree(found, probe):
+        log.warning(
+            "%s gives other features than those in the cache: they are computed anew",
+            teacher.library,
+        )
+        folder = root / hash_strings([teacher.fingerprint, teacher.library])[:16]
+        found = _read_probe(folder)
+    if found is None:
+        write_json(folder / "teacher.json", asdict(teacher) | {"probe": probe.tolist()})
+    return folder
+
+
+def _read_probe(folder: Path) -> NDArray[np.float32] | None:
+    try:
+        content = json.loads((folder / "teacher.json").read_text(encoding="utf-8"))
+        return np.array(content["probe"], np.float32)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _agree(found: NDArray[np.float32], probe: NDArray[np.float32]) -> bool:
+    if found.shape != probe.shape:
+        return False
+    moved = np.linalg.norm(found - probe, axis=1)
+    return bool((moved <= _PROBE_TOLERANCE * np.linalg.norm(probe, axis=1)).all())
+
+
+def _sortable(keys: Keys) -> NDArray[Any]:
+    return np.ascontiguousarray(keys).view("S16").ravel()
+
+
+def _name(keys: Keys) -> str:
+    return hashlib.sha256(keys.tobytes()).hexdigest()[:32]
+
+
+def _pack_shard(
+    keys: Keys, features: Float16[np.ndarray, "rows dim"], attributes: dict[str, object]
+) -> bytes:
+    """The bytes of a shard; made in memory, so that a full disk is met by a plain write."""
+    with h5py.File("shard", "w", driver="core", backing_store=False) as file:
+        file["keys"], file["features"] = keys, features
+        file["checksums"] = _checksums(keys, features)
+        file.attrs.update(attributes)
+        file.flush()
+        return bytes(file.id.get_file_image())
+
+
+def _checksums(
+    keys: Keys, features: Float16[np.ndarray, "rows dim"]
+) -> UInt32[np.ndarray, " rows"]:
+    pairs = zip(np.ascontiguousarray(keys), np.ascontiguousarray(features), strict=True)
+    return np.array([zlib.crc32(row, zlib.crc32(key)) for key, row in pairs], np.uint32)
+
+
+def _read_keys(path: Path, fingerprint: str) -> Keys:
+    try:
+        with h5py.File(path, "r") as file:
+            keys = np.asarray(file["keys"][:], dtype=np.uint8)
+            whole = file["features"].shape[0] == file["checksums"].shape[0] == len(keys)
+            is_ours = file.attrs["teacher"] == fingerprint and file.attrs["schema"] == _SCHEMA
+    except (OSError, KeyError, ValueError) as error:
+        raise DamagedShardError(path, " ".join(str(error).split())) from None
+    if not (whole and is_ours) or _name(keys) != path.stem:
+        raise DamagedShardError(path, "its keys are not those it was written with")
+    return keys
+
+
+def _unzip(
+    pairs: Iterable[tuple[Path, Keys]],
+) -> tuple[list[Path], list[UInt8[np.ndarray, "_ 16"]]]:
+    paths, tables = [], []
+    for path, keys in pairs:
+        paths.append(path)
+        tables.append(keys)
+    return paths, tables
+
+
+def _locate(
+    tables: Sequence[UInt8[np.ndarray, "_ 16"]], wanted: UInt8[np.ndarray, "wanted 16"]
+) -> tuple[Int64[np.ndarray, " wanted"], Bool[np.ndarray, " wanted"]]:
+    """Where each wanted key stands in the tables put one behind the other, and which stand nowhere.
+
+    A key that stands in several shards is taken from the first, by name.
+    """
+    if not tables:
+        return np.zeros(len(wanted), np.int64), np.ones(len(wanted), dtype=bool)
+    known = _sortable(np.concatenate(tables))
+    order = np.argsort(known, kind="stable")
+    place = np.searchsorted(known, _sortable(wanted), sorter=order).clip(max=len(known) - 1)
+    where = order[place].astype(np.int64)
+    return where, known[where] != _sortable(wanted)
+
+
+def _dim_and_keep(paths: Sequence[Path]) -> tuple[int, int]:
+    """The width of the features, and how many shards may stay open."""
+    if not paths:
+        return 0, 1
+    with h5py.File(paths[0], "r") as file:
+        dim = int(file["features"].shape[1])
+    return dim, max(2, _OPEN_BYTES // max(path.stat().st_size for path in paths))
+
+
+def _teacher_folders(root: Path) -> list[Path]:
+    return sorted(path.parent for path in root.glob("*/teacher.json"))
+
+
+def _describe(folder: Path) -> CachedTeacher:
+    shards = {kind: sorted((folder / kind).glob("*.h5")) for kind in KINDS}
+    every = [path for paths in shards.values() for path in paths]
+    try:
+        teacher = json.loads((folder / "teacher.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        teacher = {}
+    return CachedTeacher(
+        name=folder.name,
+        model=str(teacher.get("model", "unknown")),
+        pretrained=str(teacher.get("pretrained", "")),
+        dtype=str(teacher.get("dtype", "")),
+        images=sum(map(_count_rows, shards["images"])),
+        captions=sum(map(_count_rows, shards["captions"])),
+        shards=len(every),
+        bytes=sum(path.stat().st_size for path in every),
+    )
+
+
+def _count_rows(path: Path) -> int:
+    try:
+        with h5py.File(path, "r") as file:
+            return int(file["features"].shape[0])
+    except (OSError, KeyError):
+        return 0
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, mode: int) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, mode)
+    except BlockingIOError:
+        raise ResourceError(
+            f"{folder} is in use by another process.", "wait until `features` has ended there."
+        ) from None
+    else:
+        yield
+    finally:
+        os.close(handle)

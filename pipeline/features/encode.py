@@ -1,0 +1,333 @@
+"""Read -> decode -> encode -> write: rows become shards of the cache, by one process.
+
+Images are read and decoded by threads while the teacher encodes; shards are written by another.
+Which rows make a shard, and which a batch, depends on the rows and on what the cache holds at its
+start only. A run that was killed therefore goes on with the very batches it would have come to.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Float16
+from numpy.typing import NDArray
+from pandas.api.extensions import ExtensionArray
+from torch import Tensor
+
+from pipeline.download.archives import Archive
+from pipeline.errors import InputError, ModelError
+from pipeline.features.cache import FeatureCache, Keys, KeySet, Kind, content_key
+from pipeline.features.images import Decoder, Rejection
+from pipeline.features.teacher import Teacher
+from pipeline.params.features import FeaturesParams
+from pipeline.runtime import ahead, counter, length_batches, progress
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+_OPEN_ARCHIVES = 4
+
+Column = Sequence[str] | ExtensionArray
+"""Text by row."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What became of consecutive rows: one shard's worth."""
+
+    start: int
+    keys: Keys
+    """Of all rows; those of rejected ones are 0."""
+    rejected: dict[int, Rejection]
+    """By row, counted from `start`."""
+    encoded: int
+    """Rows that the teacher had to encode."""
+
+
+class Encoder:
+    """A teacher with its cache.
+
+    Args:
+        teacher: computes features.
+        cache: keeps them.
+        params: sizes of batches and shards.
+        show_progress: whether to show rate and time left on stderr.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        cache: FeatureCache,
+        params: FeaturesParams,
+        *,
+        show_progress: bool = True,
+    ) -> None:
+        self.teacher = teacher
+        self.cache = cache
+        self.params = params
+        self._show = show_progress
+
+    def encode_images(self, images: "PackedImages") -> Iterator[Work]:
+        """Cache the features of all images; yields an account of each shard's rows.
+
+        Raises:
+            InputError: an archive is missing or damaged as a whole.
+            ModelError: the teacher gives features that are not finite.
+        """
+        known = self.cache.known("images")
+        rows, size = range(len(images)), self.params.shard_rows
+        prepared = ahead(
+            _Prepare(images, self.teacher.decode, known),
+            progress(rows, what="images", unit="image", show=self._show),
+            threads=self.params.workers,
+            depth=self._depth,
+        )
+        with _Writer(self.cache, "images") as writer, contextlib.closing(prepared):
+            for start in rows[::size]:
+                shard = self._encode_shard(prepared, len(rows[start : start + size]), known)
+                known.add(shard.new_keys)
+                writer.write(shard.new_keys, shard.features)
+                yield Work(start, shard.keys, shard.rejected, len(shard.new_keys))
+
+    def encode_captions(self, captions: "NewCaptions") -> Iterator[Work]:
+        """Cache the features of captions, shard by shard.
+
+        Raises:
+            ModelError: the teacher gives features that are not finite.
+        """
+        bar = counter("captions", "caption", captions.total, show=self._show)
+        tokenized = ahead(self._tokenize, captions, threads=1, depth=2)
+        with _Writer(self.cache, "captions") as writer, contextlib.closing(tokenized), bar:
+            for shard, tokens in tokenized:
+                writer.write(shard.keys, self._encode_tokens(tokens, bar))
+                yield Work(shard.start, shard.keys, {}, len(shard.keys))
+
+    def _tokenize(self, shard: "CaptionShard") -> tuple["CaptionShard", Any]:
+        return shard, self.teacher.tokenize(shard.captions)
+
+    def _encode_tokens(self, tokens: Any, bar: "tqdm[Any]") -> Float16[np.ndarray, "rows dim"]:
+        """Encode in the order of the lengths, so that a batch is cut to captions of like length."""
+        lengths = self.teacher.lengths(tokens).tolist()
+        batches, parts = length_batches(lengths, self.params.batch_size), []
+        for rows in batches:
+            parts.append(_to_float16(self.teacher.encode_tokens(tokens, rows)))
+            bar.update(len(rows))
+        features: NDArray[np.float16] = np.concatenate(parts)
+        return features[np.argsort(np.concatenate(batches))]
+
+    @property
+    def _depth(self) -> int:
+        """Images that may wait decoded: two batches, and one for every thread."""
+        return 2 * self.params.batch_size + self.params.workers
+
+    def _encode_shard(
+        self, prepared: Iterator["_Prepared"], rows: int, known: KeySet
+    ) -> "_ImageShard":
+        shard = _ImageShard(self.teacher, self.params.batch_size, rows)
+        for row, item in zip(range(rows), prepared, strict=False):
+            shard.take(row, item, known)
+        shard.encode_pending()
+        return shard
+
+
+@dataclass(frozen=True)
+class CaptionShard:
+    """Captions that make one shard, and the first of their rows, for the account."""
+
+    start: int
+    captions: list[str]
+    keys: Keys
+
+
+class NewCaptions:
+    """Captions that are to be encoded, as shards: rows of one stretch of the table each.
+
+    Args:
+        captions: the whole column.
+        keys: of all rows.
+        wanted: which rows are to be encoded.
+        shard_rows: rows of a stretch.
+    """
+
+    def __init__(
+        self,
+        captions: "pd.Series[str]",
+        keys: Keys,
+        wanted: Bool[np.ndarray, " rows"],
+        shard_rows: int,
+    ) -> None:
+        self.total = int(wanted.sum())
+        self._captions = captions
+        self._keys = keys
+        self._wanted = wanted
+        self._shard_rows = shard_rows
+
+    def __iter__(self) -> Iterator[CaptionShard]:
+        for start in range(0, len(self._captions), self._shard_rows):
+            rows = start + np.flatnonzero(self._wanted[start : start + self._shard_rows])
+            if len(rows):
+                captions = self._captions.iloc[rows].tolist()
+                yield CaptionShard(start, captions, self._keys[rows])
+
+
+class PackedImages:
+    """Images in archives, by row; one thread reads at a time, in the order of the rows.
+
+    Args:
+        folder: where archives are that are named without a folder.
+        archives: of each row.
+        members: of each row, in its archive.
+    """
+
+    def __init__(self, folder: Path, archives: Column, members: Column) -> None:
+        self.folder = folder
+        self.archives = archives
+        self.members = members
+        self._open: dict[str, Archive] = {}
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def read(self, row: int) -> bytes | Rejection:
+        """The bytes of an image, or why there are none.
+
+        Raises:
+            InputError: the archive itself cannot be read.
+        """
+        with self._lock:
+            archive = self._archive(self.archives[row])
+            try:
+                return archive.read(self.members[row])
+            except KeyError:
+                return Rejection("missing", f"not in {archive.path.name}")
+            except InputError as error:
+                return Rejection("unreadable", error.what)
+
+    def _archive(self, name: str) -> Archive:
+        if name not in self._open:
+            while len(self._open) >= _OPEN_ARCHIVES:
+                self._open.pop(next(iter(self._open))).__exit__()
+            self._open[name] = Archive(self.folder / name)
+        return self._open[name]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """An image that was read: its key, and its pixels where the cache does not have it."""
+
+    key: Keys | None = None
+    pixels: Tensor | None = None
+    rejection: Rejection | None = None
+
+
+class _Prepare:
+    """Reads, hashes and decodes one image; runs in threads."""
+
+    def __init__(self, images: PackedImages, decode: Decoder, known: KeySet) -> None:
+        self._images = images
+        self._decode = decode
+        self._known = known
+
+    def __call__(self, row: int) -> _Prepared:
+        content = self._images.read(row)
+        if isinstance(content, Rejection):
+            return _Prepared(rejection=content)
+        key = content_key(content)[None]
+        if self._known.contains(key)[0]:
+            return _Prepared(key)
+        decoded = self._decode(content)
+        if isinstance(decoded, Rejection):
+            return _Prepared(rejection=decoded)
+        return _Prepared(key, decoded)
+
+
+class _ImageShard:
+    """Collects the rows of one shard and encodes the new ones, batch by batch."""
+
+    def __init__(self, teacher: Teacher, batch_size: int, rows: int) -> None:
+        self.keys: Keys = np.zeros((rows, 16), np.uint8)
+        self.rejected: dict[int, Rejection] = {}
+        self._teacher = teacher
+        self._batch_size = batch_size
+        self._new: dict[bytes, int] = {}
+        self._pending: list[Tensor] = []
+        self._features: list[Float16[np.ndarray, "batch dim"]] = []
+
+    @property
+    def new_keys(self) -> Keys:
+        """The keys of the rows that were encoded."""
+        return self.keys[list(self._new.values())]
+
+    @property
+    def features(self) -> Float16[np.ndarray, "new dim"]:
+        """And their features."""
+        return np.concatenate(self._features or [np.empty((0, 0), np.float16)])
+
+    def take(self, row: int, item: _Prepared, known: KeySet) -> None:
+        """Take the next row; it is encoded if nobody has it yet."""
+        if item.rejection is not None or item.key is None:
+            self.rejected[row] = item.rejection or Rejection("unreadable", "")
+            return
+        self.keys[row] = item.key[0]
+        name = item.key.tobytes()
+        if item.pixels is None or name in self._new or known.contains(item.key)[0]:
+            return
+        self._new[name] = row
+        self._pending.append(item.pixels)
+        if len(self._pending) == self._batch_size:
+            self.encode_pending()
+
+    def encode_pending(self) -> None:
+        """Encode what waits, as one batch."""
+        if self._pending:
+            features = self._teacher.encode_images(torch.stack(self._pending))
+            self._features.append(_to_float16(features))
+            self._pending = []
+
+
+class _Writer:
+    """Writes shards in a thread, one at a time; a shard that was begun is finished in any case."""
+
+    def __init__(self, cache: FeatureCache, kind: Kind) -> None:
+        self._cache = cache
+        self._kind = kind
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: Future[object] | None = None
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _error: object, _trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self._wait()
+
+    def write(self, keys: Keys, features: Float16[np.ndarray, "rows dim"]) -> None:
+        """Write a shard once the one before is written, whose error, if any, is raised here."""
+        self._wait()
+        self._pending = self._thread.submit(self._cache.write, self._kind, keys, features)
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+
+
+def _to_float16(features: Float[Tensor, "batch dim"]) -> Float16[np.ndarray, "batch dim"]:
+    values = features.to(torch.float16)
+    if not torch.isfinite(values).all():
+        raise ModelError(
+            "the teacher gave features that are not finite in float16.",
+            "check the teacher's weights; another features.precision or model may be needed.",
+        )
+    return values.numpy()

@@ -1,0 +1,159 @@
+"""What teacher features depend on besides the rows, and the name under which they are cached."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from pipeline.errors import ModelError
+from pipeline.runtime import hash_file, hash_strings
+
+LOCAL_PREFIX = "local-dir:"
+TRANSFORMERS_PREFIX = "transformers:"
+
+PROBE_TEXTS = (
+    "",
+    " \t\n",
+    "a photo of a cat",
+    "A Photo of a CAT's dog, isn't it?! We've 1,234.50 of them...",
+    "na\u00efve caf\u00e9 \u2014 \u201cquotes\u201d \ufb01ne \uff21\uff22\uff23",
+    "\u0130stanbul stra\u00dfe \u65e5\u672c\u8a9e",
+    "\u0440\u0443\u0441\u0441\u043a\u0438\u0439 \u0639\u0631\u0628 \U0001f415\u200d\U0001f9ba",
+    "&lt;b&gt; &amp;amp; <br/> snake_case kebab-case a/b\\c #tag @name",
+    "<start_of_text> <|endoftext|> <s> </s> <pad> [CLS] [SEP] [PAD]",
+    "Donaudampfschifffahrtsgesellschaftskapit\u00e4n" * 4,
+    "word " * 300,
+)
+"""Texts whose token ids tell tokenizers apart that have one vocabulary and other rules."""
+
+_NAMES = {"_name_or_path", "name_or_path", "architectures", "dtype", "transformers_version"}
+"""Settings of transformers that say where a model comes from, not what it is."""
+
+_IRRELEVANT = {"training", *_NAMES}
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+@dataclass(frozen=True)
+class TeacherIdentity:
+    """One teacher, as it was named and as it was loaded."""
+
+    model: str
+    """Name in params.yaml."""
+    pretrained: str
+    """Weights tag in params.yaml, or an empty string."""
+    source: str
+    """sha256 over the files of a teacher in a folder, else an empty string."""
+    architecture: str
+    """sha256 over the layers and settings of the model."""
+    weights: str
+    """sha256 over the loaded weights."""
+    preprocessing: str
+    """Decoding and image transform, as text."""
+    tokenizer: str
+    """sha256 over vocabulary, rules and context length."""
+    library: str
+    """Library and version that ran the model."""
+    dtype: str
+    """Type the forward pass ran in."""
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over everything that the features depend on.
+
+        The names are not among it, so that two names of one model share their features; nor is
+        the library's version, which seldom changes a number: the cache holds the features of a
+        probe instead, and notices when they move (`cache.py`).
+        """
+        return hash_strings(
+            [self.architecture, self.weights, self.preprocessing, self.tokenizer, self.dtype]
+        )
+
+
+def folder_of(model: str) -> Path | None:
+    """The folder that a teacher's name names, or None where it is a name on a hub.
+
+    Raises:
+        ModelError: a `local-dir:` folder does not exist.
+    """
+    folder = Path(model.removeprefix(LOCAL_PREFIX).removeprefix(TRANSFORMERS_PREFIX))
+    if model.startswith(LOCAL_PREFIX) and not folder.is_dir():
+        raise ModelError(
+            f"teacher.model: the folder {folder} does not exist.",
+            "name a folder of an open_clip or transformers model.",
+        )
+    is_folder = model.startswith((LOCAL_PREFIX, TRANSFORMERS_PREFIX)) and folder.is_dir()
+    return folder if is_folder else None
+
+
+def hash_teacher_source(model: str) -> str:
+    """A hash over the files of a teacher in a folder; empty for names on a hub.
+
+    Raises:
+        ModelError: a `local-dir:` folder does not exist.
+    """
+    folder = folder_of(model)
+    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder else []
+    return hash_strings(p for path in files for p in (path.name, hash_file(path))) if files else ""
+
+
+def hash_architecture(model: nn.Module, config: Mapping[str, Any] | None = None) -> str:
+    """A hash over what a model computes, but for its weights: layers, shapes and settings.
+
+    Args:
+        model: its representation lacks such settings as the number of heads; they are taken from
+            the modules' public attributes.
+        config: the configuration, where the library keeps one.
+    """
+    layers = [_setting_of(name, module) for name, module in model.named_modules()]
+    shapes = [f"{key} {tuple(value.shape)}" for key, value in sorted(model.state_dict().items())]
+    known = json.dumps(_without_names(dict(config or {})), sort_keys=True, default=str)
+    return hash_strings([without_addresses(repr(model)), *layers, *shapes, known])
+
+
+def hash_tokenizer(rules: Iterable[str], ids: Int[Tensor, "texts context"]) -> str:
+    """A hash over the rules of a tokenizer and the ids that it gives PROBE_TEXTS."""
+    return hash_strings([*rules, str(ids.tolist())])
+
+
+def describe_tokenizer(tokenizer: Any) -> Iterator[str]:
+    """Vocabulary and rules of a transformers tokenizer, as text.
+
+    Cutting and padding are left out: calls change them, and the ids of a probe show them.
+    """
+    yield json.dumps(sorted(tokenizer.get_vocab().items()))
+    rules = getattr(tokenizer, "backend_tokenizer", None)
+    if rules is not None:
+        content = json.loads(rules.to_str())
+        kept = {key: content[key] for key in content if key not in {"truncation", "padding"}}
+        yield json.dumps(kept, sort_keys=True)
+
+
+def without_addresses(text: str) -> str:
+    """A representation without the memory addresses of its functions, in one line."""
+    return _ADDRESS.sub("", " ".join(text.split()))
+
+
+def _setting_of(name: str, module: nn.Module) -> str:
+    settings = {
+        key: value
+        for key, value in sorted(vars(module).items())
+        if not key.startswith("_") and key not in _IRRELEVANT and _is_plain(value)
+    }
+    return f"{name} {type(module).__name__} {settings}"
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _without_names(config: Any) -> Any:
+    if isinstance(config, dict):
+        return {key: _without_names(config[key]) for key in config if key not in _NAMES}
+    return config

@@ -1,0 +1,384 @@
+"""Source `folder`: tables of every kind, splits that stay, images packed once, what is refused."""
+
+import csv
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.download.archives import Archive
+from pipeline.download.caption_table import read_rows
+from pipeline.download.corpora import Fetcher, make_pairs
+from pipeline.download.pairing import MOST_CHARACTERS, clean_caption
+from pipeline.download.records import Pairs, read_pairs
+from pipeline.download.splits import draw_split
+from pipeline.errors import InputError
+from pipeline.params.download import SplitsParams
+from tests.conftest import ROOT, assert_clear_error, invoke, write_params
+from tests.download.conftest import download_params, image_bytes
+
+IMAGES = ("a.png", "sub/b.png", "sub/ü c.png")
+CAPTIONS = {"a.png": ["One, two", 'He said "hi"'], "sub/b.png": [""], "sub/ü c.png": ["  x  y "]}
+ROWS = [(image, caption) for image, captions in CAPTIONS.items() for caption in captions]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with the images."""
+    folder = tmp_path / "photos"
+    for number, name in enumerate(IMAGES):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(image_bytes(number))
+    return folder
+
+
+def write_rows(path: Path, rows: list[tuple], header: tuple = ("image", "caption")) -> Path:
+    """A table with one caption a row, in the form that the ending names."""
+    if path.suffix in {".csv", ".tsv"}:
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream, delimiter="," if path.suffix == ".csv" else "\t")
+            writer.writerows([header, *rows])
+    elif path.suffix == ".jsonl":
+        lines = [json.dumps(dict(zip(header, row, strict=True))) for row in rows]
+        path.write_text("\n".join(lines) + "\n\n")
+    else:
+        columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
+        pq.write_table(pa.table(columns), path)
+    return path
+
+
+def make(table: Path, photos: Path, out: str = "pairs", **folder) -> tuple[Pairs, dict[str, int]]:
+    settings = {"images": str(photos), "captions": str(table)} | folder
+    params = download_params(pairs="folder", folder=settings)
+    counts = make_pairs(table.parent / out, params, Fetcher(table.parent / "downloads", None))
+    return read_pairs(table.parent / out), counts
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
+def test_every_kind_of_table_gives_the_same_pairs(tmp_path, photos, ending):
+    pairs, counts = make(write_rows(tmp_path / f"t.{ending}", ROWS), photos)
+    assert pairs.images["member"].tolist() == list(IMAGES)
+    assert pairs.images["image_id"].tolist() == [0, 1, 2]
+    assert set(pairs.images["archive"]) == {"images.zip"}
+    assert pairs.captions.to_dict("list") == {
+        "caption_id": [0, 1, 2, 3],
+        "image_id": [0, 0, 1, 2],
+        "caption": ["One, two", 'He said "hi"', "", "x y"],
+    }
+    assert (counts["images"], counts["captions"], counts["captions_empty"]) == (3, 4, 1)
+    assert (counts["images_missing"], counts["images_unnamed"]) == (0, 0)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_lists_of_captions_are_captions(tmp_path, photos, ending):
+    rows = [("a.png", ["one", None, "two"]), ("sub/b.png", []), ("sub/ü c.png", None)]
+    pairs, counts = make(write_rows(tmp_path / f"t.{ending}", rows), photos)
+    assert pairs.captions["caption"].tolist() == ["one", "", "two", "", ""]
+    assert pairs.captions["image_id"].tolist() == [0, 0, 0, 1, 2]
+    assert counts["captions_empty"] == 3
+
+
+def test_images_are_packed_once_stored_and_dated_alike(tmp_path, photos):
+    table = write_rows(tmp_path / "t.csv", [*ROWS, ROWS[0], ("./a.png", "again")])
+    pairs, _ = make(table, photos, "one")
+    for path in photos.rglob("*.png"):
+        os.utime(path, (1, 1))
+    make(table, photos, "two")
+    for name in ("images.zip", "images.parquet", "captions.parquet"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    with zipfile.ZipFile(tmp_path / "one/images.zip") as archive:
+        assert archive.namelist() == list(IMAGES)
+        assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
+    assert pairs.captions["image_id"].tolist() == [0, 0, 1, 2, 0, 0]  # equal rows are kept
+    with Archive(pairs.folder / pairs.images["archive"][2]) as archive:
+        assert archive.read(pairs.images["member"][2]) == (photos / IMAGES[2]).read_bytes()
+
+
+def test_other_columns_and_splits_of_the_table(tmp_path, photos):
+    rows = [("x", "a.png", "Train"), ("y", "sub/b.png", "validation"), ("z", "sub/ü c.png", "TEST")]
+    table = write_rows(tmp_path / "t.csv", rows, ("text", "file", "part"))
+    columns = {"image_column": "file", "caption_column": "text", "split_column": "part"}
+    pairs, counts = make(table, photos, **columns)
+    assert pairs.images["split"].tolist() == ["train", "val", "test"]
+    assert [counts[f"{split}_images"] for split in ("train", "val", "test")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([("a.png", "x", "hold-out")], r"line 2 has the split 'hold-out'"),
+        ([("a.png", "x", "")], r"line 2: split is empty"),
+        ([("a.png", "x", "val"), ("a.png", "y", "test")], r"line 3 has a\.png in split test"),
+    ],
+)
+def test_splits_that_are_none_are_named(tmp_path, photos, rows, words):
+    table = write_rows(tmp_path / "t.csv", rows, ("image", "caption", "split"))
+    with pytest.raises(InputError, match=words):
+        make(table, photos, split_column="split")
+
+
+@given(st.lists(st.text(min_size=1), unique=True, min_size=1), st.floats(0, 0.4))
+def test_a_split_follows_from_the_name_alone(names, share):
+    shares = SplitsParams(val=share, test=share)
+    for name in names:
+        place = int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) / 16**16
+        wanted = "test" if place < share else "val" if place >= 1 - share else "train"
+        assert draw_split(name, shares) == draw_split(name.encode(), shares) == wanted
+
+
+def test_drawn_splits_have_their_shares_and_other_shares_move_no_more_than_needed():
+    names = [f"{number:09d}" for number in range(20_000)]
+    few = [draw_split(name, SplitsParams(val=0.01, test=0.02)) for name in names]
+    assert abs(few.count("val") - 200) < 60
+    assert abs(few.count("test") - 400) < 80
+    more = [draw_split(name, SplitsParams(val=0.10, test=0.02)) for name in names]
+    moved = {(old, new) for old, new in zip(few, more, strict=True) if old != new}
+    assert moved == {("train", "val")}
+
+
+def test_a_grown_table_moves_no_image(tmp_path, photos):
+    for number in range(40):
+        (photos / f"{number}.png").write_bytes(image_bytes(number))
+    rows = [(f"{number}.png", f"caption {number}") for number in range(40)]
+    shares = {"val": 0.3, "test": 0.3}
+    found = []
+    for count in (20, 40):
+        table = write_rows(tmp_path / "t.csv", rows[:count])
+        params = {"images": str(photos), "captions": str(table)}
+        block = download_params(pairs="folder", folder=params, splits=shares)
+        make_pairs(tmp_path / "pairs", block, Fetcher(tmp_path, None))
+        found.append(read_pairs(tmp_path / "pairs"))
+    old, new = found
+    assert set(old.images["split"]) == {"train", "val", "test"}
+    pd.testing.assert_frame_equal(new.images.head(20), old.images)
+    pd.testing.assert_frame_equal(new.captions.head(20), old.captions)
+
+
+def test_images_that_are_not_there_keep_their_row(tmp_path, photos, caplog):
+    (photos / "loose.JPG").write_bytes(b"named by no row")
+    (photos / "notes.txt").write_text("no image")
+    (photos / "folder.png").mkdir()
+    (photos / ("n" * 200)).write_bytes(b"")
+    rows = [*ROWS, ("gone.png", "x"), ("folder.png", "y"), ("n" * 300 + ".png", "z")]
+    pairs, counts = make(write_rows(tmp_path / "t.csv", rows), photos)
+    assert pairs.images["member"].tolist()[3:5] == ["gone.png", "folder.png"]
+    assert (counts["images"], counts["images_missing"], counts["images_unnamed"]) == (6, 3, 1)
+    assert "gone.png, which is no file of the folder" in caplog.text
+    with Archive(pairs.folder / "images.zip") as archive:
+        assert set(archive.sizes) == set(IMAGES)
+
+
+def test_links_out_of_the_folder_are_not_followed(tmp_path, photos):
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (photos / "out.png").symlink_to(tmp_path / "secret.png")
+    (photos / "up").symlink_to(tmp_path)
+    (photos / "in.png").symlink_to(photos / "a.png")
+    rows = [("out.png", "x"), ("up/secret.png", "y"), ("in.png", "z")]
+    pairs, counts = make(write_rows(tmp_path / "t.csv", rows), photos)
+    with Archive(pairs.folder / "images.zip") as archive:
+        assert set(archive.sizes) == {"in.png"}
+    assert (counts["images"], counts["images_missing"]) == (3, 2)
+
+
+def test_the_folder_itself_may_be_a_link(tmp_path, photos):
+    (tmp_path / "link").symlink_to(photos)
+    _, counts = make(write_rows(tmp_path / "t.csv", ROWS), tmp_path / "link")
+    assert counts["images_missing"] == 0
+
+
+OUTSIDE = ["../t.csv", "/etc/passwd", "sub/../../x", ".", "a\0.png"]
+
+
+@pytest.mark.parametrize(
+    ("ending", "image"),
+    [("jsonl", "\ud800"), *((kind, path) for kind in ("csv", "jsonl") for path in OUTSIDE)],
+)
+def test_paths_out_of_the_folder_are_refused(tmp_path, photos, image, ending):
+    table = write_rows(tmp_path / f"t.{ending}", [ROWS[0], (image, "x")])
+    line = 3 if ending == "csv" else 2
+    with pytest.raises(InputError, match=rf"line {line} names the image .*no path inside"):
+        make(table, photos)
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", table.name}
+
+
+FAULTY = {
+    "latin.csv": (
+        "image,caption\na.png,caf\xe9\n".encode("latin-1"),
+        r"line 2 is no UTF-8 at byte",
+    ),
+    "utf16.csv": ("image,caption\n".encode("utf-16"), r"line 1 is no UTF-8"),
+    "names.csv": (b"file;text\na;b\n", r"has no column 'image'; its columns are 'file;text'"),
+    "twice.csv": (b"image,caption,image\n", r"has several columns 'image'"),
+    "empty.csv": (b"", r"has no column 'image'; its columns are none"),
+    "header.csv": (b"image,caption\n", r"header\.csv has no rows"),
+    "short.csv": (b"image,caption\na.png,x\n\na.png\n", r"line 4 has 1 fields, the header 2"),
+    "long.tsv": (b"image\tcaption\na.png\tx\ty\n", r"line 2 has 3 fields"),
+    "open.csv": (b'image,caption\na.png,"x\nb,y\n', r"line 2 is malformed"),
+    "after.csv": (b'image,caption\na.png,"x" y\n', r"line 2 is malformed"),
+    "blank.csv": (b'image,caption\n"",x\n', r"line 2: image is empty"),
+    "text.jsonl": (b'{"image": "a.png", "caption": "x"}\nnot json\n', r"line 2 is no JSON"),
+    "deep.jsonl": (b"[" * 100_000, r"line 1 is no JSON"),
+    "list.jsonl": (b'["a.png"]\n', r"line 1 is no object"),
+    "key.jsonl": (
+        b'{"image": "a.png", "text": "x"}\n',
+        r"line 1 has no column 'caption'; .*'text'",
+    ),
+    "number.jsonl": (b'{"image": "a.png", "caption": 7}\n', r"line 1: caption is 7, no text"),
+    "image.jsonl": (b'{"image": 7, "caption": "x"}\n', r"line 1: image is 7, no text"),
+    "null.jsonl": (b'{"image": null, "caption": "x"}\n', r"line 1: image is empty"),
+    "mixed.jsonl": (b'{"image": "a.png", "caption": ["x", 1]}\n', r"line 1: caption is 1, no text"),
+    "none.jsonl": (b"\n\n", r"none\.jsonl has no rows"),
+    "damaged.parquet": (b"PAR1 no table PAR1", r"cannot be read as Parquet"),
+    "table.xlsx": (b"PK", r"none of \.csv, \.tsv, \.jsonl, \.parquet"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_faulty_tables_are_named_by_line(tmp_path, photos, name):
+    content, words = FAULTY[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=words) as error:
+        make(tmp_path / name, photos)
+    assert name in error.value.what
+    assert not (tmp_path / "pairs").exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "words"),
+    [
+        ("caption", pa.array([1, 2]), "has a column caption of int64, no text"),
+        ("image", pa.array([b"x", b"y"]), "has a column image of binary, no text"),
+        ("caption", pa.array([[1], [2]]), "has a column caption of list<.*int64>, no text"),
+        ("caption", pa.array([None, None]), "has a column caption of null, no text"),
+        ("image", pa.array(["a.png", None]), "row 1: image is empty"),
+        ("caption", pa.array([b"x", b"\xff"]).view(pa.string()), "row 1 holds text that is no UTF"),
+    ],
+)
+def test_faulty_parquet_columns_are_named(tmp_path, photos, column, cells, words):
+    columns = {"image": pa.array(["a.png", "a.png"]), "caption": pa.array(["x", "y"])}
+    pq.write_table(pa.table(columns | {column: cells}), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=words):
+        make(tmp_path / "t.parquet", photos)
+
+
+def test_other_types_of_text_in_parquet_are_text(tmp_path, photos):
+    large = pa.array(["x", "y"], pa.large_string())
+    columns = {"image": pa.array(["a.png", "sub/b.png"]).dictionary_encode(), "caption": large}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    assert make(tmp_path / "t.parquet", photos)[0].captions["caption"].tolist() == ["x", "y"]
+
+
+def test_missing_captions_of_all_kinds_are_empty(tmp_path, photos):
+    lines = [f'{{"image": "a.png", "caption": {text}}}' for text in ("null", "NaN", '" \\t"')]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    pairs, counts = make(tmp_path / "t.jsonl", photos)
+    assert pairs.captions["caption"].tolist() == ["", "", ""]
+    assert counts["captions_empty"] == 3
+
+
+def test_odd_captions_become_text_that_can_be_stored(tmp_path, photos):
+    captions = ["a\0b", "half \ud83d of one", "w " * 2_000_000, "two\nlines"]
+    pairs, counts = make(
+        write_rows(tmp_path / "t.jsonl", [("a.png", text) for text in captions]), photos
+    )
+    found = pairs.captions["caption"].tolist()
+    assert found == ["a b", "half ? of one", ("w " * (MOST_CHARACTERS // 2)).strip(), "two lines"]
+    assert counts["captions_cut"] == 1
+
+
+def test_a_long_quoted_field_and_a_byte_order_mark_are_read(tmp_path, photos):
+    text = "ab" * 150_000
+    (tmp_path / "t.csv").write_text(
+        f'image,caption\r\n"a.png","{text}"\r\na.png,"two\r\nlines"\r\n', encoding="utf-8-sig"
+    )
+    pairs, _ = make(tmp_path / "t.csv", photos)
+    assert pairs.captions["caption"].tolist() == [text[:MOST_CHARACTERS], "two lines"]
+
+
+@given(st.text())
+def test_a_cleaned_caption_is_one_line_of_utf8(text):
+    cleaned = clean_caption(text)
+    assert cleaned == clean_caption(cleaned) == cleaned.strip()
+    assert not set(cleaned) & set("\0\n\t\r")
+    assert cleaned.encode().decode() == cleaned
+    assert bool(cleaned) == bool(text.replace("\0", "").strip())
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"))
+
+
+@given(st.lists(st.tuples(TEXT.filter(str.strip), TEXT), min_size=1))
+def test_csv_jsonl_and_parquet_are_read_alike(tmp_path_factory, rows):
+    folder = tmp_path_factory.getbasetemp()
+    params = download_params().folder
+    for ending in ("csv", "tsv", "jsonl", "parquet"):
+        table = write_rows(folder / f"rows.{ending}", rows)
+        assert [(row.image, *row.captions) for row in read_rows(table, params)] == rows
+
+
+def test_a_folder_or_table_that_is_not_there_is_named(tmp_path, photos):
+    table = write_rows(tmp_path / "t.csv", ROWS)
+    with pytest.raises(InputError, match=r"none is no folder") as error:
+        make(table, tmp_path / "none")
+    assert "download.folder.images" in error.value.fix
+    with pytest.raises(InputError, match=r"none\.csv does not exist"):
+        make(tmp_path / "none.csv", photos)
+    with pytest.raises(InputError, match=r"holds none of the 3 images of .*the first is a\.png"):
+        make(table, photos.parent)
+
+
+def test_the_stage_reads_a_folder_and_names_what_is_null(tmp_path, photos, monkeypatch):
+    table = write_rows(tmp_path / "t.csv", ROWS)
+    monkeypatch.chdir(tmp_path)
+    small = {"images": 100, "captions_per_image": 1, "sentences": 100, "sts_pairs": 300}
+    write_params(tmp_path, {"download": {"pairs": "folder", "scenes": small}})
+    assert_clear_error(invoke("download"), "needs folder.images and folder.captions")
+    own = {"images": str(photos), "captions": str(table)}
+    write_params(tmp_path, {"download": {"pairs": "folder", "scenes": small, "folder": own}})
+    result = invoke("download")
+    assert result.exit_code == 0, result.output
+    counts = json.loads((tmp_path / "reports/download.json").read_text())["pairs"]
+    assert counts["images"] == 3
+    assert sorted(path.name for path in (tmp_path / "data/pairs").iterdir()) == [
+        "captions.parquet",
+        "images.parquet",
+        "images.zip",
+    ]
+
+
+@pytest.mark.slow
+def test_a_stop_while_packing_leaves_nothing(tmp_path, photos):
+    write_rows(tmp_path / "t.csv", [("a.png", f"caption {row}") for row in range(300_000)])
+    own = {"images": "photos", "captions": "t.csv"}
+    write_params(tmp_path, {"download": {"pairs": "folder", "folder": own}})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stages.download"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(tmp_path.glob("data/.pairs*/.images.zip*")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert "was stopped by SIGTERM; nothing half-written was left" in said
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_the_list_of_sources_has_the_kinds_of_own_data():
+    listed = json.loads(invoke("download", "--list", "--json").stdout)
+    assert [source["name"] for source in listed][-3:] == ["folder", "webdataset", "hub"]

@@ -1,0 +1,255 @@
+"""Source `hub`, against a loopback hub: shards, Parquet, splits by file name, refusals."""
+
+import io
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import constants
+
+from pipeline.download.archives import Archive
+from pipeline.download.corpora import Fetcher, make_pairs
+from pipeline.download.hub import split_in_name
+from pipeline.download.records import Pairs, read_pairs
+from pipeline.download.splits import draw_split
+from pipeline.errors import DownloadError, InputError
+from pipeline.params.download import SplitsParams
+from tests.conftest import ROOT
+from tests.download.conftest import COMMIT, download_params, image_bytes
+from tests.download.test_webdataset import sample, write_shard
+
+SPLITS = SplitsParams(val=0.3, test=0.3)
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def table_bytes(images: pa.Array, captions: pa.Array | list, **options) -> bytes:
+    stream = io.BytesIO()
+    pq.write_table(
+        pa.table({"image": images, "id": range(len(images)), "caption": captions}),
+        stream,
+        **options,
+    )
+    return stream.getvalue()
+
+
+def structs(*numbers: int, path: str = "x/{}.png") -> pa.Array:
+    cells = [{"bytes": image_bytes(number), "path": path.format(number)} for number in numbers]
+    return pa.array(cells, STRUCT)
+
+
+def make(folder: Path, **hub) -> tuple[Pairs, dict[str, int]]:
+    block = {"dataset": "org/photos"} | hub
+    params = download_params(pairs="hub", hub=block, splits=SPLITS.model_dump())
+    counts = make_pairs(folder / "pairs", params, Fetcher(folder / "downloads", None))
+    return read_pairs(folder / "pairs"), counts
+
+
+def test_parquet_files_become_a_zip_each(connected, tmp_path):
+    connected.datasets["org/photos"] = {
+        "README.md": b"a card",
+        "data/train-00000-of-00002.parquet": table_bytes(
+            structs(0, 1, 2), ["one", None, " two "], row_group_size=2
+        ),
+        "data/train-00001-of-00002.parquet": table_bytes(structs(3, path=""), ["three"]),
+        "data/validation-00000-of-00001.parquet": table_bytes(structs(4), ["four"]),
+    }
+    pairs, counts = make(tmp_path)
+    first, second, third = (
+        "data--train-00000-of-00002.zip",
+        "data--train-00001-of-00002.zip",
+        "data--validation-00000-of-00001.zip",
+    )
+    assert list(zip(pairs.images["archive"], pairs.images["member"], strict=True)) == [
+        *((first, f"0000000{row}.png") for row in range(3)),
+        (second, "00000000"),
+        (third, "00000000.png"),
+    ]
+    assert pairs.images["split"].tolist() == ["train"] * 4 + ["val"]
+    assert pairs.captions["caption"].tolist() == ["one", "", "two", "three", "four"]
+    assert pairs.captions["image_id"].tolist() == list(range(5))
+    for row in pairs.images.itertuples():
+        with Archive(pairs.folder / row.archive) as archive:
+            assert archive.read(row.member) == image_bytes(row.image_id)
+    assert (counts["files"], counts["samples_without_image"], counts["captions_empty"]) == (3, 0, 1)
+    with zipfile.ZipFile(pairs.folder / first) as archive:
+        assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
+
+
+def test_plain_bytes_lists_of_captions_and_rows_without_an_image(connected, tmp_path):
+    images = pa.array([image_bytes(0), None, b"", image_bytes(3)])
+    captions = [["a", None], ["b"], ["c"], []]
+    connected.datasets["org/photos"] = {"0000.parquet": table_bytes(images, captions)}
+    pairs, counts = make(tmp_path)
+    assert pairs.images["member"].tolist() == ["00000000", "00000003"]
+    assert pairs.captions["caption"].tolist() == ["a", "", ""]
+    assert pairs.captions["image_id"].tolist() == [0, 0, 1]
+    assert (counts["samples_without_image"], counts["captions_empty"]) == (2, 2)
+
+
+def test_drawn_splits_stay_when_files_are_cut_anew(connected, tmp_path):
+    captions = [f"caption {number}" for number in range(60)]
+    whole = {"a.parquet": table_bytes(structs(*range(60), path="x.png"), captions)}
+    cut = {
+        "a.parquet": table_bytes(structs(*range(30, 60), path=""), captions[30:]),
+        "b.parquet": table_bytes(structs(*range(30)), captions[:30]),
+    }
+    found = []
+    for number, files in enumerate((whole, cut)):
+        connected.datasets[f"org/photos{number}"] = files
+        pairs, _ = make(tmp_path / str(number), dataset=f"org/photos{number}")
+        captions_by_split = pairs.captions.merge(pairs.images, on="image_id")
+        found.append(
+            dict(zip(captions_by_split["caption"], captions_by_split["split"], strict=True))
+        )
+    assert found[0] == found[1]
+    assert set(found[0].values()) == {"train", "val", "test"}
+    assert found[0]["caption 7"] == draw_split(image_bytes(7), SPLITS)
+
+
+def test_shards_are_read_in_the_hub_s_cache(connected, tmp_path):
+    shard = write_shard(tmp_path / "s.tar", sample("000000001", "x"), sample("000000002", "y"))
+    connected.datasets["org/photos"] = {
+        "test/0.tar": shard.read_bytes(),
+        "0.tar": shard.read_bytes(),
+        "notes.parquet": b"not read where there are shards",
+    }
+    pairs, counts = make(tmp_path)
+    drawn = [draw_split(f"00000000{number}", SPLITS) for number in (1, 2)]
+    assert pairs.images["split"].tolist() == [*drawn, "test", "test"]
+    assert all(Path(path).is_relative_to(tmp_path / "hub") for path in pairs.images["archive"])
+    with Archive(pairs.folder / pairs.images["archive"][3]) as archive:
+        assert archive.read(pairs.images["member"][3]) == image_bytes(2)
+    assert counts["shards"] == 2
+    asked = len([path for path in connected.seen if "/resolve/" in path])
+    make(tmp_path)
+    heads = [path for path in connected.seen if "/resolve/" in path][asked:]
+    assert len(heads) <= 2  # nothing is fetched again
+
+
+def test_a_damaged_shard_says_what_to_delete(connected, tmp_path):
+    connected.datasets["org/photos"] = {"0.tar": b"<html>" * 500}
+    with pytest.raises(InputError, match=r"0\.tar is damaged") as error:
+        make(tmp_path)
+    named = Path(error.value.fix.split()[1])
+    assert named.is_relative_to(tmp_path / "hub")
+    assert named.read_bytes() == b"<html>" * 500
+
+
+@pytest.mark.parametrize(
+    ("file", "split"),
+    [
+        ("data/train-00000-of-00003.parquet", "train"),
+        ("data/Validation-0.parquet", "val"),
+        ("default/test/0000.parquet", "test"),
+        ("train/dev.parquet", "val"),  # the name of the file counts before its folders'
+        ("cc3m-train-0001.tar", "train"),
+        ("val_2017/x.tar", "val"),
+        ("training/contest/latest.parquet", None),
+        ("evaluation/0.parquet", None),
+    ],
+)
+def test_splits_in_file_names(file, split):
+    assert split_in_name(file) == split
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "fix"),
+    [
+        ({"dataset": "org/none"}, "the data set org/none is not there", "download.hub.dataset"),
+        ({"dataset": "a/b/c"}, "a/b/c is no name of the hub", "ORG/NAME"),
+        ({"revision": "v9"}, "has no revision v9", "download.hub.revision"),
+        ({"dataset": "org/closed"}, "open only to those who accepted its terms", "hf auth login"),
+    ],
+)
+def test_what_the_hub_refuses_is_said(connected, tmp_path, changes, words, fix):
+    connected.datasets["org/photos"] = {}
+    connected.gated.add("org/closed")
+    with pytest.raises(DownloadError, match=words) as error:
+        make(tmp_path, **changes)
+    assert fix in error.value.fix
+    assert not (tmp_path / "pairs").exists()
+
+
+def test_offline_is_said(connected, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set"):
+        make(tmp_path)
+
+
+def test_a_hub_that_is_not_there_is_said(connected, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(DownloadError, match="cannot be fetched") as error:
+        make(tmp_path)
+    assert "HF_ENDPOINT" in error.value.fix
+
+
+GOOD = structs(0)
+
+
+@pytest.mark.parametrize(
+    ("files", "changes", "words"),
+    [
+        ({"a.csv": b"", "b.md": b""}, {}, r"neither \.parquet nor \.tar files, but a\.csv, b\.md"),
+        (
+            {"a.parquet": table_bytes(GOOD, ["x"])},
+            {"image_column": "img"},
+            r"a\.parquet has no column 'img'; its columns are 'image', 'id', 'caption'",
+        ),
+        (
+            {"a.parquet": table_bytes(GOOD, ["x"])},
+            {"caption_column": "text"},
+            "has no column 'text'",
+        ),
+        (
+            {"a.parquet": table_bytes(GOOD, ["x"])},
+            {"caption_column": "id"},
+            "column id of int64, no text",
+        ),
+        (
+            {"a.parquet": table_bytes(GOOD, ["x"])},
+            {"image_column": "caption"},
+            "column caption of string, no images",
+        ),
+        (
+            {"a.parquet": table_bytes(pa.array([None], STRUCT), ["x"])},
+            {},
+            "no image bytes in column image",
+        ),
+        ({"a.parquet": b"PAR1 PAR1"}, {}, r"a\.parquet cannot be read as Parquet"),
+    ],
+)
+def test_data_sets_that_cannot_be_used_say_why(connected, tmp_path, files, changes, words):
+    connected.datasets["org/photos"] = files
+    with pytest.raises(InputError, match=words):
+        make(tmp_path, **changes)
+    assert not (tmp_path / "pairs").exists()
+
+
+@pytest.mark.slow
+def test_the_endpoint_of_the_environment_is_honoured(hub, tmp_path):
+    hub.datasets["org/photos"] = {"a.parquet": table_bytes(structs(0, 1), ["x", "y"])}
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from pipeline.download.hub import find_repository\n"
+        "from pipeline.params.download import HubParams\n"
+        "params = HubParams(dataset='org/photos', revision=None, image_column='image',"
+        " caption_column='caption')\n"
+        "found = find_repository(params)\n"
+        "print(found.commit, *found.files, found.fetch('a.parquet').stat().st_size)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ
+        | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    size = len(hub.datasets["org/photos"]["a.parquet"])
+    assert result.stdout.split() == [COMMIT, "a.parquet", str(size)]

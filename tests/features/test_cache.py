@@ -1,0 +1,208 @@
+"""The cache: found by content, verified, shared, freed."""
+
+import fcntl
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import InputError, ResourceError
+from pipeline.features.cache import (
+    DamagedShardError,
+    FeatureCache,
+    KeySet,
+    content_key,
+    first_of_each,
+    list_cached,
+    prune,
+    read_shard,
+    text_keys,
+)
+from pipeline.features.identity import TeacherIdentity
+
+IDENTITY = TeacherIdentity(
+    model="ViT-B-32",
+    pretrained="openai",
+    source="",
+    architecture="a",
+    weights="w",
+    preprocessing="Resize",
+    tokenizer="t",
+    library="open_clip 3",
+    dtype="float32",
+)
+PROBE = np.array([[3.0, 4.0], [1.0, 2.0]], np.float32)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> FeatureCache:
+    return FeatureCache(tmp_path / "store", IDENTITY, PROBE)
+
+
+def features_of(texts: list[str]) -> np.ndarray:
+    """Features that tell the texts apart."""
+    return np.array([[len(text), sum(map(ord, text))] for text in texts], np.float16)
+
+
+def write(cache: FeatureCache, *texts: str) -> Path:
+    path = cache.write("captions", text_keys(texts), features_of(list(texts)))
+    assert path is not None
+    return path
+
+
+def test_rows_are_found_by_content(cache):
+    write(cache, "a", "bb", "ccc")
+    write(cache, "dddd", "e")
+    wanted = ["e", "bb", "bb", "a"]
+    rows = cache.rows("captions", text_keys(wanted))
+    np.testing.assert_array_equal(rows[:], features_of(wanted))
+    known = cache.known("captions")
+    assert known.contains(text_keys(["a", "x", "dddd"])).tolist() == [True, False, True]
+    assert not cache.known("images").contains(text_keys(["a"])).any()
+
+
+def test_the_key_is_of_all_bytes():
+    assert not np.array_equal(content_key(b"picture"), content_key(b"picture\0"))
+    assert not np.array_equal(*text_keys(["a caption", "a caption "]))
+    assert text_keys(["lone \ud800 surrogate", "", "\0"]).shape == (3, 16)
+
+
+def test_equal_rows_give_an_equal_file_of_the_same_name(tmp_path):
+    caches = [FeatureCache(tmp_path / name, IDENTITY, PROBE) for name in ("one", "two")]
+    one, two = (write(cache, "a", "bb") for cache in caches)
+    assert one.name == two.name
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_rows_that_are_gone_are_named(cache):
+    write(cache, "a")
+    with pytest.raises(InputError, match=r"1 captions are no longer in .*, the first in row 1"):
+        cache.rows("captions", text_keys(["a", "b"]))
+
+
+def test_every_flipped_bit_of_a_shard_is_noticed(cache):
+    """A flipped bit is found by name, checksum or HDF5 itself, or is in bytes that mean nothing."""
+    whole = write(cache, "a", "bb", "ccc")
+    content = whole.read_bytes()
+    keys = text_keys(["a", "bb", "ccc"])
+    for position in range(0, len(content), 7):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << (position % 8)
+        whole.write_bytes(bytes(damaged))
+        try:
+            found = cache.rows("captions", keys)[:]
+        except InputError:
+            found = features_of(["a", "bb", "ccc"])
+        np.testing.assert_array_equal(found, features_of(["a", "bb", "ccc"]))
+        whole.write_bytes(content)
+
+
+@pytest.mark.parametrize("cut", [0, 10, 700, 2100])
+def test_a_truncated_shard_is_removed_when_keys_are_read(cache, cut, caplog):
+    path = write(cache, "a", "bb")
+    path.write_bytes(path.read_bytes()[:cut])
+    assert not cache.known("captions").contains(text_keys(["a"])).any()
+    assert not path.exists()
+    assert "damaged shard" in caplog.text
+
+
+def test_a_damaged_row_is_named_by_its_shard(cache):
+    path = write(cache, "a", "bb")
+    with h5py.File(path, "r+") as file:
+        file["features"][1, 0] += 1
+    with pytest.raises(DamagedShardError, match="row 1 does not fit its checksum") as error:
+        cache.rows("captions", text_keys(["a"]))[:]
+    assert error.value.path == path
+    cache.drop(path)
+    assert not path.exists()
+
+
+def test_the_shard_of_another_teacher_is_not_taken(cache, tmp_path):
+    other = FeatureCache(tmp_path / "other", replace(IDENTITY, weights="x"), PROBE)
+    path = write(other, "a")
+    (cache.folder / "captions").mkdir(parents=True)
+    path.rename(cache.folder / "captions" / path.name)
+    assert not cache.known("captions").contains(text_keys(["a"])).any()
+
+
+def test_names_and_library_share_a_folder_while_the_probe_agrees(cache, tmp_path, caplog):
+    renamed = replace(IDENTITY, model="local-dir:copy", library="open_clip 4")
+    again = FeatureCache(tmp_path / "store", renamed, PROBE * (1 + 1e-6))
+    assert again.folder == cache.folder
+    moved = FeatureCache(tmp_path / "store", renamed, PROBE * 1.01)
+    assert moved.folder != cache.folder
+    assert "other features than those in the cache" in caplog.text
+    assert FeatureCache(tmp_path / "store", renamed, PROBE * 1.01).folder == moved.folder
+
+
+@pytest.mark.parametrize(
+    "field", ["architecture", "weights", "preprocessing", "tokenizer", "dtype"]
+)
+def test_whatever_changes_numbers_has_a_folder_of_its_own(cache, tmp_path, field):
+    other = FeatureCache(tmp_path / "store", replace(IDENTITY, **{field: "other"}), PROBE)
+    assert other.folder != cache.folder
+
+
+def test_a_damaged_description_of_the_teacher_is_written_again(cache, tmp_path):
+    write(cache, "a")
+    (cache.folder / "teacher.json").write_text("{")
+    again = FeatureCache(tmp_path / "store", IDENTITY, PROBE)
+    assert again.known("captions").contains(text_keys(["a"])).all()
+    assert list_cached(tmp_path / "store")[0].model == "ViT-B-32"
+
+
+def test_the_cache_is_listed_and_freed(cache, tmp_path):
+    path = write(cache, "a", "bb")
+    other = FeatureCache(tmp_path / "store", replace(IDENTITY, dtype="bfloat16"), PROBE)
+    write(other, "a")
+    listed = {one.name: one for one in list_cached(tmp_path / "store")}
+    found = listed[cache.folder.name]
+    assert (found.model, found.images, found.captions, found.shards) == ("ViT-B-32", 0, 2, 1)
+    assert found.bytes == path.stat().st_size
+    assert prune(tmp_path / "store", cache.folder.name[:8]) == [found]
+    assert [one.name for one in list_cached(tmp_path / "store")] == [other.folder.name]
+    with pytest.raises(InputError, match="no teacher whose name starts with zzz"):
+        prune(tmp_path / "store", "zzz")
+    prune(tmp_path / "store")
+    assert list_cached(tmp_path / "store") == prune(tmp_path / "nothing") == []
+
+
+def test_a_cache_in_use_is_not_freed(cache, tmp_path):
+    write(cache, "a")
+    with cache.in_use(), pytest.raises(ResourceError, match="in use by another process"):
+        prune(tmp_path / "store")
+    assert cache.known("captions").contains(text_keys(["a"])).all()
+    handle = os.open(cache.folder, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it was given back
+    os.close(handle)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 50), max_size=8), max_size=12), st.lists(st.integers(0, 60))
+)
+def test_a_key_set_is_a_set(groups, asked):
+    found, expected = KeySet(), set()
+    for group in groups:
+        if group:
+            found.add(text_keys([str(number) for number in group]))
+        expected |= set(group)
+    if asked:
+        answer = found.contains(text_keys([str(number) for number in asked]))
+        assert answer.tolist() == [number in expected for number in asked]
+
+
+@given(st.lists(st.text(max_size=2), min_size=1))
+def test_the_first_of_each_key(texts):
+    expected = [text not in texts[:row] for row, text in enumerate(texts)]
+    assert first_of_each(text_keys(texts)).tolist() == expected
+
+
+def test_a_shard_reads_as_it_was_written(cache):
+    path = write(cache, "a", "bb")
+    np.testing.assert_array_equal(read_shard(path), features_of(["a", "bb"]))
+    assert cache.write("captions", text_keys([]), np.empty((0, 2), np.float16)) is None
