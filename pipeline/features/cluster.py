@@ -114,7 +114,8 @@ class RayEngine:
             known=ray.put(known),
         )
         results = _spread(job, tasks, resources, min(slots, len(tasks)))
-        with counter(kind, kind.removesuffix("s"), total) as bar:
+        bar = counter(kind, kind.removesuffix("s"), total)
+        with bar, contextlib.closing(results):
             for result in results:
                 work = _unpack(result)
                 bar.update(len(work.keys))

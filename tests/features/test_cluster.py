@@ -33,6 +33,8 @@ from pipeline.params.teacher import TeacherParams
 from tests.conftest import ROOT, TINY, assert_clear_error, invoke, write_params
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.filterwarnings("ignore:::ray[.]")
+"""Ray warns of its own defaults."""
 
 SHARD = 8
 SLICED = {"features": {"engine": "ray", "shard_rows": SHARD, "batch_size": 4}}
@@ -284,8 +286,10 @@ def head() -> Iterator[tuple[str, int]]:
 @pytest.fixture
 def connected(head: tuple[str, int], monkeypatch) -> None:
     """RAY_ADDRESS names the cluster."""
+    from ray._private import ray_constants
+
     monkeypatch.setenv("RAY_ADDRESS", head[0])
-    monkeypatch.setattr("ray._private.ray_constants.ENABLE_RAY_CLUSTER", value=False)
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
 
 
 @pytest.fixture
