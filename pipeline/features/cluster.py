@@ -19,7 +19,7 @@ import socket
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -343,7 +343,7 @@ _RAISED = {one.__name__: one for one in (InputError, ModelError, ResourceError)}
 
 def _spread(
     job: _Job, tasks: list[pa.Table], resources: dict[str, Any], workers: int
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any]]:
     """What the workers make of the tasks, as it comes."""
     import ray.data
 
@@ -362,7 +362,27 @@ def _spread(
             compute=pool,
             **resources,
         )
-        yield from data.iter_rows()
+        try:
+            yield from _rows(ray, data)
+        finally:
+            _stop_executors()
+
+
+def _rows(ray: Any, data: Any) -> Iterator[dict[str, Any]]:
+    """All rows, read by this thread: `iter_rows` leaves threads behind that go on asking Ray."""
+    for bundle in data.iter_internal_ref_bundles():
+        for block in bundle.block_refs:
+            yield from ray.get(block).to_pylist()
+
+
+def _stop_executors() -> None:
+    """End Ray Data's threads: one that asks Ray once it is shut down ends the process unheard."""
+    executors: list[Any] = [
+        thread for thread in threading.enumerate() if thread.name.startswith("StreamingExecutor")
+    ]
+    for executor in executors:
+        executor.shutdown(force=True)
+        executor.join()
 
 
 def _silence(logger: logging.Logger) -> None:
