@@ -169,13 +169,16 @@ class SentenceEncoder(nn.Module):
         vectors = pool(hidden, tokens["attention_mask"], self.pooling)
         return F.normalize(vectors, dim=-1) if self.normalised else vectors
 
-    def tokenize_all(self, sentences: Sequence[str]) -> TokenizedSentences:
-        """Tokenise once, for `encode_tokenized`; no sentence is cut below the model's limit."""
+    def tokenize_all(
+        self, sentences: Sequence[str], max_length: int | None = None
+    ) -> TokenizedSentences:
+        """Tokenise once, for `encode_tokenized`; cut to `max_length` (default: the model's own)."""
+        most = min(max_length or self.max_length, self.max_length)
         ids: list[NDArray[np.int32]] = []
         truncated = 0
         for start in range(0, len(sentences), _TOKENIZED_AT_ONCE):
             chunk = list(sentences[start : start + _TOKENIZED_AT_ONCE])
-            encoded = self.tokenizer(chunk, truncation=True, max_length=self.max_length)
+            encoded = self.tokenizer(chunk, truncation=True, max_length=most)
             ids += [np.array(one, dtype=np.int32) for one in encoded["input_ids"]]
             truncated += sum(bool(one.overflowing) for one in encoded.encodings or [])
         return TokenizedSentences(ids, truncated)

@@ -262,11 +262,11 @@ def progress(
     yield from tqdm(items, total=total, desc=what, unit=unit, mininterval=0.5, disable=not show)
 
 
-def counter(what: str, unit: str, total: int, *, show: bool = True) -> "tqdm[Any]":
+def counter(what: str, unit: str, total: int, *, done: int = 0, show: bool = True) -> "tqdm[Any]":
     """A progress bar on stderr, with rate and time left, that is moved on by `update`."""
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=what, unit=unit, mininterval=0.5, disable=not show)
+    return tqdm(total=total, initial=done, desc=what, unit=unit, mininterval=0.5, disable=not show)
 
 
 def ahead(

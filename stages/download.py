@@ -22,7 +22,10 @@ def main(
     pairs: Path = paths.PAIRS,
     text: Path = paths.TEXT,
     evaluation: Path = paths.EVALUATION,
-    downloads: Path = paths.DOWNLOADS,
+    downloads: Annotated[
+        Path,
+        typer.Option(envvar=paths.DOWNLOADS_VARIABLE, help="Where what is fetched is kept."),
+    ] = paths.DOWNLOADS,
     metrics: Path = paths.REPORTS / "download.json",
     list_: Annotated[bool, typer.Option("--list", help="Print the known sources and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print --list as JSON.")] = False,

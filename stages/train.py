@@ -25,6 +25,7 @@ from pipeline.train.diagnostics import (
 from pipeline.train.loop import train_student
 from pipeline.train.objective import loss_of
 from pipeline.train.run_params import RunParams
+from pipeline.train.trackers import open_trackers
 from stages import paths
 from stages._cli import read_params, run_stage
 
@@ -43,6 +44,10 @@ def main(
         Path,
         typer.Option(envvar=paths.CHECKPOINTS_VARIABLE, help="Where an unfinished run is kept."),
     ] = paths.CHECKPOINTS,
+    tokens: Annotated[
+        Path,
+        typer.Option(envvar=paths.TOKENS_VARIABLE, help="Where tokenised text is kept."),
+    ] = paths.TOKENS,
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between two.", min=0)] = 120,
 ) -> None:
     """Distil the cached teacher into a sentence encoder; a stopped run goes on where it was."""
@@ -57,7 +62,10 @@ def main(
     score_dev = DevScorer(dev, params.train.batch_size)
     kept = Checkpoint(checkpoints, run_fingerprint(data, run, seed, dev), checkpoint_every)
     tables, effect = _look_at_teacher(data, run, seed, corpus)
-    training = train_student(data, run, seed, score_dev, kept)
+    with open_trackers(run.train.track, paths.TRACKING / str(seed)) as trackers:
+        training = train_student(data, run, seed, score_dev, kept, tokens, trackers)
+    if not training.is_main:
+        return
     tables["curves"] = pd.DataFrame(training.curves, columns=["step", "curve", "value"])
     tables |= _look_at_student(data, run, seed, training.student)
     with atomic_folder(out) as folder:

@@ -3,6 +3,7 @@
 import functools
 import http.server
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,13 @@ TINY = {
         "scenes": {"images": 300, "captions_per_image": 2, "sentences": 400, "sts_pairs": 300}
     },
     "features": {"workers": 1, "batch_size": 100},
-    "train": {"steps": 6, "batch_size": 16, "evaluate_every": 3, "pair_every": 2},
+    "train": {
+        "steps": 6,
+        "batch_size": 16,
+        "evaluate_every": 3,
+        "pair_every": 2,
+        "precision": "fp32",  # the same on every machine
+    },
     "teacher": {"model": f"local-dir:{ROOT / 'data/demo/teacher'}"},
     "student": {"encoder": str(ROOT / "data/demo/student")},
 }
@@ -158,3 +165,9 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path, type[RangeHandler]]]:
         yield f"http://127.0.0.1:{httpd.server_port}", folder, handler
         httpd.shutdown()
         thread.join()
+
+
+def find_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

@@ -1,5 +1,9 @@
 """Reading packed files without ever unpacking them to disk."""
 
+import contextlib
+import errno
+import lzma
+import os
 import tarfile
 import zipfile
 import zlib
@@ -8,7 +12,7 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import IO, cast
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, PipelineError, ResourceError
 
 MAX_MEMBER_BYTES = 256 * 1024**2
 """No single member of an archive may be larger when unpacked."""
@@ -16,9 +20,43 @@ MAX_MEMBER_BYTES = 256 * 1024**2
 MAX_RATIO = 100
 """Beyond MAX_MEMBER_BYTES, a compressed tar may unpack to no more than this many times its size."""
 
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError)
+_FAULTS = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    RuntimeError,
+)
+_SAID_OF_DAMAGE = (None, errno.EINVAL, errno.EOVERFLOW)
+"""The errno of decoders, and of a seek to where only a damaged archive would point."""
+
+_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
 _Entry = zipfile.ZipInfo | tarfile.TarInfo
+
+
+def refusal(name: Path | str, error: OSError) -> ResourceError:
+    """The error for a file that the operating system does not let us read."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    remedy = "raise `ulimit -n`" if error.errno in _TOO_MANY_FILES else "make it readable"
+    return ResourceError(
+        f"{name} cannot be read: {reason.lower()}.", f"{remedy} and run the same command again."
+    )
+
+
+@contextlib.contextmanager
+def reports_unreadable(name: Path | str) -> Iterator[None]:
+    """Turn the operating system's refusals to read into an error with a remedy.
+
+    Raises:
+        ResourceError: naming the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise refusal(name, error) from error
 
 
 class Archive:
@@ -34,22 +72,21 @@ class Archive:
         path: the archive.
 
     Raises:
-        InputError: it is no readable zip or tar file, or unpacks to too much.
+        InputError: it is not there, no zip or tar file, damaged, or unpacks to too much.
+        ResourceError: it cannot be read, which says nothing of its content.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not path.is_file():
-            raise InputError(f"{path} does not exist.", "run `dvc repro -f download`.")
         try:
             self._file = self._open()
-        except _DAMAGE as error:
-            raise self._damaged(error) from None
+        except _FAULTS as error:
+            raise self._fault(error) from None
         try:
             entries = self._list_entries()
-        except _DAMAGE as error:
+        except _FAULTS as error:
             self._file.close()
-            raise self._damaged(error) from None
+            raise self._fault(error) from None
         self._entries = dict(entries)
         self.sizes = {name: _size(entry) for name, entry in self._entries.items()}
         self.repeated = len(entries) - len(self._entries)
@@ -67,6 +104,7 @@ class Archive:
         Raises:
             KeyError: there is no regular file of that name.
             InputError: it is larger than MAX_MEMBER_BYTES, or damaged.
+            ResourceError: the archive cannot be read any more.
         """
         size = self.sizes[member]
         if size > MAX_MEMBER_BYTES:
@@ -77,10 +115,12 @@ class Archive:
         try:
             with self._stream(member) as stream:
                 return stream.read(size + 1)[:size]
-        except _DAMAGE as error:
-            raise self._damaged(error, member) from None
+        except _FAULTS as error:
+            raise self._fault(error, member) from None
 
     def _open(self) -> zipfile.ZipFile | tarfile.TarFile:
+        if not self.path.is_file():
+            raise InputError(f"{self.path} does not exist.", "run `dvc repro -f download`.")
         if zipfile.is_zipfile(self.path):
             return zipfile.ZipFile(self.path)
         return tarfile.open(self.path)  # closed by __exit__
@@ -106,7 +146,9 @@ class Archive:
             return cast(BufferedIOBase, self._file.open(cast(zipfile.ZipInfo, entry)))
         return cast(BufferedIOBase, self._file.extractfile(cast(tarfile.TarInfo, entry)))
 
-    def _damaged(self, error: Exception, member: str = "") -> InputError:
+    def _fault(self, error: Exception, member: str = "") -> PipelineError:
+        if isinstance(error, OSError) and error.errno not in _SAID_OF_DAMAGE:
+            return refusal(self.path, error)
         reason = " ".join(str(error).split()) or type(error).__name__
         return InputError(
             f"{self.path}{': ' + member if member else ''} is damaged or truncated ({reason}).",

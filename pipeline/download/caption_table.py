@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.download.archives import reports_unreadable
 from pipeline.download.parquet import ParquetRows, require_column
 from pipeline.errors import InputError
 from pipeline.params.download import FolderParams
@@ -40,8 +41,9 @@ def read_rows(path: Path, params: FolderParams) -> Iterator[Row]:
         params: names the columns.
 
     Raises:
-        InputError: it cannot be read, lacks a column, or a row is malformed. Lines of text files
+        InputError: it is not there, lacks a column, or a row is malformed. Lines of text files
             are counted from 1, rows of Parquet from 0.
+        ResourceError: it cannot be read.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -49,7 +51,9 @@ def read_rows(path: Path, params: FolderParams) -> Iterator[Row]:
             f"{path} is none of {', '.join(_READERS)} by its ending.",
             f"name a table of one of these kinds as {_BLOCK}.captions.",
         )
-    if not path.is_file():
+    with reports_unreadable(path):
+        is_there = path.is_file()
+    if not is_there:
         raise InputError(f"{path} does not exist.", f"check {_BLOCK}.captions.")
     for where, cells in reader(path, params):
         yield _row(where, cells, params)
@@ -172,7 +176,7 @@ def _object(line: str, where: str, params: FolderParams) -> Mapping[str, Any]:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a text file, numbered from 1, with their ends."""
     number = 0
-    with path.open("rb") as stream:
+    with reports_unreadable(path), path.open("rb") as stream:
         while raw := stream.readline(_LONGEST_LINE + 1):
             number += 1
             yield number, _decode(raw, f"{path} line {number:,}", first=number == 1)

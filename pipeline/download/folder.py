@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from pipeline.download.archives import MAX_MEMBER_BYTES
+from pipeline.download.archives import MAX_MEMBER_BYTES, reports_unreadable
 from pipeline.download.caption_table import Row, read_rows
 from pipeline.download.pack import Packer, pack
 from pipeline.download.pairing import PairRows
@@ -34,12 +34,13 @@ def write_folder_pairs(
         splits: draws the splits where the table has none.
 
     Raises:
-        InputError: the folder or table cannot be read, a row is malformed, or none of the images
-            is there.
-        ResourceError: the disk is full.
+        InputError: folder or table is not there, a row is malformed, or none of the images is.
+        ResourceError: folder or table cannot be read, or the disk is full.
     """
     folder, table = Path(params.images or ""), Path(params.captions or "")
-    if not folder.is_dir():
+    with reports_unreadable(folder):
+        is_there = folder.is_dir()
+    if not is_there:
         raise InputError(f"{folder} is no folder.", "check download.folder.images.")
     with pack(target / ARCHIVE) as packer:
         images = _Images(folder, packer, rows, splits)

@@ -1,5 +1,6 @@
 """Source `hub`: a data set of the Hugging Face hub, in webdataset shards or Parquet files."""
 
+import fnmatch
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,11 +18,14 @@ from pipeline.download.splits import SPLIT_OF_NAME, draw_split
 from pipeline.download.webdataset import Shard, add_shards
 from pipeline.errors import DownloadError, InputError
 from pipeline.params.download import HubParams, SplitsParams
-from pipeline.runtime import log, progress
+from pipeline.runtime import hash_strings, log, progress
 
 _KEY = "download.hub"
 _TARS = (".tar", ".tar.gz", ".tgz")
 _SPLIT = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_OF_NAME)})(?![a-z])", re.IGNORECASE)
+_SPLIT_FOLDER = re.compile(rf"(partial-)?({'|'.join(SPLIT_OF_NAME)})[-_]?\d*", re.IGNORECASE)
+_PARQUET = ".parquet"
+_LONGEST_NAME = 200
 _BATCH = 64
 
 
@@ -61,21 +65,31 @@ def write_hub_pairs(target: Path, rows: PairRows, params: HubParams, splits: Spl
 
     Raises:
         DownloadError: the data set or revision is not there or cannot be fetched.
-        InputError: it has no usable file, column or image.
+        InputError: it has no usable file, column or image, or files of several configs.
         ResourceError: the disk is full.
     """
     repository = find_repository(params)
-    if tars := _chosen(repository, _TARS):
+    if tars := _chosen(repository, params, _TARS):
         shards = (Shard(repository.fetch(file), split_in_name(file)) for file in tars)
         add_shards(rows, shards, splits, total=len(tars), on_damage=_refuse)
-    elif tables := _chosen(repository, (".parquet",)):
+    elif tables := _chosen(repository, params, (_PARQUET,)):
         _add_tables(target, rows, repository, tables, params, splits)
     else:
-        shown = ", ".join(repository.files[:_SHOWN]) or "none"
-        raise InputError(
-            f"{_KEY}.dataset: {repository.name} has neither .parquet nor .tar files, but {shown}.",
-            "name another data set; many have a revision refs/convert/parquet.",
+        raise _nothing_found(repository, params)
+
+
+def _nothing_found(repository: Repository, params: HubParams) -> InputError:
+    shown = ", ".join(repository.files[:_SHOWN]) or "none"
+    if params.files is not None:
+        return InputError(
+            f"{repository.name} has no .parquet or .tar files that match {params.files}, but "
+            f"{shown}.",
+            f"check {_KEY}.files; null takes all.",
         )
+    return InputError(
+        f"{_KEY}.dataset: {repository.name} has neither .parquet nor .tar files, but {shown}.",
+        "name another data set; many have a revision refs/convert/parquet.",
+    )
 
 
 _SHOWN = 5
@@ -139,8 +153,34 @@ def _refuse(path: Path, error: InputError) -> None:
     raise InputError(error.what, f"delete {path.resolve()} to fetch it again.")
 
 
-def _chosen(repository: Repository, endings: tuple[str, ...]) -> list[str]:
-    return [file for file in repository.files if file.lower().endswith(endings)]
+def _chosen(repository: Repository, params: HubParams, endings: tuple[str, ...]) -> list[str]:
+    """The files of these endings that `params.files` names, else all of them.
+
+    Raises:
+        InputError: it names none, and they are of several configs.
+    """
+    files = [file for file in repository.files if file.lower().endswith(endings)]
+    if params.files is not None:
+        return [file for file in files if fnmatch.fnmatchcase(file, params.files)]
+    if len(configs := configs_of(files)) > 1:
+        shown = ", ".join(configs[:_SHOWN]) + (", ..." if len(configs) > _SHOWN else "")
+        raise InputError(
+            f"{repository.name} has files of several configs: {shown}; they may hold the same "
+            "pictures in other splits.",
+            f"choose with {_KEY}.files, such as {configs[-1]}/**; ** takes all.",
+        )
+    return files
+
+
+def configs_of(files: Sequence[str]) -> list[str]:
+    """The configs that files are of: their folders, without those that only name a split.
+
+    The hub's own branch refs/convert/parquet has CONFIG/SPLIT/0000.parquet; others have
+    data/train-00000-of-00003.parquet, CONFIG/train-0.parquet or train/0.parquet. `.` is the top.
+    """
+    folders = (PurePosixPath(file).parent.parts for file in files)
+    kept = (filter(lambda part: not _SPLIT_FOLDER.fullmatch(part), parts) for parts in folders)
+    return sorted({str(PurePosixPath(*parts)) for parts in kept})
 
 
 def split_in_name(file: str) -> str | None:
@@ -167,7 +207,7 @@ def _add_tables(
     packed = 0
     for file in tables:
         table = open_table(repository.fetch(file), file, params)
-        archive = f"{file.removesuffix('.parquet').replace('/', '--')}.zip"
+        archive = archive_of(file)
         with pack(target / archive) as packer:
             _Table(table, params, splits, split_in_name(file)).repack(archive, packer, rows)
         rows.left_out["samples_without_image"] += table.count - packer.members
@@ -177,6 +217,17 @@ def _add_tables(
             f"{repository.name} holds no image bytes in column {params.image_column}.",
             f"set {_KEY}.image_column to a column with the images themselves, not their addresses.",
         )
+
+
+def archive_of(file: str) -> str:
+    """The name of the zip for a Parquet file's images; no two files have the same."""
+    name = file.removesuffix(_PARQUET).replace("/", "--")
+    if len(name.encode()) <= _LONGEST_NAME and name.replace("--", "/") + _PARQUET == file:
+        return f"{name}.zip"
+    return f"{name[-_LONGEST_TAIL:]}-{hash_strings([file])[:12]}.zip"
+
+
+_LONGEST_TAIL = 40
 
 
 def open_table(path: Path, file: str, params: HubParams) -> ParquetRows:

@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline.download.records import CAPTIONS, IMAGES, PairsWriter
+from pipeline.download.archives import reports_unreadable
+from pipeline.download.records import ARCHIVES, CAPTIONS, IMAGES, PairsWriter
 
 MOST_CHARACTERS = 10_000
 """A caption is cut behind so many: teachers and students read some hundred tokens."""
@@ -31,6 +33,7 @@ class PairRows:
         """What the tables lack of the source, or have otherwise, by name of the metric."""
         self._writer = writer
         self._images = self._captions = 0
+        self._known: set[str] = set()
         self._empty()
 
     def __enter__(self) -> "PairRows":
@@ -46,7 +49,13 @@ class PairRows:
             self._flush()
 
     def add_image(self, split: str, archive: str, member: str) -> int:
-        """Add an image; returns its id."""
+        """Add an image; returns its id.
+
+        Raises:
+            ResourceError: its archive is elsewhere, and cannot be looked at.
+        """
+        if archive not in self._known:
+            self._add_archive(archive)
         image_id = self._images
         self._image_rows.append((image_id, split, archive, member))
         self._images += 1
@@ -60,6 +69,14 @@ class PairRows:
         if len(self._caption_rows) >= _BATCH:
             self._flush()
 
+    def _add_archive(self, archive: str) -> None:
+        """Record one that is elsewhere as it is now; those in the folder are outputs themselves."""
+        self._known.add(archive)
+        if Path(archive).is_absolute():
+            with reports_unreadable(archive):
+                found = Path(archive).stat()
+            self._archive_rows.append((archive, found.st_size, found.st_mtime_ns))
+
     def _cleaned(self, caption: str) -> str:
         text = clean_caption(caption)
         self.left_out["captions_empty"] += not text
@@ -67,13 +84,17 @@ class PairRows:
         return text[:MOST_CHARACTERS].rstrip()
 
     def _flush(self) -> None:
-        images = _by_column(self._image_rows, IMAGES.names)
-        self._writer.add(images, _by_column(self._caption_rows, CAPTIONS.names))
+        self._writer.add(
+            _by_column(self._image_rows, IMAGES.names),
+            _by_column(self._caption_rows, CAPTIONS.names),
+            _by_column(self._archive_rows, ARCHIVES.names),
+        )
         self._empty()
 
     def _empty(self) -> None:
         self._image_rows: list[tuple[int, str, str, str]] = []
         self._caption_rows: list[tuple[int, int, str]] = []
+        self._archive_rows: list[tuple[str, int, int]] = []
 
 
 def _by_column(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> dict[str, list[Any]]:

@@ -7,7 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import InputError
+from pipeline.download.archives import refusal
+from pipeline.errors import InputError, PipelineError
 
 _BUFFER = 1 << 20
 
@@ -32,7 +33,8 @@ class ParquetRows:
         name: of the file in messages; None: its path.
 
     Raises:
-        InputError: it is not there or damaged, or has no such column.
+        InputError: it is damaged, or has no such column.
+        ResourceError: it is not there, or cannot be read.
     """
 
     def __init__(self, path: Path, keys: dict[str, str], name: str | None = None) -> None:
@@ -41,7 +43,7 @@ class ParquetRows:
         try:
             self._file = pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
-            raise self._damaged(error) from None
+            raise self._fault(error) from None
         self.schema = self._file.schema_arrow
         for key, column in keys.items():
             require_column(self.name, self.schema.names, key, column)
@@ -69,6 +71,7 @@ class ParquetRows:
 
         Raises:
             InputError: the file is damaged, or a text is no UTF-8.
+            ResourceError: it cannot be read any more.
         """
         start = 0
         batches = self._file.iter_batches(batch_size=rows, columns=self._columns)
@@ -80,7 +83,7 @@ class ParquetRows:
         try:
             return next(batches, None)
         except (pa.ArrowException, OSError) as error:
-            raise self._damaged(error) from None
+            raise self._fault(error) from None
 
     def _cells(self, batch: pa.RecordBatch, start: int) -> list[dict[str, Any]]:
         try:
@@ -94,7 +97,9 @@ class ParquetRows:
                 "write the file again with its text as UTF-8.",
             ) from None
 
-    def _damaged(self, error: Exception) -> InputError:
+    def _fault(self, error: Exception) -> PipelineError:
+        if isinstance(error, OSError) and error.errno is not None:
+            return refusal(self.name, error)
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         return InputError(
             f"{self.name} cannot be read as Parquet: {reason}.", "get or write the file again."

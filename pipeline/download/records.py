@@ -2,22 +2,25 @@
 
     pairs/images.parquet       image_id, split (train | val | test), archive, member
     pairs/captions.parquet     caption_id, image_id, caption
+    pairs/archives.parquet     archive, bytes, modified (ns since 1970); only of shards elsewhere
     pairs/<archive>            the images, packed as downloaded (zip or tar)
     text/sentences.parquet     sentence
     evaluation/sts.parquet     task, subset, split, sentence1, sentence2, score
     evaluation/transfer.parquet task, split, sentence1, sentence2 (or null), label
 
 Rows keep the order of their source. `archive` names a file in the same folder, or a shard elsewhere
-by its absolute path; `member` names a file inside it. A caption may be empty. An STS row whose
-source has no gold score is not in the table. The split of a transfer sample is train | dev | test,
-or `all` where the task is scored by cross-validation; its label is a class from 0 on; `sentence2`
-is null in all rows of a task or in none, and no other cell is null.
+by its absolute path; `member` names a file inside it. A shard elsewhere is no output of `download`,
+so that its size and time stand in for its content: other pictures under the same names then give
+another table. A caption may be empty. An STS row whose source has no gold score is left out.
+The split of a transfer sample is train | dev | test, or `all` where the task is scored by
+cross-validation; its label is a class from 0 on; `sentence2` is null in all rows of a task or in
+none, and no other cell is null.
 """
 
 import contextlib
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,6 +36,7 @@ from pipeline.errors import InputError, MissingArtifactError
 from pipeline.runtime import atomic_file, hash_strings
 
 SPLITS = ("train", "val", "test")
+_ELSEWHERE = "archives.parquet"
 ROW_GROUP = 1 << 15
 """Rows of a table that are written, and kept in memory, together."""
 
@@ -50,6 +54,7 @@ IMAGES = pa.schema(
 CAPTIONS = pa.schema(
     [("caption_id", pa.int64()), ("image_id", pa.int64()), ("caption", pa.string())]
 )
+ARCHIVES = pa.schema([("archive", pa.string()), ("bytes", pa.int64()), ("modified", pa.int64())])
 SENTENCES = pa.schema([("sentence", pa.string())])
 STS = pa.schema(
     [
@@ -72,6 +77,10 @@ TRANSFER = pa.schema(
 )
 
 
+def _no_archives() -> pd.DataFrame:
+    return pd.DataFrame(ARCHIVES.empty_table().to_pandas())
+
+
 @dataclass(frozen=True)
 class Pairs:
     """Images with their captions; `folder` holds the archives that `images` names."""
@@ -79,10 +88,12 @@ class Pairs:
     folder: Path
     images: pd.DataFrame
     captions: pd.DataFrame
+    archives: pd.DataFrame = field(default_factory=_no_archives)
+    """Those elsewhere, as they were when the rows were made."""
 
     def fingerprint(self) -> str:
-        """A hash of every row: which images, under which names, with which captions."""
-        images, captions = self.images, self.captions
+        """A hash of every row: which images, under which names, of which shards and captions."""
+        images, captions, archives = self.images, self.captions, self.archives
         return hash_strings(
             itertools.chain(
                 map(str, images["image_id"]),
@@ -91,6 +102,9 @@ class Pairs:
                 map(str, captions["caption_id"]),
                 map(str, captions["image_id"]),
                 captions["caption"],
+                archives["archive"],
+                map(str, archives["bytes"]),
+                map(str, archives["modified"]),
             )
         )
 
@@ -107,7 +121,7 @@ class PairsWriter:
     equal bytes, however they are split over the calls. When the block fails, nothing is left.
 
     Args:
-        folder: gets both tables; the archives are put there by the caller.
+        folder: gets the tables; the archives are put there by the caller.
 
     Raises:
         InputError: at the end of the block, a table has no rows.
@@ -118,6 +132,7 @@ class PairsWriter:
         self._folder = folder
         self._stack = contextlib.ExitStack()
         self._tables: list[_TableWriter] = []
+        self._elsewhere: _TableWriter | None = None
 
     def __enter__(self) -> "PairsWriter":
         with contextlib.ExitStack() as stack:
@@ -127,10 +142,25 @@ class PairsWriter:
             self._stack = stack.pop_all()
         return self
 
-    def add(self, images: Rows, captions: Rows) -> None:
-        """Add rows to both tables; either may have none."""
+    def add(self, images: Rows, captions: Rows, archives: Rows | None = None) -> None:
+        """Add rows to the tables, any of which may have none.
+
+        Args:
+            images: rows of images.
+            captions: rows of captions.
+            archives: rows of archives that are elsewhere, each once.
+        """
         for table, rows in zip(self._tables, (images, captions), strict=True):
             table.add(rows)
+        if archives is not None and len(archives["archive"]):
+            self._open_elsewhere().add(archives)
+
+    def _open_elsewhere(self) -> "_TableWriter":
+        """The table of archives, which is begun with its first row."""
+        if self._elsewhere is None:
+            table = _open_table(self._folder / _ELSEWHERE, ARCHIVES)
+            self._elsewhere = self._stack.enter_context(table)
+        return self._elsewhere
 
     def __exit__(
         self,
@@ -142,9 +172,12 @@ class PairsWriter:
             self._stack.__exit__(kind, error, trace)
             return
         with self._stack:
-            for table in self._tables:
-                table.finish()
+            for table in (*self._tables, self._elsewhere):
+                if table is not None:
+                    table.finish()
             self._refuse_empty()
+        if self._elsewhere is None:
+            (self._folder / _ELSEWHERE).unlink(missing_ok=True)  # of what was here before
 
     def _refuse_empty(self) -> None:
         if not all(table.rows for table in self._tables):
@@ -169,7 +202,9 @@ def read_pairs(folder: Path) -> Pairs:
     """
     images = read_table(folder / "images.parquet", IMAGES)
     captions = read_table(folder / "captions.parquet", CAPTIONS)
-    return Pairs(folder, images, captions)
+    elsewhere = folder / _ELSEWHERE
+    archives = read_table(elsewhere, ARCHIVES) if elsewhere.exists() else _no_archives()
+    return Pairs(folder, images, captions, archives)
 
 
 def write_sentences(folder: Path, sentences: list[str]) -> None:

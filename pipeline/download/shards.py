@@ -1,12 +1,14 @@
 """Which shards a name with ranges, a glob or a list of them means; and bringing them here."""
 
+import contextlib
 import glob
 import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
+from pipeline.download.archives import reports_unreadable
 from pipeline.download.fetch import MIRROR_VARIABLE, fetch
 from pipeline.download.sources import RemoteFile
 from pipeline.errors import DownloadError, InputError
@@ -29,13 +31,15 @@ def find_shards(names: str | Sequence[str]) -> list[str]:
             ordered by name.
 
     Raises:
-        InputError: a shard is not there, a range is none, or there are too many.
+        InputError: a shard is not there, a range is none, there are too many, or a URL names no
+            file.
+        ResourceError: a folder of theirs cannot be entered.
     """
     expanded = [
         name for one in ([names] if isinstance(names, str) else names) for name in expand(one)
     ]
     shards = list(dict.fromkeys(shard for name in expanded for shard in _find(name)))
-    missing = [shard for shard in shards if not is_remote(shard) and not Path(shard).is_file()]
+    missing = [shard for shard in shards if not _is_there(shard)]
     if missing:
         raise InputError(
             f"{len(missing):,} of {len(shards):,} shards do not exist, the first is {missing[0]}.",
@@ -47,6 +51,14 @@ def find_shards(names: str | Sequence[str]) -> list[str]:
 def is_remote(shard: str) -> bool:
     """Whether it must be fetched."""
     return shard.startswith(_SCHEMES)
+
+
+def _is_there(shard: str) -> bool:
+    """Whether a shard is a file; of a URL, whether it names one at all is what can be said."""
+    if is_remote(shard):
+        return bool(_file_name(shard))
+    with reports_unreadable(shard):
+        return Path(shard).is_file()
 
 
 def expand(name: str) -> list[str]:
@@ -104,16 +116,44 @@ def fetch_shard(address: str, downloads: Path) -> Path:
     """Bring a shard here, or find it from an earlier run; shards of one folder stay together.
 
     Raises:
+        InputError: the URL names no file.
         DownloadError: it cannot be had, or its bytes are not those of the first time.
         ResourceError: the disk is full.
     """
-    path = urlsplit(address).path
-    parent, _, name = path.rpartition("/")
-    folder = downloads / f"shards-{hash_strings([urlsplit(address).netloc, parent])[:12]}"
+    parts, name = _split(address), _file_name(address)
+    parent = parts.path.rpartition("/")[0]
+    folder = downloads / f"shards-{hash_strings([parts.scheme, parts.netloc, parent])[:12]}"
     try:
         return fetch(RemoteFile(name, address, 0), folder, mirror=None).path.absolute()
     except DownloadError as error:
         raise DownloadError(error.what, _without_mirror(error.fix)) from None
+
+
+def _file_name(address: str) -> str:
+    """What to call a fetched shard: as its URL does, unless the path alone does not tell it apart.
+
+    Raises:
+        InputError: the URL names no file.
+    """
+    parts = _split(address)
+    name = parts.path.rpartition("/")[2]
+    if name in _NO_NAMES:
+        raise _refused(address, "names no file")
+    if parts.query or parts.fragment or len(name.encode()) > _LONGEST_NAME:
+        return f"{hash_strings([address])[:12]}-{name[-_LONGEST_TAIL:]}"
+    return name
+
+
+_NO_NAMES = ("", ".", "..")
+_LONGEST_NAME = 200
+_LONGEST_TAIL = 40
+
+
+def _split(address: str) -> SplitResult:
+    with contextlib.suppress(ValueError):
+        if "\0" not in address:
+            return urlsplit(address)
+    raise _refused(repr(address), "is no URL")
 
 
 def _without_mirror(fix: str) -> str:

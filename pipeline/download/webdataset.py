@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.download.archives import Archive
+from pipeline.download.archives import Archive, reports_unreadable
 from pipeline.download.folder import IMAGE_ENDINGS
 from pipeline.download.pairing import PairRows
 from pipeline.download.shards import fetch_shard, find_shards, is_remote
@@ -62,6 +62,8 @@ def write_webdataset_pairs(
         InputError: a shard is not there or, unless such are to be skipped, damaged; or no sample
             has an image.
         DownloadError: a shard cannot be fetched.
+        ResourceError: a shard cannot be read, which says nothing of its content; none is left out
+            for that.
     """
     names = find_shards(params.shards or [])
     shards = (
@@ -101,11 +103,14 @@ def add_shards(
 
     Raises:
         InputError: no sample has an image.
+        ResourceError: a shard cannot be read.
     """
     counts = Counter(shards=total, shards_skipped=0, samples_without_image=0)
     added = 0
     for shard in progress(shards, what="shards", unit="shard", total=total):
         try:
+            with reports_unreadable(shard.path):
+                shard.path.stat()  # one that is gone is no damaged one
             samples = read_shard(shard.path)
         except InputError as error:
             on_damage(shard.path, error)
@@ -143,6 +148,7 @@ def read_shard(path: Path) -> dict[str, Sample]:
 
     Raises:
         InputError: it is damaged or truncated, or several members have one name.
+        ResourceError: it cannot be read.
     """
     samples: dict[str, Sample] = {}
     with Archive(path) as archive:

@@ -1,20 +1,26 @@
 """CONTRACT of the feature cache: features by content, one folder a teacher.
 
     NAME/teacher.json       the teacher's identity, and its features of a probe
-    NAME/images/SHARD.h5    /keys       (rows, 16) uint8, of the image's bytes
+    NAME/images/SHARD.h5    a header (`files.py`) that says where the tables are, and behind it, for
+                            any HDF5 reader:
+                            /keys       (rows, 16) uint8, of the image's bytes
                             /features   (rows, dim) float16
                             /checksums  (rows,) uint32, CRC-32 of key and features of a row
     NAME/captions/SHARD.h5  the same, with keys of the caption's text
 
-NAME is the start of the teacher's fingerprint, SHARD of the sha256 over the keys. A shard is
-written whole and never changed, so that readers and writers need no lock, and two processes that
-write the same shard write the same file. A row is looked for by its key in all shards of the
-teacher, so data sets that share images or captions share the work.
+NAME is a hash of the teacher's fingerprint, SHARD of the keys. A shard is written whole and never
+changed, so that readers and writers need no lock, and two processes that write the same shard write
+the same file. A row is looked for by its key in all shards of the teacher, so data sets that share
+images or captions share the work. What was found damaged is kept as SHARD.h5.damaged, which nothing
+reads.
 """
 
 import contextlib
+import errno
 import fcntl
+import functools
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -29,21 +35,30 @@ import numpy as np
 from jaxtyping import Bool, Float16, Float32, Int64, UInt8, UInt32
 from numpy.typing import NDArray
 
-from pipeline.errors import InputError, ResourceError
+from pipeline.errors import InputError, PipelineError, ResourceError
+from pipeline.features.files import (
+    HEADER_BYTES,
+    ShardHeader,
+    read_header,
+    reports_unreadable,
+    unreadable,
+)
 from pipeline.features.identity import TeacherIdentity
 from pipeline.features.rows import JoinedRows, runs_of
-from pipeline.runtime import atomic_file, hash_strings, log, write_json
+from pipeline.runtime import atomic_file, hash_strings, log, reports_unwritable, write_json
 
 Kind = Literal["images", "captions"]
 Keys = UInt8[np.ndarray, "rows 16"]
 
 KINDS: tuple[Kind, ...] = ("images", "captions")
 
-_SCHEMA = 1
-_OPEN_BYTES = 128 << 20
-"""Shards that stay open while rows are gathered, together."""
+_SCHEMA = 2
+_DAMAGED = ".damaged"
+_KEY_BYTES = 16
 _PROBE_TOLERANCE = 1e-3
 """Largest difference of probe features, relative to their length, that rounding can explain."""
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
+"""How file systems say that folders cannot be locked; NFS the last, of an exclusive lock."""
 
 
 class DamagedShardError(InputError):
@@ -100,7 +115,11 @@ class FeatureCache:
         self.folder = _folder_for(root, teacher, probe)
 
     def known(self, kind: Kind) -> KeySet:
-        """The keys of all whole shards; a shard whose keys are damaged is removed."""
+        """The keys of all whole shards; a shard whose keys are damaged is put aside.
+
+        Raises:
+            ResourceError: a shard cannot be read, which says nothing of its content.
+        """
         known = KeySet()
         tables = [keys for _, keys in self._load_keys(kind)]
         if tables:
@@ -113,9 +132,7 @@ class FeatureCache:
         """Write one shard; equal rows give an equal file. Nothing is written for no rows."""
         if not len(keys):
             return None
-        content = _pack_shard(
-            keys, features, {"teacher": self.teacher.fingerprint, "kind": kind, "schema": _SCHEMA}
-        )
+        content = _pack_shard(keys, features, self.teacher.fingerprint, kind)
         path = self.folder / kind / f"{_name(keys)}.h5"
         with atomic_file(path) as temporary:
             temporary.write_bytes(content)
@@ -124,11 +141,12 @@ class FeatureCache:
     def rows(self, kind: Kind, keys: Keys) -> JoinedRows:
         """The features of the given keys, in their order, as one table.
 
-        Reading a row from it verifies its shard.
+        Reading a row from it verifies its shard; the last shard that was read is kept.
 
         Raises:
             InputError: a key is in no shard any more.
             DamagedShardError: later, when rows of a damaged shard are read.
+            ResourceError: now or later, a shard cannot be read.
         """
         paths, tables = _unzip(self._load_keys(kind))
         where, missing = _locate(tables, keys)
@@ -140,26 +158,40 @@ class FeatureCache:
             )
         starts = np.cumsum([0, *(len(table) for table in tables)])
         file = np.searchsorted(starts, where, side="right") - 1
-        dim, keep = _dim_and_keep(paths)
-        return JoinedRows(runs_of(paths, file, where - starts[file]), dim, read_shard, keep=keep)
+        runs = runs_of(paths, file, where - starts[file])
+        return JoinedRows(runs, _dim_of(paths), functools.lru_cache(maxsize=1)(read_shard))
 
     def drop(self, path: Path) -> None:
-        """Remove a damaged shard, so that its rows are computed again."""
-        path.unlink(missing_ok=True)
-        log.warning("removed the damaged shard %s; its rows are computed again", path)
+        """Put a damaged shard aside, so that its rows are computed again.
+
+        It is not removed: most of its rows may be sound, memory or a cable may be at fault rather
+        than the file, and it took hours of a GPU. `prune` removes it.
+
+        Raises:
+            ResourceError: it cannot be renamed.
+        """
+        with contextlib.suppress(FileNotFoundError), reports_unwritable(path):
+            path.replace(path.with_name(f"{path.name}{_DAMAGED}"))
+        log.warning("put the damaged shard %s aside; its rows are computed again", path)
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keep the cache from being pruned while the block runs."""
+        """Keep the cache from being pruned while the block runs, where folders can be locked.
+
+        Raises:
+            ResourceError: it is being pruned, or cannot be read.
+        """
         with _locked(self.folder, fcntl.LOCK_SH):
             yield
 
     def _load_keys(self, kind: Kind) -> Iterator[tuple[Path, Keys]]:
-        for path in sorted((self.folder / kind).glob("*.h5")):
+        for path in _shards(self.folder / kind):
             try:
-                yield path, _read_keys(path, self.teacher.fingerprint)
+                keys = _read_keys(path, self.teacher.fingerprint)
             except DamagedShardError:
                 self.drop(path)
+            else:
+                yield path, keys
 
 
 def content_key(content: bytes) -> UInt8[np.ndarray, "16"]:
@@ -184,18 +216,34 @@ def read_shard(path: Path) -> Float16[np.ndarray, "rows dim"]:
     """The features of a shard, every row verified.
 
     Raises:
-        DamagedShardError: it cannot be read, or a row does not fit its checksum.
+        DamagedShardError: its bytes are no shard, or a row does not fit its checksum.
+        ResourceError: it cannot be read.
     """
+    with reports_unreadable(path):
+        content = path.read_bytes()
     try:
-        with h5py.File(path, "r") as file:
-            keys, features = file["keys"][:], file["features"][:]
-            checksums = file["checksums"][:]
-    except (OSError, KeyError, ValueError) as error:
-        raise DamagedShardError(path, " ".join(str(error).split())) from None
+        keys, features, checksums = _tables_of(content)
+    except ValueError as error:
+        raise DamagedShardError(path, str(error)) from None
     wrong = _checksums(keys, features) != checksums
     if wrong.any():
         raise DamagedShardError(path, f"row {int(np.argmax(wrong))} does not fit its checksum")
-    return np.asarray(features, dtype=np.float16)
+    return features
+
+
+def _tables_of(
+    content: bytes,
+) -> tuple[Keys, Float16[np.ndarray, "rows dim"], UInt32[np.ndarray, " rows"]]:
+    """Keys, features and checksums of a shard.
+
+    Raises:
+        ValueError: it is none, or is cut off.
+    """
+    header = ShardHeader.parse(content)
+    keys = np.frombuffer(content, np.uint8, header.rows * _KEY_BYTES, header.keys)
+    features = np.frombuffer(content, np.float16, header.rows * header.dim, header.features)
+    checksums = np.frombuffer(content, np.uint32, header.rows, header.checksums)
+    return keys.reshape(-1, _KEY_BYTES), features.reshape(-1, header.dim), checksums
 
 
 @dataclass(frozen=True)
@@ -210,11 +258,17 @@ class CachedTeacher:
     captions: int
     shards: int
     bytes: int
+    damaged: int
+    """Shards that were put aside; their rows and bytes are not counted."""
 
 
 def list_cached(root: Path) -> list[CachedTeacher]:
-    """All teachers of a cache, by name."""
-    return [_describe(folder) for folder in _teacher_folders(root)]
+    """All teachers of a cache, by name; logs where damaged shards take up room."""
+    teachers = [_describe(folder) for folder in _teacher_folders(root)]
+    for one in teachers:
+        if one.damaged:
+            log.warning("%s: %d damaged shards, which --prune frees", root / one.name, one.damaged)
+    return teachers
 
 
 def prune(root: Path, name: str = "") -> list[CachedTeacher]:
@@ -232,32 +286,50 @@ def prune(root: Path, name: str = "") -> list[CachedTeacher]:
         )
     freed = []
     for folder in chosen:
-        with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB), reports_unwritable(folder):
             freed.append(_describe(folder))
             shutil.rmtree(folder)
     return freed
 
 
 def _folder_for(root: Path, teacher: TeacherIdentity, probe: NDArray[np.float32]) -> Path:
-    folder = root / teacher.fingerprint[:16]
-    found = _read_probe(folder)
-    if found is not None and not _agree(found, probe):
-        log.warning(
-            "%s gives other features than those in the cache: they are computed anew",
-            teacher.library,
-        )
-        folder = root / hash_strings([teacher.fingerprint, teacher.library])[:16]
+    """The first of the teacher's possible folders that is not there yet, or whose probe agrees."""
+    for folder in _possible_folders(root, teacher):
         found = _read_probe(folder)
-    if found is None:
-        write_json(folder / "teacher.json", asdict(teacher) | {"probe": probe.tolist()})
-    return folder
+        if found is None:
+            write_json(folder / "teacher.json", asdict(teacher) | {"probe": probe.tolist()})
+            return folder
+        if _agree(found, probe):
+            return folder
+        log.warning(
+            "%s gives other features than those in the cache %s", teacher.library, folder.name
+        )
+    raise AssertionError("there is always another folder")
+
+
+def _possible_folders(root: Path, teacher: TeacherIdentity) -> Iterator[Path]:
+    name = [f"schema {_SCHEMA}", teacher.fingerprint]
+    yield root / hash_strings(name)[:16]
+    for number in itertools.count():
+        yield root / hash_strings([*name, teacher.library, str(number)])[:16]
 
 
 def _read_probe(folder: Path) -> NDArray[np.float32] | None:
+    """The probe of a folder; None where it has none, or none that can be made out.
+
+    Raises:
+        ResourceError: it cannot be read. Taken for absent, it would be written anew, over the
+            features of another version.
+    """
+    path = folder / "teacher.json"
     try:
-        content = json.loads((folder / "teacher.json").read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         return np.array(content["probe"], np.float32)
-    except (OSError, ValueError, KeyError, TypeError):
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, KeyError, TypeError):
         return None
 
 
@@ -277,15 +349,21 @@ def _name(keys: Keys) -> str:
 
 
 def _pack_shard(
-    keys: Keys, features: Float16[np.ndarray, "rows dim"], attributes: dict[str, object]
+    keys: Keys, features: Float16[np.ndarray, "rows dim"], teacher: str, kind: Kind
 ) -> bytes:
     """The bytes of a shard; made in memory, so that a full disk is met by a plain write."""
-    with h5py.File("shard", "w", driver="core", backing_store=False) as file:
-        file["keys"], file["features"] = keys, features
-        file["checksums"] = _checksums(keys, features)
-        file.attrs.update(attributes)
+    tables = {"keys": keys, "features": features, "checksums": _checksums(keys, features)}
+    with h5py.File(
+        "shard", "w", driver="core", backing_store=False, userblock_size=HEADER_BYTES
+    ) as file:
+        for name, table in tables.items():
+            file[name] = table
+        file.attrs.update(teacher=teacher, kind=kind, schema=_SCHEMA)
+        places = {name: file[name].id.get_offset() for name in tables}
         file.flush()
-        return bytes(file.id.get_file_image())
+        content = bytes(file.id.get_file_image())
+    header = ShardHeader(teacher, kind, *features.shape, **places)
+    return header.pack() + content  # an image comes without the user block
 
 
 def _checksums(
@@ -296,14 +374,17 @@ def _checksums(
 
 
 def _read_keys(path: Path, fingerprint: str) -> Keys:
+    """The keys of a shard, without its features."""
     try:
-        with h5py.File(path, "r") as file:
-            keys = np.asarray(file["keys"][:], dtype=np.uint8)
-            whole = file["features"].shape[0] == file["checksums"].shape[0] == len(keys)
-            is_ours = file.attrs["teacher"] == fingerprint and file.attrs["schema"] == _SCHEMA
-    except (OSError, KeyError, ValueError) as error:
-        raise DamagedShardError(path, " ".join(str(error).split())) from None
-    if not (whole and is_ours) or _name(keys) != path.stem:
+        with reports_unreadable(path), path.open("rb") as stream:
+            header = ShardHeader.parse(stream.read(HEADER_BYTES))
+            stream.seek(header.keys)
+            content = stream.read(header.rows * _KEY_BYTES)
+    except ValueError as error:
+        raise DamagedShardError(path, str(error)) from None
+    keys = np.frombuffer(content[: len(content) // _KEY_BYTES * _KEY_BYTES], np.uint8)
+    keys = keys.reshape(-1, _KEY_BYTES)
+    if header.teacher != fingerprint or _name(keys) != path.stem:
         raise DamagedShardError(path, "its keys are not those it was written with")
     return keys
 
@@ -334,21 +415,33 @@ def _locate(
     return where, known[where] != _sortable(wanted)
 
 
-def _dim_and_keep(paths: Sequence[Path]) -> tuple[int, int]:
-    """The width of the features, and how many shards may stay open."""
+def _dim_of(paths: Sequence[Path]) -> int:
+    """The width of the features."""
     if not paths:
-        return 0, 1
-    with h5py.File(paths[0], "r") as file:
-        dim = int(file["features"].shape[1])
-    return dim, max(2, _OPEN_BYTES // max(path.stat().st_size for path in paths))
+        return 0
+    try:
+        return read_header(paths[0]).dim
+    except ValueError as error:
+        raise DamagedShardError(paths[0], str(error)) from None
 
 
 def _teacher_folders(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.glob("*/teacher.json"))
 
 
+def _shards(folder: Path) -> list[Path]:
+    """The shards of one kind, by name. A folder that cannot be listed is not taken for empty."""
+    try:
+        paths = sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    return [path for path in paths if path.suffix == ".h5"]
+
+
 def _describe(folder: Path) -> CachedTeacher:
-    shards = {kind: sorted((folder / kind).glob("*.h5")) for kind in KINDS}
+    shards = {kind: _shards(folder / kind) for kind in KINDS}
     every = [path for paths in shards.values() for path in paths]
     try:
         teacher = json.loads((folder / "teacher.json").read_text(encoding="utf-8"))
@@ -363,28 +456,53 @@ def _describe(folder: Path) -> CachedTeacher:
         captions=sum(map(_count_rows, shards["captions"])),
         shards=len(every),
         bytes=sum(path.stat().st_size for path in every),
+        damaged=sum(1 for _ in folder.glob(f"*/*.h5{_DAMAGED}")),
     )
 
 
 def _count_rows(path: Path) -> int:
     try:
-        with h5py.File(path, "r") as file:
-            return int(file["features"].shape[0])
-    except (OSError, KeyError):
+        return read_header(path).rows
+    except (ValueError, PipelineError):
         return 0
 
 
 @contextlib.contextmanager
 def _locked(folder: Path, mode: int) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    """Hold a lock on a folder while the block runs.
+
+    Raises:
+        ResourceError: another process holds it, or an exclusive one is asked for where there are
+            no locks. Shared ones are then done without.
+    """
+    with reports_unwritable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with reports_unreadable(folder):
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(handle, folder, mode)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path, mode: int) -> None:
     try:
         fcntl.flock(handle, mode)
     except BlockingIOError:
         raise ResourceError(
             f"{folder} is in use by another process.", "wait until `features` has ended there."
         ) from None
-    else:
-        yield
-    finally:
-        os.close(handle)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise unreadable(folder, error) from error
+        _do_without_lock(folder, mode)
+
+
+def _do_without_lock(folder: Path, mode: int) -> None:
+    if mode & fcntl.LOCK_EX:
+        raise ResourceError(
+            f"{folder} cannot be locked there, so that nobody can tell whether it is in use.",
+            "make sure that no `features` runs on any machine, and remove the folder by hand.",
+        )
+    log.warning("%s cannot be locked there: do not remove it while this runs", folder)

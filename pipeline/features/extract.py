@@ -109,19 +109,31 @@ def extract_features(
 
 
 def write_extraction(
-    out: Path, pairs: Pairs, engine: Engine, cache: FeatureCache, params: FeaturesParams
+    out: Path,
+    pairs: Pairs,
+    engine: Engine,
+    cache: FeatureCache,
+    params: FeaturesParams,
+    *,
+    show_progress: bool = True,
 ) -> Extraction:
     """Extract features and write them to `out`; shards found damaged on the way are made again.
 
     Raises:
         InputError: as `extract_features`; a shard is damaged again right after it was made.
+        ResourceError: a shard cannot be read, or `out` cannot be written.
     """
     dropped: set[Path] = set()
     while True:
-        extraction = extract_features(pairs, engine, cache, params)
         try:
+            extraction = extract_features(pairs, engine, cache, params)
             write_features(
-                out, extraction.features, cache.teacher, pairs.fingerprint(), params.layout
+                out,
+                extraction.features,
+                cache.teacher,
+                pairs.fingerprint(),
+                params.layout,
+                show_progress=show_progress,
             )
         except DamagedShardError as error:
             if error.path in dropped:

@@ -27,7 +27,8 @@ from pipeline.features.tokens import Tokens
 _KINDS = ("clip", "siglip")
 _OLD_END = 2
 """CLIP configurations that name this end-of-text token mean the highest id of a text."""
-_NO_LIMIT = 1 << 20
+_NO_CODE = {"trust_remote_code": False}
+"""Unless told so, transformers asks at the terminal whether to run a folder's code."""
 
 
 class HuggingFaceTeacher:
@@ -157,8 +158,10 @@ def _load_config(name: str) -> Any:
 def _load(name: str) -> tuple[nn.Module, Any, Any]:
     """Load model, image processor and tokenizer, and set inference mode."""
     _silence()
-    tokenizer = _reported(name, lambda: AutoTokenizer.from_pretrained(name))
-    processor = _reported(name, lambda: cast(Any, AutoImageProcessor).from_pretrained(name))
+    tokenizer = _reported(name, lambda: AutoTokenizer.from_pretrained(name, **_NO_CODE))
+    processor = _reported(
+        name, lambda: cast(Any, AutoImageProcessor).from_pretrained(name, **_NO_CODE)
+    )
     model, info = _reported(
         name,
         lambda: AutoModel.from_pretrained(

@@ -1,10 +1,11 @@
 """Teachers of open_clip: the only user of that library among the pipeline's steps."""
 
+import contextlib
 import copy
 import functools
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -339,14 +340,27 @@ def _load(params: TeacherParams, device: torch.device) -> tuple[nn.Module, Any, 
     """
     _check_name(params)
     logging.getLogger().setLevel(logging.WARNING)
-    try:
+    with _reports_loading(params):
+        config = open_clip.get_model_config(params.model) or {}
+    _refuse_code(params.model, config)
+    is_of_transformers = bool(config.get("text_cfg", {}).get("hf_tokenizer_name"))
+    with _reports_loading(params):
         model, transform = open_clip.create_model_from_pretrained(
             params.model,
             params.pretrained,
             device=device,
             force_quick_gelu=needs_quick_gelu(params.model, params.pretrained),
         )
-        tokenizer = open_clip.get_tokenizer(params.model)
+        # Without it transformers would ask at the terminal whether to run a folder's code.
+        without_code = {"trust_remote_code": False} if is_of_transformers else {}
+        tokenizer = open_clip.get_tokenizer(params.model, **without_code)
+    return model.eval().requires_grad_(requires_grad=False), transform, tokenizer
+
+
+@contextlib.contextmanager
+def _reports_loading(params: TeacherParams) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # open_clip raises bare RuntimeError, KeyError, OSError, ...
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
@@ -354,7 +368,22 @@ def _load(params: TeacherParams, device: torch.device) -> tuple[nn.Module, Any, 
             "check teacher.model and teacher.pretrained; `open_clip.list_pretrained()` names "
             "all that can be downloaded.",
         ) from error
-    return model.eval().requires_grad_(requires_grad=False), transform, tokenizer
+
+
+def _refuse_code(model: str, config: Any) -> None:
+    """Refuse a configuration that lets code of others run.
+
+    open_clip hands the settings of a tokenizer to transformers as they are.
+    """
+    if isinstance(config, dict) and config.get("trust_remote_code"):
+        raise ModelError(
+            f"teacher {model}: its open_clip_config.json asks to run code of its own "
+            "(trust_remote_code).",
+            "name another model; this one would run as you.",
+        )
+    if isinstance(config, dict | list):
+        for part in config.values() if isinstance(config, dict) else config:
+            _refuse_code(model, part)
 
 
 def needs_quick_gelu(model: str, pretrained: str | None) -> bool:

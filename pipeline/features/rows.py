@@ -1,6 +1,5 @@
 """Feature rows that are spread over files, read as one table."""
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from jaxtyping import Float16, Int64
 from numpy.typing import NDArray
 
 Opener = Callable[[Path], Float16[np.ndarray, "file dim"]]
+Places = Int64[np.ndarray, " chosen"]
 
 
 @dataclass(frozen=True)
@@ -24,71 +24,121 @@ class Run:
     count: int
 
 
+@dataclass(frozen=True)
+class Runs:
+    """A table as runs of rows, in the order of the table and without gaps."""
+
+    paths: Sequence[Path]
+    """The files, in the order in which the table first needs them."""
+    file: Int64[np.ndarray, " runs"]
+    """Number of each run's file."""
+    source: Int64[np.ndarray, " runs"]
+    """Row in the file of each run's first."""
+    start: Int64[np.ndarray, " runs"]
+    """Row in the table of each run's first."""
+    rows: int
+    """Of the table."""
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def __iter__(self) -> Iterator[Run]:
+        columns = (self.file, self.source, self.start, self.counts)
+        for file, source, start, count in zip(*(c.tolist() for c in columns), strict=True):
+            yield Run(self.paths[file], source, start, count)
+
+    @property
+    def counts(self) -> Int64[np.ndarray, " runs"]:
+        """Rows of each run."""
+        return np.diff(self.start, append=self.rows)
+
+    def find(self, places: Places) -> tuple[Places, Places]:
+        """For rows of the table: the number of the file, and the row there."""
+        run = np.searchsorted(self.start, places, side="right") - 1
+        return self.file[run], self.source[run] + places - self.start[run]
+
+    def pieces(self, size: int) -> Iterator[Places]:
+        """All rows of the table, `size` at a time, those of one file one behind the other."""
+        order = np.argsort(self.file, kind="stable")
+        counts = self.counts[order]
+        ends = np.cumsum(counts)
+        moved = self.start[order] - (ends - counts)
+        for begin in range(0, self.rows, size):
+            position = np.arange(begin, min(begin + size, self.rows))
+            yield position + moved[np.searchsorted(ends, position, side="right")]
+
+
 class JoinedRows:
     """A table of features made of runs of rows in files; files are opened where rows are asked for.
 
     Args:
-        runs: in the order of the table, without gaps.
+        runs: of the table.
         dim: columns.
-        open_file: gives the rows of a file, as an array or a map of it.
-        keep: files that stay open.
+        open_file: gives the rows of a file, as an array or a map of it; it may keep some.
     """
 
-    def __init__(self, runs: Sequence[Run], dim: int, open_file: Opener, *, keep: int) -> None:
+    def __init__(self, runs: Runs, dim: int, open_file: Opener) -> None:
         self.runs = runs
-        self._paths = sorted({run.path for run in runs})
-        numbers = {path: number for number, path in enumerate(self._paths)}
-        self._files = np.array([numbers[run.path] for run in runs], dtype=np.int64)
-        self._starts = np.array([run.start for run in runs], dtype=np.int64)
-        self._sources = np.array([run.source for run in runs], dtype=np.int64)
-        self._length = runs[-1].start + runs[-1].count if runs else 0
         self._dim = dim
-        self._open = functools.lru_cache(maxsize=keep)(open_file)
+        self._open = open_file
 
     def __len__(self) -> int:
-        return self._length
+        return self.runs.rows
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
-        return self._length, self._dim
+        return self.runs.rows, self._dim
 
     def __getitem__(self, rows: slice | NDArray[np.integer]) -> Float16[np.ndarray, "chosen dim"]:
         """The rows of a slice, or those at the given places, as a new array."""
         if isinstance(rows, slice):
-            rows = np.arange(*rows.indices(self._length))
+            rows = np.arange(*rows.indices(len(self)))
         places = np.asarray(rows, dtype=np.int64)
         chosen = np.empty((len(places), self._dim), np.float16)
         for path, where, source in self._by_file(places):
             chosen[where] = self._open(path)[source]
         return chosen
 
+    def pieces(self, size: int) -> Iterator[tuple[Places, Float16[np.ndarray, "chosen dim"]]]:
+        """All rows, up to `size` at a time, with their places, which ascend within a piece.
+
+        No file is needed again once another was: an opener that keeps the last one opens each once.
+        """
+        for places in self.runs.pieces(size):
+            places.sort()
+            yield places, self[places]
+
     def _by_file(
-        self, places: Int64[np.ndarray, " chosen"]
-    ) -> Iterator[tuple[Path, NDArray[np.intp], Int64[np.ndarray, " some"]]]:
-        """For each file: which of the chosen rows it holds, and where."""
-        run = np.searchsorted(self._starts, places, side="right") - 1
-        source = self._sources[run] + places - self._starts[run]
-        order = np.argsort(self._files[run], kind="stable")
-        for where in np.split(order, np.flatnonzero(np.diff(self._files[run][order])) + 1):
+        self, places: Places
+    ) -> Iterator[tuple[Path, NDArray[np.intp], NDArray[np.int64]]]:
+        """For each file, in their order: which of the chosen rows it holds, and where."""
+        file, source = self.runs.find(places)
+        order = np.argsort(file, kind="stable")
+        for where in np.split(order, np.flatnonzero(np.diff(file[order])) + 1):
             if len(where):
-                yield self._paths[self._files[run[where[0]]]], where, source[where]
+                yield self.runs.paths[file[where[0]]], where, source[where]
 
 
 def runs_of(
     paths: Sequence[Path], file: Int64[np.ndarray, " rows"], row: Int64[np.ndarray, " rows"]
-) -> list[Run]:
+) -> Runs:
     """Rows given one by one, as the fewest runs.
 
     Args:
-        paths: the files.
+        paths: the files; those that no row is in are left out.
         file: for each row of the table, the number of its file.
         row: and its row there.
     """
-    breaks = np.flatnonzero((np.diff(file) != 0) | (np.diff(row) != 1)) + 1
-    starts = np.concatenate([[0], breaks]) if len(file) else breaks
-    counts = np.diff(np.append(starts, len(file)))
-    return [
-        Run(paths[file[start]], int(row[start]), int(start), int(count))
-        for start, count in zip(starts, counts, strict=True)
-    ]
+    is_first = np.ones(len(file), dtype=bool)
+    is_first[1:] = (np.diff(file) != 0) | (np.diff(row) != 1)
+    start = np.flatnonzero(is_first).astype(np.int64)
+    numbers, first, number = np.unique(file[start], return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    return Runs(
+        paths=[paths[n] for n in numbers[order]],
+        file=np.argsort(order)[number].astype(np.int64),
+        source=row[start],
+        start=start,
+        rows=len(file),
+    )

@@ -9,33 +9,53 @@
 
 The file is written whole under a temporary name, synced and renamed; equal content gives equal
 bytes. It is not compressed: reading random rows of a compressed file is hundreds of times slower.
-In the layout `virtual` both features are virtual data sets over shards of the cache, which any HDF5
-reader shows as one table, too. Reading takes features of up to IN_MEMORY bytes into memory and maps
-larger ones, so that only the rows in use are read, by the operating system and not through HDF5.
+Reading takes features of up to IN_MEMORY bytes into memory and maps larger ones, so that only the
+rows in use are read, by the operating system and not through HDF5.
+
+In the layout `virtual`, instead of features:
+
+    /image/files       (files,) absolute paths of shards of the cache
+    /image/runs        (runs, 3) int64: number of the file, row there, row here, of each run of rows
+                       that follow each other in both; attribute dim
+    /caption/...       the same
+
+and, where they are up to VIRTUAL_RUNS, features as a virtual data set, which any HDF5 reader shows
+as one table; HDF5's time to write one grows with the square of their number. Such a file belongs to
+one machine and cache; it may be moved, the cache may not.
+
+The digest is the sha256 over shapes and the first 8 bytes of each row's own sha256, which need no
+order to be computed: it is the same for equal rows, in both layouts.
 """
 
-import functools
+import contextlib
+import errno
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import h5py
 import numpy as np
-from jaxtyping import Float16, Int64
+from jaxtyping import Float16, Int64, UInt8
 
 from pipeline.errors import InputError, MissingArtifactError, StaleArtifactError
+from pipeline.features.files import map_table, mapped_shards, open_hdf5, place_of
 from pipeline.features.identity import TeacherIdentity, hash_teacher_source
-from pipeline.features.rows import JoinedRows, Run
+from pipeline.features.rows import JoinedRows, Places, Runs
 from pipeline.params.teacher import TeacherParams
-from pipeline.runtime import atomic_file
+from pipeline.runtime import atomic_file, counter
 
-SCHEMA = 2
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+SCHEMA = 3
 IN_MEMORY = 1 << 30
 """Features of images and captions together that are read into memory, bytes."""
+VIRTUAL_RUNS = 1 << 12
+"""Runs of rows that are given to HDF5 as a virtual data set."""
 
 FeatureRows = Float16[np.ndarray, "_ _"] | JoinedRows
 """Features, in memory, mapped from one file, or from many; a slice or places give an array."""
@@ -43,8 +63,14 @@ FeatureRows = Float16[np.ndarray, "_ _"] | JoinedRows
 Layout = Literal["file", "virtual"]
 
 _BLOCK = 1 << 22
-"""Bytes that are copied or read at a time."""
-_OPEN_MAPS = 4096
+"""Bytes that are read at a time."""
+_PIECE = 128 << 20
+"""Bytes of rows that are put in order before they are written."""
+_SLACK = 1 << 20
+"""Bytes that HDF5 itself takes at most."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_UNKNOWN = "digest".ljust(64, "-")
+"""Stands where the digest is written once it is known."""
 _REDO = "run `dvc repro -f features`."
 
 
@@ -60,7 +86,7 @@ class Features:
     teacher: str = ""
     """sha256 over the weights that made them; empty where that is not recorded."""
     digest: str = ""
-    """sha256 over all features as written; empty where they were never in a file."""
+    """Hash of all features as written; empty where they were never in a file."""
 
     @property
     def dim(self) -> int:
@@ -74,33 +100,37 @@ def write_features(
     teacher: TeacherIdentity,
     corpus: str,
     layout: Layout = "file",
+    *,
+    show_progress: bool = False,
 ) -> None:
     """Write features with the identity of their teacher and the corpus fingerprint.
+
+    Every shard of joined rows is read once, which verifies it, whatever the order of the rows.
 
     Args:
         path: the file.
         features: rows may be in memory, or joined from the cache.
         teacher: who made them.
         corpus: fingerprint of their pairs.
-        layout: file copies the rows; virtual points to them, and asks for joined rows.
+        layout: file copies the rows; virtual points to those that are joined.
+        show_progress: whether to show rate and time left on stderr.
 
     Raises:
         DamagedShardError: a shard of the cache is damaged; nothing is written then.
+        ResourceError: a shard cannot be read, or the file cannot be written.
     """
+    tables = {"image": features.images, "caption": features.captions}
     digest = hashlib.sha256()
-    add = functools.partial(_add_rows, layout=layout, digest=digest, folder=path.parent)
-    ids = {
-        "image/ids": features.image_ids,
-        "caption/ids": features.caption_ids,
-        "caption/image": features.caption_image,
-    }
-    with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
-        for name, values in ids.items():
-            file.create_dataset(name, data=values)
-        add(file, "image/features", features.images)
-        add(file, "caption/features", features.captions)
-        file.attrs.update(schema=SCHEMA, corpus=corpus, normalised=False, **asdict(teacher))
-        file.attrs["digest"] = digest.hexdigest()
+    with atomic_file(path) as temporary:
+        digest_at = _reserve(temporary, features, _attributes(teacher, corpus), layout)
+        with _open_to_write(temporary) as file:
+            _add_ids(file, features)
+            offsets = {name: _add_table(file[name], tables[name], layout) for name in tables}
+        bar = counter("joined", "row", sum(map(len, tables.values())), show=show_progress)
+        with bar, temporary.open("r+b", buffering=0) as stream:
+            for name, rows in tables.items():
+                digest.update(_copy_rows(rows, stream.fileno(), offsets[name], bar))
+            _write_all(stream.fileno(), memoryview(digest.hexdigest().encode()), digest_at)
 
 
 def read_features(path: Path, teacher: TeacherParams, corpus: str) -> Features:
@@ -115,17 +145,18 @@ def read_features(path: Path, teacher: TeacherParams, corpus: str) -> Features:
         MissingArtifactError: there is no such file.
         InputError: it is not a feature file, is damaged, points into a cache that is gone, or
             holds values that are not finite.
+        ResourceError: it, or a shard that it points to, cannot be read. Mapped rows of a layout
+            `virtual` raise that later, too, when they are asked for.
         StaleArtifactError: another teacher or corpus made it.
     """
     if not path.is_file():
         raise MissingArtifactError(path, made_by="features")
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             _check_identity(path, dict(file.attrs), teacher, corpus)
             features = _read_datasets(path, file)
-    except (OSError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is no readable feature file: {reason}.", _REDO) from None
+    except ValueError as error:
+        raise InputError(f"{path} is no readable feature file: {error}.", _REDO) from None
     _check_values(path, features)
     return features
 
@@ -136,17 +167,17 @@ def read_identity(path: Path) -> TeacherIdentity:
     Raises:
         MissingArtifactError: there is no such file.
         InputError: it is not a feature file.
+        ResourceError: it cannot be read.
     """
     if not path.is_file():
         raise MissingArtifactError(path, made_by="features")
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             return TeacherIdentity(
                 **{field.name: str(file.attrs[field.name]) for field in fields(TeacherIdentity)}
             )
-    except (OSError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is no readable feature file: {reason}.", _REDO) from None
+    except ValueError as error:
+        raise InputError(f"{path} is no readable feature file: {error}.", _REDO) from None
 
 
 def blocks(rows: FeatureRows) -> Iterator[tuple[int, Float16[np.ndarray, "block dim"]]]:
@@ -156,52 +187,163 @@ def blocks(rows: FeatureRows) -> Iterator[tuple[int, Float16[np.ndarray, "block 
         yield start, rows[start : start + step]
 
 
-def _add_rows(
-    file: h5py.File,
-    name: str,
-    rows: FeatureRows,
-    *,
-    layout: Layout,
-    digest: "hashlib._Hash",
-    folder: Path,
-) -> None:
-    """Copy the rows into the file, or point to them; both read every row, which verifies it."""
-    if layout == "virtual" and isinstance(rows, JoinedRows):
-        _add_pointers(file, name, rows, folder)
-    else:
-        file.create_dataset(name, shape=rows.shape, dtype=np.float16)
-    for start, block in blocks(rows):
-        digest.update(block.tobytes())
-        if layout == "file":
-            file[name][start : start + len(block)] = block
+def _attributes(teacher: TeacherIdentity, corpus: str) -> dict[str, Any]:
+    known = {"schema": SCHEMA, "corpus": corpus, "normalised": False, **asdict(teacher)}
+    return known | {"digest": _UNKNOWN}
 
 
-def _add_pointers(file: h5py.File, name: str, rows: JoinedRows, folder: Path) -> None:
+def _reserve(path: Path, features: Features, attributes: dict[str, Any], layout: Layout) -> int:
+    """Write an HDF5 file of attributes alone, and make room on the disk for all the rest.
+
+    Of a full disk HDF5 would speak on stderr, and long after; here it is an error of the system's.
+
+    Returns:
+        Where the digest is to be written.
+    """
+    with h5py.File("features", "w", driver="core", backing_store=False) as file:
+        file.attrs.update(attributes)
+        file.flush()
+        content = bytes(file.id.get_file_image())
+    with path.open("wb", buffering=0) as stream:
+        _write_all(stream.fileno(), memoryview(content), 0)
+        _allocate(stream.fileno(), len(content) + _size_of(features, layout))
+    return content.index(_UNKNOWN.encode())
+
+
+def _allocate(handle: int, size: int) -> None:
+    """Reserve room for a file where the system can; only that there is none is an error."""
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle, 0, size)
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise
+
+
+def _size_of(features: Features, layout: Layout) -> int:
+    """Bytes that ids and tables take at most."""
+    ids = (features.image_ids, features.caption_ids, features.caption_image)
+    size = _SLACK + sum(column.nbytes for column in ids)
+    for rows in (features.images, features.captions):
+        if _is_pointed_to(rows, layout):
+            size += 24 * len(rows.runs) + 512 * (len(rows.runs.paths) + VIRTUAL_RUNS)
+        else:
+            size += 2 * rows.shape[0] * rows.shape[1]
+    return size
+
+
+def _is_pointed_to(rows: FeatureRows, layout: Layout) -> TypeGuard[JoinedRows]:
+    return layout == "virtual" and isinstance(rows, JoinedRows)
+
+
+@contextlib.contextmanager
+def _open_to_write(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file of our own; what the system refuses is raised as such, and not as HDF5's."""
+    try:
+        with h5py.File(path, "r+", locking=False) as file:
+            yield file
+    except (OSError, RuntimeError) as error:
+        number = re.search(r"errno = (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def _add_ids(file: h5py.File, features: Features) -> None:
+    file["image/ids"] = features.image_ids
+    file["caption/ids"] = features.caption_ids
+    file["caption/image"] = features.caption_image
+
+
+def _add_table(group: h5py.Group, rows: FeatureRows, layout: Layout) -> int | None:
+    """Make room for features, or point to them.
+
+    Returns:
+        Where the rows go in the file, in bytes; None where they stay where they are.
+    """
+    if _is_pointed_to(rows, layout):
+        _add_pointers(group, rows)
+        return None
+    at_once = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    at_once.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    table = group.create_dataset("features", rows.shape, np.float16, dcpl=at_once)
+    return place_of(table)[0]
+
+
+def _add_pointers(group: h5py.Group, rows: JoinedRows) -> None:
+    paths = [path.resolve() for path in rows.runs.paths]
+    names = np.array([os.fsencode(path) for path in paths], dtype=object)
+    group.create_dataset("files", data=names, dtype=h5py.string_dtype())
+    columns = (rows.runs.file, rows.runs.source, rows.runs.start)
+    group["runs"] = np.stack(columns, axis=1)
+    group["runs"].attrs["dim"] = rows.shape[1]
+    if len(rows.runs) <= VIRTUAL_RUNS:
+        group.create_virtual_dataset("features", _virtual_table(rows))
+
+
+def _virtual_table(rows: JoinedRows) -> h5py.VirtualLayout:
     table = h5py.VirtualLayout(shape=rows.shape, dtype=np.float16)
-    lengths = _source_rows(rows.runs)
     for run in rows.runs:
-        path, shape = os.path.relpath(run.path, folder), (lengths[run.path], rows.shape[1])
-        source = h5py.VirtualSource(path, "features", shape)
-        chosen = source[run.source : run.source + run.count]
-        table[run.start : run.start + run.count] = chosen
-    file.create_virtual_dataset(name, table)
+        name = str(run.path.resolve()).replace("%", "%%")  # HDF5 takes %b for a pattern
+        stop = run.source + run.count  # the source may have more rows than it is said to have
+        source = h5py.VirtualSource(name, "features", (stop, rows.shape[1]))
+        table[run.start : run.start + run.count] = source[run.source : stop]
+    return table
 
 
-def _source_rows(runs: Sequence[Run]) -> dict[Path, int]:
-    rows = {}
-    for path in {run.path for run in runs}:
-        with h5py.File(path, "r") as file:
-            rows[path] = int(file["features"].shape[0])
-    return rows
+def _copy_rows(rows: FeatureRows, handle: int, offset: int | None, bar: "tqdm[Any]") -> bytes:
+    """Read all rows, and write them where they are to go; returns what identifies them."""
+    hashes = np.empty((len(rows), 8), np.uint8)
+    for places, piece in _pieces(rows):
+        hashes[places] = _hash_rows(piece)
+        if offset is not None:
+            _put_rows(handle, offset, places, piece)
+        bar.update(len(places))
+    return str(rows.shape).encode() + hashes.tobytes()
+
+
+def _pieces(rows: FeatureRows) -> Iterator[tuple[Places, Float16[np.ndarray, "piece dim"]]]:
+    """All rows in pieces, with their places, which ascend within a piece."""
+    if isinstance(rows, JoinedRows):
+        yield from rows.pieces(max(1, _PIECE // (2 * max(1, rows.shape[1]))))
+        return
+    for start, block in blocks(rows):
+        yield np.arange(start, start + len(block)), np.ascontiguousarray(block)
+
+
+def _hash_rows(rows: Float16[np.ndarray, "piece dim"]) -> UInt8[np.ndarray, "piece 8"]:
+    digests = [hashlib.sha256(row).digest()[:8] for row in rows]
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(len(rows), 8)
+
+
+def _put_rows(
+    handle: int, offset: int, places: Places, rows: Float16[np.ndarray, "chosen dim"]
+) -> None:
+    """Write rows to their places in the file, neighbours together."""
+    width = rows.shape[1] * rows.itemsize
+    content = rows.view(np.uint8).ravel().data
+    breaks = np.flatnonzero(np.diff(places) != 1) + 1
+    starts, stops = np.append(0, breaks), np.append(breaks, len(places))
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+        part = content[start * width : stop * width]
+        _write_all(handle, part, offset + int(places[start]) * width)
+
+
+def _write_all(handle: int, content: memoryview, offset: int) -> None:
+    """As os.pwrite, which may write less than it is given."""
+    while len(content):
+        written = os.pwrite(handle, content, offset)
+        content, offset = content[written:], offset + written
 
 
 def _read_datasets(path: Path, file: h5py.File) -> Features:
-    size = sum(file[name]["features"].size * 2 for name in ("image", "caption"))
-    read = _map_rows if size > IN_MEMORY else _load_rows
+    images, captions = _find_rows(path, file["image"], file["caption"])
+    if (len(images) + len(captions)) * 2 * images.shape[1] <= IN_MEMORY:
+        images, captions = _load_rows(images), _load_rows(captions)
     return Features(
-        images=read(path, file["image/features"]),
+        images=images,
         image_ids=file["image/ids"][:],
-        captions=read(path, file["caption/features"]),
+        captions=captions,
         caption_ids=file["caption/ids"][:],
         caption_image=file["caption/image"][:],
         teacher=str(file.attrs["weights"]),
@@ -209,42 +351,32 @@ def _read_datasets(path: Path, file: h5py.File) -> Features:
     )
 
 
-def _load_rows(path: Path, dataset: h5py.Dataset) -> Float16[np.ndarray, "rows dim"]:
-    rows = _map_rows(path, dataset)
+def _find_rows(path: Path, *groups: h5py.Group) -> list[FeatureRows]:
+    """The features of each group, mapped; the maps of shards are shared."""
+    runs = [_read_runs(path, group) if "runs" in group else None for group in groups]
+    maps = mapped_shards(len({shard for one in runs if one is not None for shard in one.paths}))
+    return [
+        map_table(path, *place_of(group["features"]))
+        if one is None
+        else JoinedRows(one, int(group["runs"].attrs["dim"]), maps)
+        for one, group in zip(runs, groups, strict=True)
+    ]
+
+
+def _read_runs(path: Path, group: h5py.Group) -> Runs:
+    shards = [Path(os.fsdecode(name)) for name in group["files"][:]]
+    for shard in shards:
+        if not shard.is_file():
+            raise InputError(f"{path} points to {shard}, which is gone.", _REDO)
+    file, source, start = np.ascontiguousarray(group["runs"][:].T)
+    return Runs(shards, file, source, start, len(group["ids"]))
+
+
+def _load_rows(rows: FeatureRows) -> Float16[np.ndarray, "rows dim"]:
     loaded = np.empty(rows.shape, np.float16)
     for start, block in blocks(rows):
         loaded[start : start + len(block)] = block
     return loaded
-
-
-def _map_rows(path: Path, dataset: h5py.Dataset) -> FeatureRows:
-    if not dataset.is_virtual:
-        return _map_dataset(path, dataset)
-    runs = [_run_of(path.parent, source) for source in dataset.virtual_sources()]
-    for run in runs:
-        if not run.path.is_file():
-            raise InputError(f"{path} points to {run.path}, which is gone.", _REDO)
-    return JoinedRows(runs, dataset.shape[1], _map_shard, keep=_OPEN_MAPS)
-
-
-def _run_of(folder: Path, source: Any) -> Run:
-    (start, _), (stop, _) = source.vspace.get_select_bounds()
-    first = source.src_space.get_select_bounds()[0][0]
-    return Run(folder / source.file_name, int(first), int(start), int(stop - start + 1))
-
-
-def _map_shard(path: Path) -> Float16[np.ndarray, "rows dim"]:
-    with h5py.File(path, "r") as file:
-        return _map_dataset(path, file["features"])
-
-
-def _map_dataset(path: Path, dataset: h5py.Dataset) -> Float16[np.ndarray, "rows dim"]:
-    """The rows of a contiguous data set, mapped; nothing is read yet."""
-    if 0 in dataset.shape:
-        return np.empty(dataset.shape, np.float16)
-    if dataset.dtype != np.float16 or dataset.id.get_offset() is None:
-        raise ValueError(f"{dataset.name} is no contiguous table of float16")
-    return np.memmap(path, np.float16, "r", dataset.id.get_offset(), dataset.shape)
 
 
 def _check_identity(path: Path, found: dict[str, Any], teacher: TeacherParams, corpus: str) -> None:

@@ -41,6 +41,8 @@ class HubParams(Block):
     """ORG/NAME."""
     revision: Name | None
     """A branch, tag or commit; None: the newest commit of the main branch."""
+    files: Name | None
+    """A glob of the files to read, in which * stands for / too; None: all, of one config."""
     image_column: Name
     """The column of the images' bytes, in Parquet files."""
     caption_column: Name

@@ -37,15 +37,28 @@ class TrainParams(Block):
     epochs: Annotated[int, Field(ge=1)]
     """Passes over text and pairs; used where `steps` is null."""
     batch_size: Annotated[int, Field(ge=2, le=65_536)]
-    """Sentences a batch; in-batch negatives need at least 2."""
+    """Sentences a batch, over all processes; in-batch negatives need at least 2."""
     accumulate: Annotated[int, Field(ge=1, le=4096)]
     """Batches whose gradients make one step. Negatives come from the own batch only: a step of 4
     batches of 64 has 63 negatives an anchor, not 255."""
     learning_rate: Annotated[Number, Field(gt=0, le=1)]
     """AdamW's peak rate, decayed linearly to 0 without warm-up."""
-    precision: Literal["fp32", "bf16"]
-    """Of the forward pass. Weights, optimiser, similarities, losses and scores are float32 in
-    either."""
+    buckets: Annotated[int, Field(ge=1, le=65_536)]
+    """Successive batches whose sentences are sorted by length together, so that a batch needs
+    little padding; 1: random batches. Negatives are then about as long as their anchor."""
+    chunk: Annotated[int, Field(ge=1)] | None
+    """Sentences encoded at a time, where a batch does not fit into memory: negatives and gradient
+    stay those of the whole batch, for a second forward pass. None: the whole batch."""
+    gather_negatives: bool
+    """Under `accelerate launch`: whether an anchor's negatives are those of the whole batch, as in
+    one process, or only those of its own process's share."""
+    precision: Literal["auto", "fp32", "bf16"]
+    """Of the forward pass; auto: bf16 where the device computes it natively. Weights, optimiser,
+    similarities, losses and scores are float32 in any."""
+    compile: bool
+    """Whether torch.compile makes kernels of the encoder first, which takes a minute."""
+    track: list[Literal["tensorboard", "wandb", "dvclive"]]
+    """Where curves go as well while they are drawn; each must be installed."""
     pair_every: Annotated[int, Field(ge=1)] | Literal["auto"]
     """Every how many steps a batch of pairs comes; auto: text batches // pair batches."""
     evaluate_every: Annotated[int, Field(ge=1)]

@@ -20,6 +20,7 @@ from pipeline.train.objective import loss_of
 from pipeline.train.run_params import RunParams
 
 Rows = Int64[np.ndarray, " batch"]
+Lengths = Int64[np.ndarray, " rows"]
 OfImage = Int64[np.ndarray, " _"]
 """The caption rows of one image."""
 Epoch = Int64[np.ndarray, "batches batch_size"]
@@ -116,23 +117,67 @@ class Stream:
         return self._make_epoch(np.random.default_rng([*self._seed, number]))
 
 
-def text_stream(count: int, batch_size: int, seed: int, position: int = 0) -> Stream:
+def text_stream(lengths: Lengths, params: TrainParams, seed: int, position: int = 0) -> Stream:
     """Batches of sentence rows: every epoch a new order, its incomplete rest left out.
+
+    Args:
+        lengths: tokens of every sentence, for `train.buckets`.
+        params: sizes.
+        seed: of the order.
+        position: batches that were taken before.
 
     Raises:
         InputError: there are fewer rows than one batch takes.
     """
-    _require(count, batch_size, "text-only sentences")
-    return Stream(lambda rng: _cut(rng.permutation(count), batch_size), [seed, 0], position)
+    _require(len(lengths), params.batch_size, "text-only sentences")
+
+    def epoch(rng: np.random.Generator) -> Epoch:
+        return bucketed(rng.permutation(len(lengths)), lengths, params, rng)
+
+    return Stream(epoch, [seed, 0], position)
 
 
-def pair_stream(pairs: TrainingPairs, params: RunParams, seed: int, position: int = 0) -> Stream:
+def bucketed(rows: Rows, lengths: Lengths, params: TrainParams, rng: np.random.Generator) -> Epoch:
+    """Batches of near-equal length, in random order; the incomplete rest is left out.
+
+    The rows of `train.buckets` successive batches are sorted by length before they are cut into
+    batches. Which rows meet is random but for their length: negatives are about as long as their
+    anchor, so that length alone does not tell them from the positive.
+
+    Args:
+        rows: in random order.
+        lengths: tokens by row.
+        params: batch size and buckets.
+        rng: of the batches' order.
+    """
+    batches = _cut(rows, params.batch_size)
+    if params.buckets == 1 or not len(batches):
+        return batches
+    pools = (
+        batches[n : n + params.buckets].ravel() for n in range(0, len(batches), params.buckets)
+    )
+    ordered = np.concatenate([pool[np.argsort(lengths[pool], kind="stable")] for pool in pools])
+    shuffled: Epoch = rng.permutation(_cut(ordered, params.batch_size))
+    return shuffled
+
+
+def pair_stream(
+    pairs: TrainingPairs, lengths: Lengths, params: RunParams, seed: int, position: int = 0
+) -> Stream:
     """Batches of caption rows, as `train.pairs` says.
 
     With `captions: all` an epoch goes through the images once for every caption they have: each
     round takes another caption of each image, in a new order, and leaves out its incomplete rest;
     with `one` it is one round, of captions drawn at random. Unless `unique_images` is off, no batch
-    holds two captions of one image. Hard negatives regroup the captions of a round and lose none.
+    holds two captions of one image. Hard negatives regroup the captions of a round and lose none;
+    they take the place of `train.buckets`.
+
+    Args:
+        pairs: captions with the rows of their images.
+        lengths: tokens of every caption.
+        params: sizes, and the make-up of batches.
+        seed: of the order.
+        position: batches that were taken before.
 
     Raises:
         InputError: there are fewer images, or captions, than one batch takes.
@@ -141,15 +186,19 @@ def pair_stream(pairs: TrainingPairs, params: RunParams, seed: int, position: in
     by_image = _captions_by_image(pairs.image_rows)
     if settings.captions == "all" and not settings.unique_images:
         _require(len(pairs), size, "training captions")
-        epoch = functools.partial(_mixed_epoch, pairs, params)
+        epoch = functools.partial(_mixed_epoch, pairs, lengths, params)
     else:
         _require(len(by_image), size, "training images")
-        epoch = functools.partial(_pair_epoch, pairs, by_image, params)
+        epoch = functools.partial(_pair_epoch, pairs, by_image, lengths, params)
     return Stream(epoch, [seed, 1], position)
 
 
 def _pair_epoch(
-    pairs: TrainingPairs, by_image: list[OfImage], params: RunParams, rng: np.random.Generator
+    pairs: TrainingPairs,
+    by_image: list[OfImage],
+    lengths: Lengths,
+    params: RunParams,
+    rng: np.random.Generator,
 ) -> Epoch:
     shuffled = [rng.permutation(captions) for captions in by_image]
     most = max(len(captions) for captions in shuffled)
@@ -158,22 +207,34 @@ def _pair_epoch(
     for number in rounds:
         rows = np.array([captions[number] for captions in shuffled if number < len(captions)])
         rng.shuffle(rows)
-        batches.append(_group(pairs, _cut(rows, params.train.batch_size), params, rng))
+        batches.append(_group(pairs, rows, lengths, params, rng))
     return np.concatenate(batches)
 
 
-def _mixed_epoch(pairs: TrainingPairs, params: RunParams, rng: np.random.Generator) -> Epoch:
-    order = rng.permutation(len(pairs))
-    return _group(pairs, _cut(order, params.train.batch_size), params, rng)
+def _mixed_epoch(
+    pairs: TrainingPairs, lengths: Lengths, params: RunParams, rng: np.random.Generator
+) -> Epoch:
+    return _group(pairs, rng.permutation(len(pairs)), lengths, params, rng)
 
 
 def _group(
+    pairs: TrainingPairs,
+    rows: Rows,
+    lengths: Lengths,
+    params: RunParams,
+    rng: np.random.Generator,
+) -> Epoch:
+    """Rows in random order as batches: of hard negatives where they are asked for, or buckets."""
+    if not params.train.pairs.hard_negatives:
+        return bucketed(rows, lengths, params.train, rng)
+    return _bring_hard_negatives(pairs, _cut(rows, params.train.batch_size), params, rng)
+
+
+def _bring_hard_negatives(
     pairs: TrainingPairs, batches: Epoch, params: RunParams, rng: np.random.Generator
 ) -> Epoch:
-    """Regroup the captions of a few batches at a time, where hard negatives are asked for."""
+    """Regroup the captions of a few batches at a time."""
     settings = params.train.pairs
-    if not settings.hard_negatives:
-        return batches
     noise = loss_of(params.train.objective, params.loss).filter
     grouped = []
     for start in range(0, len(batches), settings.pool):

@@ -1,6 +1,7 @@
 """The state of an unfinished training run, on disk."""
 
 import hashlib
+import os
 import pickle
 import time
 from importlib.metadata import version
@@ -24,6 +25,7 @@ from pipeline.runtime import (
 )
 from pipeline.train.batches import TrainingData
 from pipeline.train.run_params import RunParams
+from pipeline.train.tokens import tokenizer_parts
 
 State = dict[str, Any]
 """Tensors, numbers and plain containers of them."""
@@ -113,7 +115,7 @@ def run_fingerprint(data: TrainingData, params: RunParams, seed: int, dev: pd.Da
         dev: the table whose dev pairs select the student.
     """
     blocks = (params.student, params.loss, params.train)
-    settings = [block.model_dump_json(exclude={"seeds"}) for block in blocks]
+    settings = [block.model_dump_json(exclude={"seeds", "track"}) for block in blocks]
     encoder = SentenceEncoder.load(params.student.encoder, params.student.pooling)
     features = data.pairs.features
     arrays = (data.pairs.caption_rows, data.pairs.image_rows)
@@ -122,11 +124,12 @@ def run_fingerprint(data: TrainingData, params: RunParams, seed: int, dev: pd.Da
             *settings,
             str(seed),
             str(choose_device()),
+            os.environ.get("WORLD_SIZE", "1"),
             *map(version, _LIBRARIES),
             *(hash_file(path) for path in sorted(_LIBRARY.rglob("*.py"))),
             hash_weights(encoder),
             str(cast(Any, encoder.backbone).config),
-            *_tokenizer_parts(encoder),
+            *tokenizer_parts(encoder),
             *(_hash_array(array) for array in arrays),
             features.digest or _hash_features(features),
             hash_strings(data.pairs.captions),
@@ -134,10 +137,6 @@ def run_fingerprint(data: TrainingData, params: RunParams, seed: int, dev: pd.Da
             dev.to_csv(index=False),
         ]
     )
-
-
-def _tokenizer_parts(encoder: SentenceEncoder) -> tuple[str, str]:
-    return encoder.tokenizer.backend_tokenizer.to_str(), str(encoder.tokenizer.init_kwargs)
 
 
 def _hash_features(features: Features) -> str:

@@ -1,25 +1,26 @@
 """One step, and one loop for every objective."""
 
 import copy
+import functools
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from pipeline.encoder import GroundingHeads, SentenceEncoder, Student
+from pipeline.encoder import GroundingHeads, SentenceEncoder, Student, Tokens
 from pipeline.errors import InterruptedRunError, ParamsError, TrainingError
 from pipeline.params.student import StudentParams
 from pipeline.params.train import TrainParams
-from pipeline.runtime import defers_signals
+from pipeline.runtime import choose_device, counter, defers_signals
 from pipeline.train.batches import (
     Rows,
     Schedule,
@@ -31,15 +32,19 @@ from pipeline.train.batches import (
 )
 from pipeline.train.checkpoint import Checkpoint, State
 from pipeline.train.curves import Curves, Point
+from pipeline.train.gradients import add_gradients, random_states, set_random_states
 from pipeline.train.objective import Distillation, StepLoss, TeacherBatch
+from pipeline.train.precision import autocast_of, choose_precision, compile_encoder
+from pipeline.train.ranks import find_ranks
 from pipeline.train.run_params import RunParams
+from pipeline.train.teacher_rows import TeacherRows, to_device
+from pipeline.train.tokens import PackedTokens, pack_tokens
+from pipeline.train.trackers import Trackers
 
 LOG_EVERY = 10
 """Steps between two points of the training curves."""
 
 _MAX_GRADIENT_NORM = 1.0
-
-_PRECISIONS = {"fp32": "no", "bf16": "bf16"}
 
 ScoreDev = Callable[[SentenceEncoder], Mapping[str, float]]
 """Scores an encoder on the dev pairs; the best `sts_dev` selects the student."""
@@ -52,6 +57,8 @@ class Training:
     student: Student
     metrics: dict[str, float | int]
     curves: list[Point]
+    is_main: bool = True
+    """Whether this process is to write the results: one of those that train together does."""
 
 
 def train_student(
@@ -60,6 +67,8 @@ def train_student(
     seed: int,
     score_dev: ScoreDev,
     checkpoint: Checkpoint | None = None,
+    tokens: Path | None = None,
+    trackers: Trackers | None = None,
 ) -> Training:
     """Train a student and keep the one that scores best on dev.
 
@@ -71,40 +80,61 @@ def train_student(
             `evaluate_every` steps and after the last.
         checkpoint: where the run is kept and goes on from; None: a stop loses it. On one machine
             the CPU gives the same bits, stopped or not.
+        tokens: folder in which tokenised text is kept for later runs; None: it is not kept.
+        trackers: get the points of the curves as they come.
 
     Raises:
         InputError: a stream is shorter than one batch.
-        ParamsError: a Matryoshka dimension is not below the encoder's width.
+        ParamsError: a Matryoshka dimension is not below the encoder's width, or the batch cannot be
+            shared out to the processes.
         TrainingError: the loss is not finite.
         InterruptedRunError: SIGTERM or SIGINT came; the run was kept after its last whole step.
         ResourceError: the checkpoint could not be written.
     """
-    run = _Run(data, params, seed, score_dev)
+    run = _Run(data, params, seed, score_dev, tokens, trackers or Trackers())
     run.go(checkpoint)
-    return Training(run.best_student(), run.metrics(), run.curves.points)
+    return Training(run.best_student(), run.metrics(), run.curves.points, run.is_main)
 
 
 class _Run:
     """The state of one training run."""
 
     def __init__(
-        self, data: TrainingData, params: RunParams, seed: int, score_dev: ScoreDev
+        self,
+        data: TrainingData,
+        params: RunParams,
+        seed: int,
+        score_dev: ScoreDev,
+        tokens: Path | None,
+        trackers: Trackers,
     ) -> None:
         torch.manual_seed(seed)
+        train, pairs = params.train, data.pairs
         self._params, self._data, self._seed, self._score_dev = params, data, seed, score_dev
-        self._accelerator = Accelerator(mixed_precision=_PRECISIONS[params.train.precision])
-        self._steps = count_steps(data, params.train)
-        model = build_model(params, data.pairs.features.dim)
-        optimiser = AdamW(
-            model.parameters(), lr=params.train.learning_rate, weight_decay=0.0, fused=True
+        self._trackers = trackers
+        self._ranks = find_ranks(train.batch_size, choose_device(), gathers=train.gather_negatives)
+        self._precision = choose_precision(train.precision, self._ranks.device)
+        self._steps = count_steps(data, train)
+        self._model = build_model(params, pairs.features.dim).to(self._ranks.device)
+        self._optimiser = AdamW(
+            self._model.parameters(), lr=train.learning_rate, weight_decay=0.0, fused=True
         )
-        decay = LambdaLR(optimiser, lambda step: max(0.0, 1 - step / self._steps))
-        self._model, self._optimiser, self._decay = self._accelerator.prepare(
-            model, optimiser, decay
+        self._decay = LambdaLR(self._optimiser, lambda step: max(0.0, 1 - step / self._steps))
+        compile_encoder(self._model.encoder, wanted=train.compile)
+        self._ranks.draw_apart(seed)
+        pack = functools.partial(
+            pack_tokens,
+            self._model.encoder,
+            max_length=params.student.max_length,
+            folder=tokens,
         )
-        self._text = text_stream(len(data.sentences), params.train.batch_size, seed)
-        self._pairs = pair_stream(data.pairs, params, seed)
-        self._schedule = schedule_of(data, params.train)
+        self._text_tokens, self._pair_tokens = pack(data.sentences), pack(pairs.captions)
+        self._teacher = TeacherRows(
+            pairs.features, pairs.image_rows, pairs.caption_rows, self._ranks.device
+        )
+        self._text = text_stream(self._text_tokens.lengths, train, seed)
+        self._pairs = pair_stream(pairs, self._pair_tokens.lengths, params, seed)
+        self._schedule = schedule_of(data, train)
         self._step = 0
         self._best: tuple[float, int, State] | None = None
         self.curves = Curves()
@@ -117,24 +147,27 @@ class _Run:
             self._restore(state)
         else:
             self._dev_before = self._score()
-        bar = tqdm(
-            total=self._steps, initial=self._step, desc="training", unit="step", mininterval=0.5
-        )
+        bar = counter("training", "step", self._steps, done=self._step, show=self._ranks.is_main)
         with bar, defers_signals() as stop_signal:
             while self._step < self._steps:
                 self._take_step(bar)
-                self._keep(checkpoint, stop_signal())
+                if self._ranks.is_alone or self._step % LOG_EVERY == 0:
+                    self._keep(checkpoint, stop_signal())
             self._keep(checkpoint, stop_signal())  # one that came while the last step was kept
         self._seconds += time.perf_counter() - self._started
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes."""
+        return self._ranks.is_main
 
     def best_student(self) -> Student:
         """The student at the step that scored best on dev."""
         assert self._best is not None
-        model = self._unwrapped()
-        model.load_state_dict(self._best[2])
+        self._model.load_state_dict(self._best[2])
         return Student(
-            model.encoder.eval(),
-            model.heads.eval(),
+            self._model.encoder.eval(),
+            self._model.heads.eval(),
             self._params.train.objective,
             self._seed,
             tuple(self._params.student.matryoshka),
@@ -154,6 +187,8 @@ class _Run:
             "seconds": round(self._seconds, 1),
             "steps_per_second": round(self._steps / self._seconds, 2),
             "selection_share": round(self._selecting / self._seconds, 4),
+            "precision_bits": 16 if self._precision == "bf16" else 32,
+            "processes": self._ranks.count,
         }
 
     def _take_step(self, bar: "tqdm[Any]") -> None:
@@ -169,59 +204,79 @@ class _Run:
     def _descend(self) -> list[StepLoss]:
         """One optimiser step on the mean loss of its batches."""
         self._model.train()
-        encoder = self._unwrapped().encoder
-        losses = []
-        for sentences, teacher in self._batches():
-            tokens = encoder.tokenize(sentences, self._params.student.max_length)
-            loss: StepLoss = self._model(tokens, teacher)
-            self._accelerator.backward(loss.total / self._params.train.accumulate)
-            losses.append(loss)
-        self._accelerator.clip_grad_norm_(self._model.parameters(), _MAX_GRADIENT_NORM)
+        train = self._params.train
+        losses = [
+            add_gradients(
+                self._model,
+                tokens,
+                teacher,
+                scale=1 / train.accumulate,
+                chunk=train.chunk,
+                autocast=autocast_of(self._precision, self._ranks.device),
+                gather=self._ranks.gather,
+            )
+            for tokens, teacher in self._batches()
+        ]
+        self._ranks.reduce_gradients(self._model)
+        clip_grad_norm_(self._model.parameters(), _MAX_GRADIENT_NORM)
         self._optimiser.step()
         self._decay.step()
         self._optimiser.zero_grad()
         return losses
 
-    def _batches(self) -> Iterator[tuple[list[str], TeacherBatch | None]]:
-        """The batches of a step, all from the stream that the schedule names."""
+    def _batches(self) -> Iterator[tuple[Tokens, TeacherBatch | None]]:
+        """This process's share of the step's batches, from the stream that the schedule names."""
         is_paired = self._schedule.is_paired(self._step)
         for _ in range(self._params.train.accumulate):
             if is_paired:
-                yield self._pair_batch(next(self._pairs))
+                rows = next(self._pairs)
+                teacher = self._teacher(self._ranks.teacher_rows(rows))
+                yield self._read(self._pair_tokens, rows), teacher
             else:
-                yield [self._data.sentences[row] for row in next(self._text)], None
+                yield self._read(self._text_tokens, next(self._text)), None
 
-    def _pair_batch(self, rows: Rows) -> tuple[list[str], TeacherBatch]:
-        pairs = self._data.pairs
-        return [pairs.captions[row] for row in rows], pairs.teacher(rows, self._accelerator.device)
+    def _read(self, tokens: PackedTokens, rows: Rows) -> Tokens:
+        batch = tokens.batch(self._ranks.share(rows))
+        return {key: to_device(value, self._ranks.device) for key, value in batch.items()}
 
     def _log(self, bar: "tqdm[Any]") -> None:
-        values = self.curves.means()
+        values = self._ranks.share_value(self.curves.means())
         if not np.isfinite(values["loss"]):
             raise TrainingError(
                 f"the loss is {values['loss']} at step {self._step}.",
                 "lower train.learning_rate or raise loss.temperature.",
             )
-        self.curves.record(self._step, values)
+        self._record(values)
         best = f"{self._best[0]:.2f}" if self._best else "-"
         bar.set_postfix(loss=f"{values['loss']:.4f}", sts_dev_best=best)
 
     def _select(self) -> None:
         score = self._score()
         if self._best is None or score > self._best[0]:
-            state = {key: value.cpu() for key, value in self._unwrapped().state_dict().items()}
+            state = {key: value.cpu() for key, value in self._model.state_dict().items()}
             self._best = (score, self._step, copy.deepcopy(state))
 
     def _score(self) -> float:
+        """The score of the encoder as it is, taken by the main process."""
         started = time.perf_counter()
-        score = self._score_dev(self._unwrapped().encoder)
+        score = self._score_dev(self._model.encoder) if self._ranks.is_main else {}
+        score = self._ranks.share_value(score)
         self._selecting += time.perf_counter() - started
-        self.curves.record(self._step, score)
-        return score["sts_dev"]
+        self._record(score)
+        return float(score["sts_dev"])
+
+    def _record(self, values: Mapping[str, float]) -> None:
+        self.curves.record(self._step, values)
+        self._trackers.log(self._step, values)
 
     def _keep(self, checkpoint: Checkpoint | None, stop: signal.Signals | None) -> None:
-        if checkpoint is not None and (stop is not None or checkpoint.is_due()):
-            checkpoint.save(self._state())
+        """Keep the run where that is due, in all processes at the same step."""
+        stop = next((came for came in self._ranks.collect(stop) if came is not None), None)
+        is_due = checkpoint is not None and (stop is not None or checkpoint.is_due())
+        if self._ranks.share_value(is_due):
+            state = self._state()
+            if checkpoint is not None and self._ranks.is_main:
+                checkpoint.save(state)
         if stop is not None:
             kept, again = ("kept", "goes on from there") if checkpoint else ("lost", "starts anew")
             raise InterruptedRunError(
@@ -233,10 +288,10 @@ class _Run:
     def _state(self) -> State:
         return {
             "step": self._step,
-            "model": self._unwrapped().state_dict(),
+            "model": self._model.state_dict(),
             "optimiser": self._optimiser.state_dict(),
             "decay": self._decay.state_dict(),
-            "random": _random_states(self._accelerator.device),
+            "random": self._ranks.collect(random_states(self._ranks.device)),
             "positions": [self._text.position, self._pairs.position],
             "best": list(self._best) if self._best else None,
             "dev_before": self._dev_before,
@@ -247,18 +302,14 @@ class _Run:
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self._step, self._dev_before = state["step"], state["dev_before"]
-        self._unwrapped().load_state_dict(state["model"])
+        self._model.load_state_dict(state["model"])
         self._optimiser.load_state_dict(state["optimiser"])
         self._decay.load_state_dict(state["decay"])
         self._text.position, self._pairs.position = state["positions"]
         self._best = tuple(state["best"]) if state["best"] else None
         self.curves.restore(state["curves"])
         self._seconds, self._selecting = state["seconds"], state["selecting"]
-        _set_random_states(state["random"], self._accelerator.device)
-
-    def _unwrapped(self) -> Distillation:
-        model: Distillation = self._accelerator.unwrap_model(self._model)
-        return model
+        set_random_states(state["random"][self._ranks.rank], self._ranks.device)
 
 
 def schedule_of(data: TrainingData, params: TrainParams) -> Schedule:
@@ -301,16 +352,3 @@ def _require_shorter(student: StudentParams, width: int) -> None:
             f"has {width}.",
             f"name dimensions below {width}.",
         )
-
-
-def _random_states(device: torch.device) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        states["device"] = torch.get_device_module(device).get_rng_state()
-    return states
-
-
-def _set_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
-    if device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(states["device"])

@@ -1,11 +1,14 @@
 """A loopback model hub, and small images and tables of one's own."""
 
+import contextlib
 import http.server
 import io
 import json
+import os
+import tempfile
 import threading
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +32,40 @@ def image_bytes(number: int) -> bytes:
 def download_params(**changes) -> DownloadParams:
     """The default block with changes laid over it."""
     return DownloadParams.model_validate(merge(read_default_params()["download"], changes))
+
+
+Locked = Callable[[Path], contextlib.AbstractContextManager[None]]
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    mode, was_root = path.stat().st_mode, os.geteuid() == 0
+    path.chmod(0)
+    if was_root:
+        os.seteuid(_NOBODY)  # root may read whatever there is
+    try:
+        yield
+    finally:
+        if was_root:
+            os.seteuid(0)
+        path.chmod(mode)
+
+
+_NOBODY = 65_534
+
+
+@pytest.fixture
+def locked() -> Locked:
+    """`with locked(path)`: without the right to read it, root or not."""
+    return _locked
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder in which `locked` leaves everything else open; tmp_path is closed to others."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
 
 
 class HubHandler(http.server.BaseHTTPRequestHandler):

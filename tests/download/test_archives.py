@@ -1,12 +1,16 @@
 import io
+import os
+import resource
+import shutil
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
 
 from pipeline.download import archives
 from pipeline.download.archives import Archive
-from pipeline.errors import InputError
+from pipeline.errors import InputError, ResourceError
 
 
 @pytest.fixture(params=["zip", "tar", "tar.gz"])
@@ -107,3 +111,65 @@ def test_a_tar_must_end_as_tars_do(tmp_path, change):
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(InputError, match="no member and no end at byte 2,048"):
         Archive(path)
+
+
+@pytest.mark.parametrize("mode", ["w:bz2", "w:xz"])
+@pytest.mark.parametrize("place", [0.3, 0.6])
+def test_damage_in_a_compressed_tar_is_named(tmp_path, mode, place):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, mode) as archive:
+        info = tarfile.TarInfo("a")
+        info.size = 200_000
+        archive.addfile(info, io.BytesIO(os.urandom(info.size)))
+    content = bytearray(path.read_bytes())
+    start = int(place * len(content))
+    content[start : start + 4096] = bytes(4096)
+    path.write_bytes(content)
+    with (
+        pytest.raises(InputError, match=r"a\.tar.* is damaged or truncated"),
+        Archive(path) as archive,
+    ):
+        archive.read("a")
+
+
+@pytest.mark.parametrize("closed", ["", "sub"])
+def test_an_archive_that_may_not_be_read_is_not_called_damaged(packed, open_folder, locked, closed):
+    (open_folder / "sub").mkdir()
+    path = Path(shutil.copy(packed, open_folder / "sub"))
+    words = rf"{packed.name} cannot be read: permission denied"
+    with (
+        locked(open_folder / closed if closed else path),
+        pytest.raises(ResourceError, match=words),
+    ):
+        Archive(path)
+
+
+def test_a_disk_that_fails_is_not_called_damage(tmp_path):
+    """/proc/self/mem is a file whose first bytes cannot be read."""
+    (tmp_path / "0.tar").symlink_to("/proc/self/mem")
+    with pytest.raises(ResourceError, match=r"0\.tar cannot be read: input/output error") as error:
+        Archive(tmp_path / "0.tar")
+    assert "run the same command again" in error.value.fix
+
+
+def test_too_many_open_files_are_not_called_damage(packed):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with packed.open("rb") as stream:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (stream.fileno() + 1, limits[1]))
+        try:
+            with pytest.raises(ResourceError, match="too many open files") as error:
+                Archive(packed)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert "ulimit -n" in error.value.fix
+
+
+def test_a_zip_that_points_before_its_start_is_damaged(tmp_path):
+    """The seek fails then, which is the archive's fault and not the disk's."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a", b"12345")
+    content = path.read_bytes()
+    path.write_bytes(content[content.index(b"PK\1\2") :])
+    with pytest.raises(InputError, match="is damaged"), Archive(path) as archive:
+        archive.read("a")

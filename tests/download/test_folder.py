@@ -24,7 +24,7 @@ from pipeline.download.corpora import Fetcher, make_pairs
 from pipeline.download.pairing import MOST_CHARACTERS, clean_caption
 from pipeline.download.records import Pairs, read_pairs
 from pipeline.download.splits import draw_split
-from pipeline.errors import InputError
+from pipeline.errors import InputError, ResourceError
 from pipeline.params.download import SplitsParams
 from tests.conftest import ROOT, assert_clear_error, invoke, write_params
 from tests.download.conftest import download_params, image_bytes
@@ -37,7 +37,10 @@ ROWS = [(image, caption) for image, captions in CAPTIONS.items() for caption in 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """A folder with the images."""
-    folder = tmp_path / "photos"
+    return write_photos(tmp_path / "photos")
+
+
+def write_photos(folder: Path) -> Path:
     for number, name in enumerate(IMAGES):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(image_bytes(number))
@@ -337,6 +340,34 @@ def test_a_folder_or_table_that_is_not_there_is_named(tmp_path, photos):
         make(tmp_path / "none.csv", photos)
     with pytest.raises(InputError, match=r"holds none of the 3 images of .*the first is a\.png"):
         make(table, photos.parent)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_table_that_may_not_be_read_is_named_itself(open_folder, ending, locked):
+    photos = write_photos(open_folder / "photos")
+    table = write_rows(open_folder / f"t.{ending}", ROWS)
+    words = rf"t\.{ending} cannot be read: permission denied"
+    with locked(table), pytest.raises(ResourceError, match=words):
+        make(table, photos)
+    assert not (open_folder / "pairs").exists()
+
+
+@pytest.mark.parametrize(("closed", "name"), [("photos", "photos/sub"), ("tables", "tables/t.csv")])
+def test_a_table_or_images_in_a_closed_folder_are_named(open_folder, closed, name, locked):
+    photos = write_photos(open_folder / "photos")
+    (open_folder / "tables").mkdir()
+    table = write_rows(open_folder / "tables/t.csv", ROWS)
+    own = {"images": str(photos / "sub"), "captions": str(table)}
+    block = download_params(pairs="folder", folder=own)
+    words = f"{name} cannot be read: permission denied"
+    with locked(open_folder / closed), pytest.raises(ResourceError, match=words):
+        make_pairs(open_folder / "pairs", block, Fetcher(open_folder, None))
+
+
+def test_a_table_whose_bytes_cannot_be_had_is_named(tmp_path, photos):
+    (tmp_path / "t.csv").symlink_to("/proc/self/mem")
+    with pytest.raises(ResourceError, match=r"t\.csv cannot be read: input/output error"):
+        make(tmp_path / "t.csv", photos)
 
 
 def test_the_stage_reads_a_folder_and_names_what_is_null(tmp_path, photos, monkeypatch):

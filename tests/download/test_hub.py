@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.download.archives import Archive
 from pipeline.download.corpora import Fetcher, make_pairs
-from pipeline.download.hub import split_in_name
+from pipeline.download.hub import archive_of, configs_of, split_in_name
 from pipeline.download.records import Pairs, read_pairs
 from pipeline.download.splits import draw_split
 from pipeline.errors import DownloadError, InputError
@@ -122,6 +124,8 @@ def test_shards_are_read_in_the_hub_s_cache(connected, tmp_path):
     drawn = [draw_split(f"00000000{number}", SPLITS) for number in (1, 2)]
     assert pairs.images["split"].tolist() == [*drawn, "test", "test"]
     assert all(Path(path).is_relative_to(tmp_path / "hub") for path in pairs.images["archive"])
+    assert pairs.archives["archive"].tolist() == list(dict.fromkeys(pairs.images["archive"]))
+    assert pairs.archives["bytes"].tolist() == [shard.stat().st_size] * 2
     with Archive(pairs.folder / pairs.images["archive"][3]) as archive:
         assert archive.read(pairs.images["member"][3]) == image_bytes(2)
     assert counts["shards"] == 2
@@ -129,6 +133,83 @@ def test_shards_are_read_in_the_hub_s_cache(connected, tmp_path):
     make(tmp_path)
     heads = [path for path in connected.seen if "/resolve/" in path][asked:]
     assert len(heads) <= 2  # nothing is fetched again
+
+
+CONFIGS = {
+    "default/train/0000.parquet": 0,
+    "default/partial-test/0000.parquet": 1,
+    "small/train/0000.parquet": 0,
+}
+
+
+def convert(files: dict[str, int]) -> dict[str, bytes]:
+    """A Parquet file of one picture each, captioned with the file's name."""
+    return {name: table_bytes(structs(number), [name]) for name, number in files.items()}
+
+
+def test_files_of_several_configs_are_not_merged(connected, tmp_path):
+    connected.datasets["org/photos"] = convert(CONFIGS)
+    with pytest.raises(InputError, match="several configs: default, small") as error:
+        make(tmp_path)
+    assert "download.hub.files" in error.value.fix
+    assert not (tmp_path / "pairs").exists()
+    pairs, counts = make(tmp_path, files="default/**")
+    assert pairs.captions["caption"].tolist() == sorted(CONFIGS)[:2]
+    assert (pairs.images["split"].tolist(), counts["files"]) == (["test", "train"], 2)
+    assert len(make(tmp_path, files="**")[0].images) == 3
+    with pytest.raises(InputError, match=r"no \.parquet or \.tar files that match larg\*"):
+        make(tmp_path, files="larg*")
+
+
+@pytest.mark.parametrize(
+    ("files", "configs"),
+    [
+        (["data/train-00000-of-00002.parquet", "data/validation-0.parquet"], ["data"]),
+        (["train/0.parquet", "test/0.parquet"], ["."]),
+        (["train/train-0.parquet", "val2017/val-0.parquet", "0.parquet"], ["."]),
+        (["en/train-0.parquet", "de/train-0.parquet", "de/test-0.parquet"], ["de", "en"]),
+        (
+            ["mini-train/train/0.parquet", "full-train/train/0.parquet"],
+            ["full-train", "mini-train"],
+        ),
+        (["data/en/test/0.parquet", "data/de/test/0.parquet"], ["data/de", "data/en"]),
+        (["0.parquet", "large/0.parquet"], [".", "large"]),
+    ],
+)
+def test_configs_are_the_folders_that_are_no_splits(files, configs):
+    assert configs_of(files) == configs
+
+
+def test_the_glob_chooses_among_shards_too(connected, tmp_path):
+    shards = {
+        f"{size}/{split}/0.tar": write_shard(
+            tmp_path / "s.tar", sample(f"00000000{number}", f"{size} {split}")
+        ).read_bytes()
+        for number, (size, split) in enumerate((("256", "train"), ("256", "test"), ("512", "test")))
+    }
+    connected.datasets["org/photos"] = shards
+    with pytest.raises(InputError, match="several configs: 256, 512"):
+        make(tmp_path)
+    pairs, _ = make(tmp_path, files="256/*")
+    assert pairs.captions["caption"].tolist() == ["256 test", "256 train"]
+
+
+@given(st.lists(st.text("a-/%.P", min_size=1, max_size=12), min_size=2, max_size=20, unique=True))
+def test_no_two_files_get_one_archive(names):
+    files = [f"{name}.parquet" for name in names] + [f"{name}.Parquet" for name in names]
+    archives = [archive_of(file) for file in files]
+    assert len(set(archives)) == len(files)
+    assert not any("/" in archive for archive in archives)
+
+
+def test_files_whose_names_differ_in_dashes_and_folders_are_kept_apart(connected, tmp_path):
+    files = {"a--b.parquet": 0, "a/b.parquet": 1, f"{'long' * 60}.parquet": 2}
+    connected.datasets["org/photos"] = convert(files)
+    pairs, _ = make(tmp_path, files="*")
+    assert len(set(pairs.images["archive"])) == 3
+    for row, caption in zip(pairs.images.itertuples(), pairs.captions["caption"], strict=True):
+        with Archive(pairs.folder / row.archive) as archive:
+            assert archive.read(row.member) == image_bytes(files[caption])
 
 
 def test_a_damaged_shard_says_what_to_delete(connected, tmp_path):
@@ -237,7 +318,7 @@ def test_the_endpoint_of_the_environment_is_honoured(hub, tmp_path):
         "import sys; from pathlib import Path\n"
         "from pipeline.download.hub import find_repository\n"
         "from pipeline.params.download import HubParams\n"
-        "params = HubParams(dataset='org/photos', revision=None, image_column='image',"
+        "params = HubParams(dataset='org/photos', revision=None, files=None, image_column='image',"
         " caption_column='caption')\n"
         "found = find_repository(params)\n"
         "print(found.commit, *found.files, found.fetch('a.parquet').stat().st_size)\n"

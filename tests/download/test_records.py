@@ -17,6 +17,7 @@ from pipeline.download.records import (
     IMAGES,
     STS,
     TRANSFER,
+    Pairs,
     PairsWriter,
     count_pairs,
     read_pairs,
@@ -206,15 +207,77 @@ def test_counts_are_those_of_the_rows(tmp_path):
     }
 
 
+def cells_in_order(images: dict[str, list], captions: dict[str, list]) -> list[str]:
+    columns = [images[name] for name in ("image_id", "archive", "member")]
+    columns += [captions[name] for name in ("caption_id", "image_id", "caption")]
+    return [str(cell) for column in columns for cell in column]
+
+
+CELLS_OF_FIVE = cells_in_order(*pair_rows(5))
+
+
 def test_the_fingerprint_is_the_hash_of_every_cell_in_order(tmp_path):
     images, captions = pair_rows(5)
     write_pairs(tmp_path, pd.DataFrame(images), pd.DataFrame(captions))
     digest = hashlib.sha256()
-    columns = [images[name] for name in ("image_id", "archive", "member")]
-    for column in columns + [captions[name] for name in ("caption_id", "image_id", "caption")]:
-        for cell in map(str, column):
-            digest.update(len(cell).to_bytes(8, "little") + cell.encode())
+    for cell in CELLS_OF_FIVE:
+        digest.update(len(cell).to_bytes(8, "little") + cell.encode())
     assert read_pairs(tmp_path).fingerprint() == digest.hexdigest()
+
+
+def archive_rows(*changes: tuple[str, int]) -> dict[str, list]:
+    rows = {"archive": ["/a/1.tar", "/b/2.tar"], "bytes": [10, 20], "modified": [2**60, 2**60 + 1]}
+    for column, row in changes:
+        rows[column][row] = "/c/3.tar" if column == "archive" else rows[column][row] + 1
+    return rows
+
+
+def write_with_archives(folder: Path, archives: dict[str, list], cut: int = 1) -> Pairs:
+    images, captions = pair_rows(5)
+    with PairsWriter(folder) as writer:
+        writer.add(images, captions, part(archives, 0, cut))
+        writer.add(part(images, 0, 0), part(captions, 0, 0), part(archives, cut, 9))
+    return read_pairs(folder)
+
+
+def test_archives_elsewhere_are_part_of_the_pairs(tmp_path):
+    archives = archive_rows()
+    pairs = write_with_archives(tmp_path, archives)
+    assert pairs.archives.to_dict("list") == archives
+    bare = Pairs(tmp_path, pairs.images, pairs.captions)
+    cells = [str(cell) for name in ("archive", "bytes", "modified") for cell in archives[name]]
+    changes = [(name, row) for name in archives for row in (0, 1)]
+    others = [write_with_archives(tmp_path, archive_rows(change), cut=2) for change in changes]
+    prints = {one.fingerprint() for one in (bare, pairs, *others)}
+    assert len(prints) == 8
+    digest = hashlib.sha256()
+    for cell in [*CELLS_OF_FIVE, *cells]:
+        digest.update(len(cell).to_bytes(8, "little") + cell.encode())
+    assert pairs.fingerprint() == digest.hexdigest()
+
+
+def test_without_archives_elsewhere_there_is_no_table_of_them(tmp_path):
+    """Nor one that was there before; the bytes of the folder and the fingerprint are as ever."""
+    write_with_archives(tmp_path, archive_rows())
+    images, captions = pair_rows(5)
+    write_pairs(tmp_path, pd.DataFrame(images), pd.DataFrame(captions))
+    assert set(files_of(tmp_path)) == {"captions.parquet", "images.parquet"}
+    assert read_pairs(tmp_path).archives.empty
+
+
+def test_a_damaged_table_of_archives_is_named(tmp_path):
+    write_with_archives(tmp_path, archive_rows())
+    (tmp_path / "archives.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"archives\.parquet cannot be read"):
+        read_pairs(tmp_path)
+
+
+def test_a_failure_between_archives_leaves_nothing(tmp_path):
+    images, captions = pair_rows(5)
+    with pytest.raises(ZeroDivisionError), PairsWriter(tmp_path) as writer:
+        writer.add(images, captions, archive_rows())
+        _ = 1 / 0
+    assert files_of(tmp_path) == {}
 
 
 def test_empty_captions_are_rows_like_others(tmp_path):

@@ -5,6 +5,7 @@ import json
 import tarfile
 import tracemalloc
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given
@@ -15,11 +16,12 @@ from pipeline.download.archives import Archive
 from pipeline.download.corpora import Fetcher, make_pairs
 from pipeline.download.pairing import PairRows
 from pipeline.download.records import Pairs, PairsWriter, read_pairs
-from pipeline.download.shards import MOST_SHARDS, expand, find_shards
+from pipeline.download.shards import MOST_SHARDS, expand, fetch_shard, find_shards
 from pipeline.download.splits import draw_split
 from pipeline.download.webdataset import read_shard, write_webdataset_pairs
-from pipeline.errors import DownloadError, InputError
+from pipeline.errors import DownloadError, InputError, ResourceError
 from pipeline.params.download import SplitsParams, WebdatasetParams
+from stages import paths
 from tests.conftest import assert_clear_error, invoke, write_params
 from tests.download.conftest import download_params, image_bytes
 
@@ -71,7 +73,8 @@ def test_shards_are_read_in_place(tmp_path, shards):
     assert (
         pairs.images["image_id"].tolist() == pairs.captions["image_id"].tolist() == list(range(6))
     )
-    assert {path.name for path in pairs.folder.iterdir()} == {"images.parquet", "captions.parquet"}
+    tables = {f"{name}.parquet" for name in ("images", "captions", "archives")}
+    assert {path.name for path in pairs.folder.iterdir()} == tables
     assert counts["images"] == counts["captions"] == 6
     assert (counts["shards"], counts["shards_skipped"], counts["samples_without_image"]) == (
         2,
@@ -132,6 +135,32 @@ def test_a_grown_data_set_moves_no_image(tmp_path, shards):
     assert len(new.images) == 15
 
 
+def test_other_pictures_under_the_same_names_are_noticed(tmp_path, shards):
+    """As when img2dataset was run again: DVC must see other bytes, the features another corpus."""
+    old, _ = make(tmp_path, shards / "*.tar")
+    tables = {path.name: path.read_bytes() for path in old.folder.iterdir()}
+    assert make(tmp_path, shards / "*.tar")[0].fingerprint() == old.fingerprint()
+    assert {path.name: path.read_bytes() for path in old.folder.iterdir()} == tables
+    keys = [f"00000{row:04d}" for row in range(3)]
+    samples = [sample(key, f"caption {key}", jpg=image_bytes(int(key) + 7)) for key in keys]
+    write_shard(shards / "00000.tar", *samples)
+    new, _ = make(tmp_path, shards / "*.tar")
+    assert new.images.equals(old.images)
+    assert new.captions.equals(old.captions)
+    assert new.fingerprint() != old.fingerprint()
+    assert {path.name: path.read_bytes() for path in new.folder.iterdir()} != tables
+
+
+def test_size_and_time_of_shards_are_recorded_once_each(tmp_path, shards):
+    pairs, _ = make(tmp_path, shards / "*.tar")
+    paths = [shards / "00000.tar", shards / "00001.tar"]
+    assert pairs.archives.to_dict("list") == {
+        "archive": [str(path) for path in paths],
+        "bytes": [len(path.read_bytes()) for path in paths],
+        "modified": [path.stat().st_mtime_ns for path in paths],
+    }
+
+
 def test_links_and_odd_members_are_no_samples(tmp_path):
     path = write_shard(tmp_path / "a.tar", sample("000000001", "x"))
     with tarfile.open(path, "a") as shard:
@@ -173,6 +202,44 @@ def test_a_damaged_shard_is_an_error_or_left_out_as_a_whole(tmp_path, shards, ki
     assert pairs.images["image_id"].tolist() == [0, 1, 2]
     assert (counts["shards"], counts["shards_skipped"]) == (2, 1)
     assert f"left out: {shard} is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("damaged", ["error", "skip"])
+def test_a_shard_that_cannot_be_read_is_never_left_out(tmp_path, shards, damaged):
+    (shards / "00000.tar").unlink()
+    (shards / "00000.tar").symlink_to("/proc/self/mem")  # a read of its start fails
+    with pytest.raises(ResourceError, match=r"00000\.tar cannot be read: input/output error"):
+        make(tmp_path, shards / "*.tar", damaged=damaged)
+    assert not (tmp_path / "pairs").exists()
+
+
+@pytest.mark.parametrize("damaged", ["error", "skip"])
+def test_a_shard_that_is_gone_when_its_turn_comes_is_never_left_out(tmp_path, shards, damaged):
+    lost = shards / "00001.tar"
+    params = WebdatasetParams(shards=str(shards / "{00000..00001}.tar"), damaged=damaged)
+    with (
+        pytest.raises(ResourceError, match=r"00001\.tar cannot be read: no such file"),
+        PairsWriter(tmp_path / "pairs") as writer,
+    ):
+        rows = PairRows(writer)
+        add = rows.add_image
+        rows.add_image = lambda *row: lost.unlink(missing_ok=True) or add(*row)
+        write_webdataset_pairs(rows, params, SPLITS, tmp_path)
+
+
+def test_shards_of_a_folder_that_may_not_be_entered_are_named(open_folder, locked):
+    write_shard(open_folder / "cc/0.tar", sample("000000000"))
+    words = r"0\.tar cannot be read: permission denied"
+    with locked(open_folder / "cc"), pytest.raises(ResourceError, match=words):
+        find_shards(f"{open_folder}/cc/{{0..1}}.tar")
+
+
+def test_a_damaged_xz_shard_is_left_out(tmp_path, shards):
+    damaged = write_shard(tmp_path / "x.tar.xz", sample("000000009", cls=bytes(9999)), mode="w:xz")
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:60] + bytes(40) + content[100:])
+    names = [str(damaged), str(shards / "00000.tar")]
+    assert make(tmp_path, names, damaged="skip")[1]["shards_skipped"] == 1
 
 
 def test_members_of_one_name_are_refused(tmp_path):
@@ -237,12 +304,55 @@ def test_shards_with_a_url_are_fetched_once_and_go_on(tmp_path, shards, server):
     archives = list(dict.fromkeys(pairs.images["archive"]))
     assert len(archives) == 4  # equal names of two folders are two files
     assert all(Path(path).is_relative_to(tmp_path / "downloads") for path in archives)
-    assert [Path(path).name for path in archives] == ["00000.tar", "00001.tar"] * 2
+    assert [Path(path).name[-10:] for path in archives] == ["-00000.tar", "-00001.tar"] * 2
     assert Path(archives[0]).read_bytes() == content
     assert handler.requests[1][1] is not None  # the rest only
     asked = len(handler.requests)
     again, _ = make(tmp_path, f"{url}/{{one,two}}/{{00000..00001}}.tar?token=x")
     assert (len(handler.requests), again.fingerprint()) == (asked, pairs.fingerprint())
+
+
+def test_shards_that_differ_in_the_query_alone_are_files_of_their_own(tmp_path, shards, server):
+    url, _, handler = server
+
+    def send(request):
+        number = urlsplit(request.path).query.removeprefix("shard=")
+        request.send_content((shards / f"{number:0>5}.tar").read_bytes())
+        return True
+
+    handler.faults += [send] * 2
+    pairs, _ = make(tmp_path, f"{url}/get?shard={{0..1}}")
+    assert len(set(pairs.images["archive"])) == 2
+    for row in pairs.images.itertuples():
+        with Archive(Path(row.archive)) as archive:
+            assert archive.read(row.member) == image_bytes(int(row.member[:9]))
+    make(tmp_path, f"{url}/get?shard={{0..1}}")
+    assert len(handler.requests) == 2
+
+
+@pytest.mark.parametrize("end", ["", "/", "/a/", "/a/..", "/.", "/?shard=0", "/a/..?x#y"])
+def test_a_url_that_names_no_file_is_refused_before_anything_is_fetched(tmp_path, server, end):
+    url, _, handler = server
+    with pytest.raises(InputError, match="names no file") as error:
+        make(tmp_path, [f"{url}/00000.tar", f"{url}{end}"])
+    assert "download.webdataset.shards" in error.value.fix
+    assert handler.requests == []
+    with pytest.raises(InputError, match="names no file"):
+        fetch_shard(f"{url}{end}", tmp_path)
+
+
+@pytest.mark.parametrize("address", ["http://[bad/0.tar", "http://h/a\0.tar"])
+def test_a_url_that_is_none_is_refused(address):
+    with pytest.raises(InputError, match="is no URL"):
+        find_shards(address)
+
+
+def test_a_url_may_have_a_long_name(tmp_path, shards, server):
+    url, folder, _ = server
+    name = "n" * 240 + ".tar"
+    (folder / name).write_bytes((shards / "00000.tar").read_bytes())
+    pairs, _ = make(tmp_path, f"{url}/{name}?token={'t' * 900}")
+    assert len(pairs.images) == 3
 
 
 def test_a_shard_that_cannot_be_fetched_is_named(tmp_path, server):
@@ -261,6 +371,24 @@ def test_the_stage_reads_shards(tmp_path, shards, monkeypatch):
     result = invoke("download")
     assert result.exit_code == 0, result.output
     assert json.loads(Path("reports/download.json").read_text())["pairs"]["shards"] == 2
+
+
+def test_fetched_shards_are_kept_where_the_environment_says(tmp_path, shards, server, monkeypatch):
+    """A path in the copy of the project that an experiment runs in would go with it."""
+    url, folder, _ = server
+    (folder / "0.tar").write_bytes((shards / "00000.tar").read_bytes())
+    small = {"images": 100, "captions_per_image": 1, "sentences": 100, "sts_pairs": 300}
+    own = {"pairs": "webdataset", "scenes": small, "webdataset": {"shards": f"{url}/0.tar"}}
+    (tmp_path / "copy").mkdir()
+    write_params(tmp_path / "copy", {"download": own})
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setenv("KDMCSE_DOWNLOADS", str(tmp_path / "kept"))
+    result = invoke("download")
+    assert result.exit_code == 0, result.output
+    archives = read_pairs(Path("data/pairs")).images["archive"]
+    assert all(Path(path).is_relative_to(tmp_path / "kept") for path in archives)
+    assert not Path("data/downloads").exists()
+    assert paths.KEPT["KDMCSE_DOWNLOADS"] == paths.DOWNLOADS  # what stages.grid sets
 
 
 @pytest.mark.slow

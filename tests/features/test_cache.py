@@ -1,7 +1,9 @@
 """The cache: found by content, verified, shared, freed."""
 
+import errno
 import fcntl
 import os
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,7 +92,7 @@ def test_every_flipped_bit_of_a_shard_is_noticed(cache):
     whole = write(cache, "a", "bb", "ccc")
     content = whole.read_bytes()
     keys = text_keys(["a", "bb", "ccc"])
-    for position in range(0, len(content), 7):
+    for position in [*range(512), *range(512, len(content), 5)]:
         damaged = bytearray(content)
         damaged[position] ^= 1 << (position % 8)
         whole.write_bytes(bytes(damaged))
@@ -103,12 +105,20 @@ def test_every_flipped_bit_of_a_shard_is_noticed(cache):
 
 
 @pytest.mark.parametrize("cut", [0, 10, 700, 2100])
-def test_a_truncated_shard_is_removed_when_keys_are_read(cache, cut, caplog):
+def test_a_truncated_shard_is_put_aside_when_keys_are_read(cache, cut, caplog, tmp_path):
     path = write(cache, "a", "bb")
-    path.write_bytes(path.read_bytes()[:cut])
+    content = path.read_bytes()[:cut]
+    path.write_bytes(content)
     assert not cache.known("captions").contains(text_keys(["a"])).any()
     assert not path.exists()
+    assert path.with_name(f"{path.name}.damaged").read_bytes() == content
     assert "damaged shard" in caplog.text
+    caplog.clear()
+    [listed] = list_cached(tmp_path / "store")
+    assert (listed.captions, listed.shards, listed.bytes, listed.damaged) == (0, 0, 0, 1)
+    assert "1 damaged shards, which --prune frees" in caplog.text
+    prune(tmp_path / "store")
+    assert not cache.folder.exists()
 
 
 def test_a_damaged_row_is_named_by_its_shard(cache):
@@ -120,6 +130,97 @@ def test_a_damaged_row_is_named_by_its_shard(cache):
     assert error.value.path == path
     cache.drop(path)
     assert not path.exists()
+    cache.drop(path)  # as another process does that found it, too
+    assert write(cache, "a", "bb") == path
+    np.testing.assert_array_equal(read_shard(path), features_of(["a", "bb"]))
+
+
+def test_a_shard_that_is_open_elsewhere_is_read(cache):
+    """HDF5's own lock would refuse it. What another program adds to a shard does no harm."""
+    path = write(cache, "a", "bb")
+    with h5py.File(path, "a") as file:
+        file.attrs["seen"] = "by a viewer"
+    with path.open("r+b") as viewer:
+        fcntl.flock(viewer, fcntl.LOCK_EX)  # as HDF5 does
+        assert cache.known("captions").contains(text_keys(["a"])).all()
+        rows = cache.rows("captions", text_keys(["bb"]))
+        np.testing.assert_array_equal(rows[:], features_of(["bb"]))
+    np.testing.assert_array_equal(read_shard(path), features_of(["a", "bb"]))
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["features"][:], features_of(["a", "bb"]))
+        np.testing.assert_array_equal(file["keys"][:], text_keys(["a", "bb"]))
+
+
+UNREADABLE = "/proc/self/mem"
+"""A file that can be opened, and whose first bytes are an input/output error."""
+
+
+def test_a_shard_that_cannot_be_read_is_not_damaged(cache, tmp_path):
+    path = write(cache, "a", "bb")
+    keys = text_keys(["a"])
+    rows = cache.rows("captions", keys)
+    path.rename(tmp_path / "away")
+    path.symlink_to(UNREADABLE)
+    for use in (
+        lambda: cache.known("captions"),
+        lambda: cache.rows("captions", keys),
+        lambda: rows[:],
+    ):
+        with pytest.raises(ResourceError, match=f"{path.name} could not be read: input") as error:
+            use()
+        assert "nothing was removed" in error.value.fix
+    path.unlink()
+    (tmp_path / "away").rename(path)
+    assert cache.known("captions").contains(keys).all()
+
+
+def test_too_many_open_files_are_no_damage(cache):
+    path = write(cache, "a", "bb")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with path.open("rb") as stream:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (stream.fileno() + 1, limits[1]))
+        try:
+            with pytest.raises(ResourceError, match="too many open files") as error:
+                cache.known("captions")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert "ulimit -n" in error.value.fix
+    assert cache.known("captions").contains(text_keys(["a"])).all()
+
+
+def test_a_probe_that_cannot_be_read_is_not_overwritten(cache, tmp_path):
+    description = cache.folder / "teacher.json"
+    description.unlink()
+    description.symlink_to(UNREADABLE)
+    with pytest.raises(ResourceError, match=r"teacher.json could not be read"):
+        FeatureCache(tmp_path / "store", IDENTITY, PROBE)
+    assert description.is_symlink()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF])
+def test_a_file_system_without_locks(cache, tmp_path, monkeypatch, caplog, code):
+    """There is none to run on here, so that the call itself is replaced."""
+
+    def refuse(_handle, _mode):
+        raise OSError(code, os.strerror(code))
+
+    write(cache, "a")
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with cache.in_use():
+        assert cache.known("captions").contains(text_keys(["a"])).all()
+    assert "cannot be locked" in caplog.text
+    with pytest.raises(ResourceError, match="nobody can tell whether it is in use"):
+        prune(tmp_path / "store")
+    assert cache.known("captions").contains(text_keys(["a"])).all()
+
+
+def test_a_lock_that_fails_is_reported(cache, monkeypatch):
+    def refuse(_handle, _mode):
+        raise OSError(errno.EIO, "x")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(ResourceError, match="could not be read: input"), cache.in_use():
+        pass
 
 
 def test_the_shard_of_another_teacher_is_not_taken(cache, tmp_path):
@@ -138,6 +239,14 @@ def test_names_and_library_share_a_folder_while_the_probe_agrees(cache, tmp_path
     assert moved.folder != cache.folder
     assert "other features than those in the cache" in caplog.text
     assert FeatureCache(tmp_path / "store", renamed, PROBE * 1.01).folder == moved.folder
+
+
+def test_every_probe_of_one_library_has_a_folder_of_its_own(cache, tmp_path):
+    scales = (1, 1.1, 1.2, 1.3)
+    folders = [FeatureCache(tmp_path / "store", IDENTITY, PROBE * by).folder for by in scales]
+    assert len(set(folders)) == len(scales)
+    again = [FeatureCache(tmp_path / "store", IDENTITY, PROBE * by).folder for by in scales]
+    assert again == folders
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from pipeline.features.identity import TeacherIdentity
 from pipeline.features.images import Rejection
 from pipeline.params.schema import Params
 from pipeline.params.teacher import TeacherParams
-from tests.conftest import ROOT, TINY, assert_clear_error, invoke, write_params
+from tests.conftest import ROOT, TINY, assert_clear_error, find_port, invoke, write_params
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("ignore:::ray[.]")
@@ -302,12 +302,6 @@ def options(folder: Path, store: Path) -> list[str]:
     places = {"out": "features.h5", "metrics": "metrics.json", "rejected": "rejected.csv"}
     named = [f"--{name}={folder / place}" for name, place in places.items()]
     return [*named, f"--store={store}"]
-
-
-def find_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def listens(port: int) -> bool:

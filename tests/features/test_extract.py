@@ -107,7 +107,7 @@ def extract(
     params = PARAMS.model_copy(update=changes)
     cache = FeatureCache(work / "store", teacher.identity, probe_of(teacher))
     encoder = Encoder(teacher, cache, params, show_progress=False)
-    return write_extraction(work / out, pairs, encoder, cache, params)
+    return write_extraction(work / out, pairs, encoder, cache, params, show_progress=False)
 
 
 def rows_of(work: Path, name: str = "features.h5") -> Iterator[np.ndarray]:
@@ -271,6 +271,7 @@ def test_only_a_damaged_shard_is_made_again(tmp_path, teacher, pngs, calls, kind
     extract(pairs, teacher, tmp_path)
     assert calls == {kind: rows}
     assert shard.read_bytes() == content
+    assert shard.with_name(f"{shard.name}.damaged").is_file()
     assert (tmp_path / "features.h5").read_bytes() == before
 
 

@@ -39,7 +39,9 @@ def extract(data: Path, work: Path, teacher: Teacher) -> None:
     torch.set_num_threads(1)
     cache = FeatureCache(work / "store", teacher.identity, teacher.probe())
     encoder = Encoder(teacher, cache, PARAMS, show_progress=False)
-    write_extraction(work / "features.h5", read_pairs(data), encoder, cache, PARAMS)
+    write_extraction(
+        work / "features.h5", read_pairs(data), encoder, cache, PARAMS, show_progress=False
+    )
 
 
 def shards_of(work: Path) -> set[Path]:

@@ -1,18 +1,31 @@
 """The feature file: what is written is read, in both layouts; what does not belong is refused."""
 
+import json
+import resource
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from pipeline.errors import InputError, MissingArtifactError, ModelError, StaleArtifactError
+from pipeline.errors import (
+    InputError,
+    MissingArtifactError,
+    ModelError,
+    ResourceError,
+    StaleArtifactError,
+)
+from pipeline.features import cache as caches
 from pipeline.features import store
 from pipeline.features.cache import DamagedShardError, FeatureCache, text_keys
 from pipeline.features.identity import TeacherIdentity, hash_teacher_source
 from pipeline.features.rows import JoinedRows
 from pipeline.features.store import Features, read_features, read_identity, write_features
 from pipeline.params.teacher import TeacherParams
+from tests.conftest import ROOT
 
 IDENTITY = TeacherIdentity(
     model="ViT-B-32",
@@ -51,7 +64,11 @@ def test_what_is_written_is_read(features, tmp_path):
 @pytest.fixture
 def cached(features, tmp_path) -> Features:
     """The same features, joined from three shards of a cache."""
-    cache = FeatureCache(tmp_path / "store", IDENTITY, np.ones((2, 4), np.float32))
+    return join(features, tmp_path / "store")
+
+
+def join(features: Features, folder: Path) -> Features:
+    cache = FeatureCache(folder, IDENTITY, np.ones((2, 4), np.float32))
     names = {"images": ["x", "y", "z"], "captions": list("abcde")}
     for kind, rows in (("images", features.images), ("captions", features.captions)):
         keys = text_keys(names[kind])
@@ -101,6 +118,194 @@ def test_where_rows_come_from_changes_no_byte(features, cached, tmp_path):
     assert digests != {""}
 
 
+@pytest.mark.parametrize("runs", [0, store.VIRTUAL_RUNS])
+@pytest.mark.parametrize("folder", ["store", "100%b of %d"])
+def test_a_virtual_file_is_read_from_anywhere(features, tmp_path, monkeypatch, runs, folder):
+    """DVC moves it into its cache, and data may be a link; only the shards stay where they are."""
+    monkeypatch.setattr(store, "VIRTUAL_RUNS", runs)
+    (tmp_path / "real/a").mkdir(parents=True)
+    (tmp_path / "data").symlink_to(tmp_path / "real/a")
+    joined = join(features, tmp_path / "data" / folder)
+    write_features(tmp_path / "data/features.h5", joined, IDENTITY, "corpus", "virtual")
+    moved = tmp_path / "elsewhere/deep/moved.h5"
+    moved.parent.mkdir(parents=True)
+    (tmp_path / "data/features.h5").rename(moved)
+    (tmp_path / "data").unlink()
+    assert_equal(read_features(moved, TEACHER, "corpus"), features)
+    with h5py.File(moved) as file:
+        assert ("features" in file["caption"]) == (runs > 0)
+        if runs:
+            np.testing.assert_array_equal(file["caption/features"][:], features.captions)
+
+
+ROWS = 24
+
+
+def shuffled(tmp_path: Path, order: np.ndarray, folder: str = "store") -> Features:
+    """ROWS captions in shards of 4 and 2 images, joined in the given order of the captions."""
+    rng = np.random.default_rng(1)
+    rows = rng.standard_normal((ROWS, 5)).astype(np.float16)
+    keys = text_keys([f"{row}" for row in range(ROWS)])
+    cache = FeatureCache(tmp_path / folder, IDENTITY, np.ones((2, 4), np.float32))
+    for start in range(0, ROWS, 4):
+        cache.write("captions", keys[start : start + 4], rows[start : start + 4])
+    cache.write("images", keys[:2], rows[:2])
+    ids = np.arange(len(order))
+    images, captions = cache.rows("images", keys[:2]), cache.rows("captions", keys[order])
+    return Features(images, np.arange(2), captions, ids, ids % 2)
+
+
+def in_memory(features: Features) -> Features:
+    return replace(features, images=features.images[:], captions=features.captions[:])
+
+
+ORDERS = {
+    "in order": np.arange(ROWS),
+    "turned": np.arange(ROWS)[::-1].copy(),
+    "shuffled": np.random.default_rng(0).permutation(ROWS),
+    "with duplicates": np.random.default_rng(2).integers(0, ROWS, 3 * ROWS),
+    "one row": np.array([7]),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("piece", [1, 7, 1 << 20])
+@pytest.mark.parametrize("layout", ["file", "virtual"])
+def test_every_shard_is_read_once_in_any_order(tmp_path, monkeypatch, order, piece, layout):
+    opened, whole = [], caches.read_shard
+
+    def counting(path):
+        opened.append(path)
+        return whole(path)
+
+    monkeypatch.setattr(caches, "read_shard", counting)
+    monkeypatch.setattr(store, "_PIECE", piece * 10)
+    features = shuffled(tmp_path, ORDERS[order])
+    write_features(tmp_path / "joined.h5", features, IDENTITY, "corpus", layout)
+    assert len(opened) == len(set(opened)) == 1 + len(set(ORDERS[order] // 4))
+    expected = in_memory(features)
+    write_features(tmp_path / "memory.h5", expected, IDENTITY, "corpus")
+    if layout == "file":
+        assert (tmp_path / "joined.h5").read_bytes() == (tmp_path / "memory.h5").read_bytes()
+    found = read_features(tmp_path / "joined.h5", TEACHER, "corpus")
+    assert_equal(found, expected)
+    assert found.digest == read_features(tmp_path / "memory.h5", TEACHER, "corpus").digest
+
+
+def digest_of(path: Path, features: Features) -> str:
+    write_features(path, features, IDENTITY, "corpus")
+    return read_features(path, TEACHER, "corpus").digest
+
+
+def test_the_digest_is_of_rows_and_their_order(features, tmp_path):
+    captions = features.captions[:]
+    moved = captions.copy()
+    moved.view(np.uint16)[3, 2] ^= 1
+    others = [
+        features,
+        replace(features, captions=moved),
+        replace(features, captions=captions[[0, 2, 1, 3, 4]]),
+        replace(features, images=features.images[[1, 0, 2]]),
+        replace(features, images=captions[:3], captions=captions),
+        replace(features, images=np.ascontiguousarray(features.images[:, :2]), captions=captions),
+    ]
+    digests = [digest_of(tmp_path / "features.h5", one) for one in others]
+    assert len(set(digests)) == len(others)
+    assert digest_of(tmp_path / "again.h5", replace(features, image_ids=np.arange(3))) == digests[0]
+
+
+def test_a_file_that_grows_too_large_is_reported(cached, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (1000, 9000, 12_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with pytest.raises(ResourceError, match=r"features\.h5 could not be written: file too"):
+                write_features(tmp_path / "features.h5", cached, IDENTITY, "corpus")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_shard_that_cannot_be_read_stops_the_write_and_the_reading(cached, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "IN_MEMORY", 0)
+    out = tmp_path / "features.h5"
+    write_features(out, cached, IDENTITY, "corpus", "virtual")
+    found = read_features(out, TEACHER, "corpus")
+    shard = cached.captions.runs.paths[0]
+    shard.rename(tmp_path / "away")
+    shard.symlink_to("/proc/self/mem")
+    for layout in ("file", "virtual"):
+        with pytest.raises(ResourceError, match=f"{shard.name} could not be read"):
+            write_features(tmp_path / "other.h5", cached, IDENTITY, "corpus", layout)
+    with pytest.raises(ResourceError, match=f"{shard.name} could not be read"):
+        found.captions[:]
+    assert shard.is_symlink()
+    assert not (tmp_path / "other.h5").exists()
+
+
+def test_a_feature_file_that_cannot_be_read_is_not_called_damaged(tmp_path):
+    (tmp_path / "features.h5").write_bytes(b"")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with (tmp_path / "features.h5").open("rb") as stream:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (stream.fileno() + 1, limits[1]))
+        try:
+            for read in (
+                lambda: read_features(tmp_path / "features.h5", TEACHER, "corpus"),
+                lambda: read_identity(tmp_path / "features.h5"),
+            ):
+                with pytest.raises(ResourceError, match="too many open files") as error:
+                    read()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert "ulimit -n" in error.value.fix
+
+
+READ_MANY = """
+import json, resource, sys
+from pathlib import Path
+import numpy as np
+from pipeline.features import store
+from pipeline.params.teacher import TeacherParams
+
+store.IN_MEMORY, results = 0, []
+teacher = TeacherParams(model="ViT-B-32", pretrained="openai")
+for hard in map(int, sys.argv[2:]):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    found = store.read_features(Path(sys.argv[1]), teacher, "corpus")
+    places, wrong = np.random.default_rng(0).permutation(len(found.captions)), 0
+    for part in np.array_split(places, 30):
+        for table in (found.captions, found.images):
+            wrong += int((table[part] != part[:, None]).sum())
+    opened = len(list(Path("/proc/self/fd").iterdir()))
+    results.append([wrong, opened, resource.getrlimit(resource.RLIMIT_NOFILE)[0]])
+    del found, table
+print(json.dumps(results))
+"""
+SHARDS = 80
+
+
+def test_more_shards_than_files_may_be_open(tmp_path):
+    """In a process of its own, whose limit is lowered; every value of a row is its number."""
+    cache = FeatureCache(tmp_path / "store", IDENTITY, np.ones((2, 4), np.float32))
+    rows = np.repeat(np.arange(2 * SHARDS), 3).reshape(-1, 3).astype(np.float16)
+    keys = text_keys([str(row) for row in range(len(rows))])
+    for kind in ("images", "captions"):
+        for start in range(0, len(rows), 2):
+            cache.write(kind, keys[start : start + 2], rows[start : start + 2])
+    ids = np.arange(len(rows))
+    features = Features(cache.rows("images", keys), ids, cache.rows("captions", keys), ids, ids)
+    out = tmp_path / "features.h5"
+    write_features(out, features, IDENTITY, "corpus", "virtual")
+    command = [sys.executable, "-c", READ_MANY, str(out), "4096", "120", "64"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    limits = [3 * 2 * SHARDS, 120, 64]
+    for (wrong, opened, limit), expected in zip(json.loads(done.stdout), limits, strict=True):
+        assert (wrong, limit) == (0, expected)
+        assert opened < limit
+        assert opened > limit // 3
+
+
 def test_a_virtual_file_whose_cache_is_gone_is_refused(cached, tmp_path):
     """HDF5 itself would read zeros."""
     write_features(tmp_path / "features.h5", cached, IDENTITY, "corpus", "virtual")
@@ -112,7 +317,7 @@ def test_a_virtual_file_whose_cache_is_gone_is_refused(cached, tmp_path):
 
 @pytest.mark.parametrize("layout", ["file", "virtual"])
 def test_damaged_rows_of_the_cache_are_not_written(cached, tmp_path, layout):
-    shard = cached.captions.runs[-1].path
+    shard = cached.captions.runs.paths[-1]
     with h5py.File(shard, "r+") as file:
         file["features"][0, 0] += 1
     with pytest.raises(DamagedShardError, match=shard.name):

@@ -294,7 +294,7 @@ def test_an_old_clip_whose_end_of_text_is_the_highest_id(tmp_path):
 
 def test_an_image_processor_of_another_library_is_run_as_a_whole(clip, monkeypatch):
     plain = AutoImageProcessor.from_pretrained(clip, backend="pil")
-    monkeypatch.setattr(AutoImageProcessor, "from_pretrained", lambda _name: plain)
+    monkeypatch.setattr(AutoImageProcessor, "from_pretrained", lambda _name, **_settings: plain)
     teacher = load(f"transformers:{clip}")
     decoded = teacher.decode(JPEGS[0])
     assert decoded.dtype == torch.float32
@@ -400,6 +400,21 @@ def test_a_folder_without_weights_is_not_filled_with_random_ones(tmp_path):
     (tmp_path / "open_clip_model.safetensors").unlink()
     with pytest.raises(ModelError, match="cannot be loaded"):
         load(f"local-dir:{tmp_path}")
+
+
+@pytest.mark.parametrize("asked", [{"trust_remote_code": True}, {}])
+def test_a_folder_cannot_have_its_own_code_run(tmp_path, asked):
+    """Neither by its settings nor, at a terminal, by a question."""
+    text = {"hf_tokenizer_name": "any", "tokenizer_kwargs": asked}
+    name = save_open_clip(tmp_path / "teacher", text=text)
+    settings = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (tmp_path / "teacher/tokenizer_config.json").write_text(json.dumps(settings))
+    code = f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Own: pass\n"
+    (tmp_path / "teacher/own.py").write_text(code)
+    words = r"run code of its own \(trust_remote_code\)" if asked else "cannot be loaded"
+    with pytest.raises(ModelError, match=words):
+        load(name)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_what_decode_rejects_is_no_tensor(demo):

@@ -47,13 +47,45 @@ def make_pairs(captions_of_images: list[int], seed: int = 0, dim: int = 6) -> Tr
     )
 
 
+def lengths_of(count: int) -> np.ndarray:
+    return np.random.default_rng(count).integers(3, 30, count)
+
+
 @given(st.integers(4, 40), st.integers(2, 4), seeds)
 def test_an_epoch_of_text_sees_every_row_at_most_once(count, batch_size, seed):
-    stream = text_stream(count, batch_size, seed)
+    stream = text_stream(lengths_of(count), run_params(batch_size).train, seed)
     epoch = list(itertools.islice(stream, count // batch_size))
     rows = np.concatenate(epoch)
     assert len(set(rows)) == len(rows) == count // batch_size * batch_size
     assert all(len(batch) == batch_size for batch in epoch)
+
+
+@given(st.integers(60, 200), st.integers(2, 5), st.integers(2, 6), seeds)
+def test_buckets_bring_sentences_of_like_length_together(count, batch_size, buckets, seed):
+    """Within each pool of batches no two batches overlap in length, and padding falls."""
+    lengths, padded = lengths_of(count), {}
+    for size in (1, buckets):
+        params = run_params(batch_size, train={"buckets": size}).train
+        stream = text_stream(lengths, params, seed)
+        epoch = list(itertools.islice(stream, count // batch_size))
+        padded[size] = sum(lengths[rows].max() * batch_size for rows in epoch)
+        assert len(set(np.concatenate(epoch))) == count // batch_size * batch_size
+    assert padded[buckets] < padded[1]
+    spans = sorted((lengths[rows].min(), lengths[rows].max()) for rows in epoch)
+    pools = -(-len(spans) // buckets)
+    for low, _ in spans:
+        assert sum(other < low < most for other, most in spans) <= pools
+
+
+def test_buckets_leave_the_meeting_of_equal_lengths_to_chance():
+    params = run_params(8, train={"buckets": 10}).train
+    stream = text_stream(np.full(800, 7), params, 0)
+    companions = [
+        set(rows) for _ in range(40) for rows in itertools.islice(stream, 100) if 0 in rows
+    ]
+    met = set().union(*companions) - {0}
+    assert len(companions) == 40
+    assert len(met) > 200  # 40 draws of 7 out of 799
 
 
 captions_of_images = st.lists(st.integers(1, 5), min_size=4, max_size=20)
@@ -66,7 +98,7 @@ def test_no_batch_holds_two_captions_of_one_image(counts, batch_size, seed, capt
     params = run_params(
         batch_size, train={"pairs": {"captions": captions, "hard_negatives": hard, "pool": 2}}
     )
-    for rows in itertools.islice(pair_stream(pairs, params, seed), 30):
+    for rows in itertools.islice(pair_stream(pairs, lengths_of(len(pairs)), params, seed), 30):
         assert len(rows) == batch_size
         assert len(set(pairs.image_rows[rows])) == batch_size
 
@@ -74,7 +106,7 @@ def test_no_batch_holds_two_captions_of_one_image(counts, batch_size, seed, capt
 def test_with_duplicates_allowed_some_batch_holds_them():
     pairs = make_pairs([5] * 8)
     params = run_params(8, train={"pairs": {"unique_images": False}})
-    batches = list(itertools.islice(pair_stream(pairs, params, 0), 5))
+    batches = list(itertools.islice(pair_stream(pairs, lengths_of(40), params, 0), 5))
     assert sorted(np.concatenate(batches)) == list(range(40))
     assert any(len(set(pairs.image_rows[rows])) < 8 for rows in batches)
 
@@ -84,7 +116,9 @@ def test_an_epoch_of_pairs_takes_every_caption_once(seed, unique, hard):
     pairs = make_pairs([5] * 8)
     settings = {"unique_images": unique, "hard_negatives": hard, "pool": 2}
     params = run_params(4, train={"pairs": settings})
-    rows = np.concatenate(list(itertools.islice(pair_stream(pairs, params, seed), 10)))
+    rows = np.concatenate(
+        list(itertools.islice(pair_stream(pairs, lengths_of(40), params, seed), 10))
+    )
     assert sorted(rows) == list(range(40))
     assert epoch_batches(pairs, params.train) == 10
 
@@ -92,7 +126,7 @@ def test_an_epoch_of_pairs_takes_every_caption_once(seed, unique, hard):
 def test_one_caption_an_image_is_another_one_every_epoch():
     pairs = make_pairs([5] * 8)
     params = run_params(4, train={"pairs": {"captions": "one"}})
-    stream = pair_stream(pairs, params, 0)
+    stream = pair_stream(pairs, lengths_of(40), params, 0)
     epochs = [np.concatenate(list(itertools.islice(stream, 2))) for _ in range(12)]
     for rows in epochs:
         assert sorted(pairs.image_rows[rows]) == list(range(8))
@@ -105,8 +139,8 @@ def test_one_caption_an_image_is_another_one_every_epoch():
 def test_a_stream_goes_on_from_its_position(seed, position):
     pairs, params = make_pairs([3] * 9), run_params(4)
     for make in (
-        lambda start: pair_stream(pairs, params, seed, start),
-        lambda start: text_stream(13, 4, seed, start),
+        lambda start: pair_stream(pairs, lengths_of(27), params, seed, start),
+        lambda start: text_stream(lengths_of(13), params.train, seed, start),
     ):
         whole = list(itertools.islice(make(0), position + 5))
         rest = make(position)
@@ -115,15 +149,16 @@ def test_a_stream_goes_on_from_its_position(seed, position):
 
 
 def test_streams_of_one_seed_are_shuffled_on_their_own():
-    first = next(text_stream(100, 50, 0))
-    assert not np.array_equal(first, next(text_stream(100, 50, 1)))
+    params, equal = run_params(50), np.full(100, 9)
+    first = next(text_stream(equal, params.train, 0))
+    assert not np.array_equal(first, next(text_stream(equal, params.train, 1)))
     pairs = make_pairs([1] * 100)
-    assert not np.array_equal(first, next(pair_stream(pairs, run_params(50), 0)))
+    assert not np.array_equal(first, next(pair_stream(pairs, equal, params, 0)))
 
 
 def test_the_released_batches_need_as_many_captions_not_images():
     params = run_params(8, train={"pairs": {"unique_images": False}})
-    assert len(next(pair_stream(make_pairs([5, 5]), params, 0))) == 8
+    assert len(next(pair_stream(make_pairs([5, 5]), lengths_of(10), params, 0))) == 8
 
 
 def test_a_pool_beyond_memory_is_refused():
@@ -133,9 +168,9 @@ def test_a_pool_beyond_memory_is_refused():
 
 def test_too_few_rows_for_a_batch_is_an_error():
     with pytest.raises(InputError, match="only 3 text-only sentences"):
-        text_stream(3, 4, 0)
+        text_stream(lengths_of(3), run_params(4).train, 0)
     with pytest.raises(InputError, match="only 2 training images"):
-        pair_stream(make_pairs([2, 2]), run_params(3), 0)
+        pair_stream(make_pairs([2, 2]), lengths_of(4), run_params(3), 0)
 
 
 @pytest.mark.parametrize(

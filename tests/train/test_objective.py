@@ -108,8 +108,8 @@ def test_simcse_reads_no_teacher(encoder, teacher):
                                                              temperature=0.05)["text"])  # fmt: skip
 
 
-def test_a_shorter_half_gives_the_vectors_of_the_whole(encoder):
-    """Padding to the longest of a half or of the batch is the same; rows keep their order."""
+def test_two_views_are_one_forward_pass_each_in_the_order_of_the_rows(encoder):
+    """Without dropout both are the encoder's vectors."""
     model = build(encoder)
     tokens = encoder.tokenize([*SENTENCES, SENTENCES[0]])
     first, second = model.two_views(tokens)

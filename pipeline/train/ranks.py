@@ -1,0 +1,131 @@
+"""The processes of one training run: what `accelerate launch` starts, or one alone.
+
+Every process draws the same batches and encodes its share of each. With their vectors gathered, all
+compute the loss of the whole batch, as one process would; the gradient of the encoder is then the
+sum of what the processes have, and that of the heads is the same in all.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from jaxtyping import Float
+from torch import Tensor, distributed
+
+from pipeline.errors import ParamsError
+from pipeline.train.objective import Distillation, Views
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The place of this process among all.
+
+    Attributes:
+        count: processes.
+        rank: number of this one, from 0.
+        device: where it computes.
+        gathers: whether negatives come from all processes.
+    """
+
+    count: int
+    rank: int
+    device: torch.device
+    gathers: bool = True
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process logs, scores and writes."""
+        return self.rank == 0
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is no other one."""
+        return self.count == 1
+
+    def share(self, rows: Any) -> Any:
+        """This process's part of a batch's rows: equal stretches, in the order of the ranks."""
+        size = len(rows) // self.count
+        return rows[self.rank * size : (self.rank + 1) * size]
+
+    def teacher_rows(self, rows: Any) -> Any:
+        """The rows whose features the loss of this process reads."""
+        return rows if self.gathers else self.share(rows)
+
+    def gather(self, views: Views) -> Views:
+        """The vectors of the whole batch; gradients flow into those of this process only."""
+        if self.is_alone or not self.gathers:
+            return views
+        first, second = (self._gather(view) for view in views)
+        return first, second
+
+    def _gather(self, own: Float[Tensor, "share dim"]) -> Float[Tensor, "batch dim"]:
+        parts = [torch.empty_like(own) for _ in range(self.count)]
+        distributed.all_gather(parts, own.detach().contiguous())
+        parts[self.rank] = own
+        return torch.cat(parts)
+
+    def draw_apart(self, seed: int) -> None:
+        """Give the other processes dropout of their own; the main one draws as one alone would."""
+        if not self.is_main:
+            torch.manual_seed(int(np.random.SeedSequence([seed, self.rank]).generate_state(1)[0]))
+
+    def reduce_gradients(self, model: Distillation) -> None:
+        """Make the gradient of the batch out of those of all processes, in all of them."""
+        if self.is_alone:
+            return
+        divisor = 1 if self.gathers else self.count
+        self._sum(model.encoder.parameters(), divisor)
+        self._sum(model.heads.parameters(), self.count)
+
+    def _sum(self, parameters: Iterable[Tensor], divisor: int) -> None:
+        gradients = [one.grad for one in parameters if one.grad is not None]
+        if gradients:
+            flat = torch.cat([one.flatten() for one in gradients])
+            distributed.all_reduce(flat)
+            parts = torch.split(flat / divisor, [one.numel() for one in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+    def share_value(self, value: Any) -> Any:
+        """What the main process has, in all."""
+        if self.is_alone:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def collect(self, value: Any) -> list[Any]:
+        """What every process has, by rank."""
+        if self.is_alone:
+            return [value]
+        values: list[Any] = [None] * self.count
+        distributed.all_gather_object(values, value)
+        return values
+
+
+def find_ranks(batch_size: int, device: torch.device, *, gathers: bool) -> Ranks:
+    """The processes that `accelerate launch` started, or this one alone.
+
+    Args:
+        batch_size: sentences of a batch over all processes.
+        device: where one process alone computes.
+        gathers: whether negatives come from all processes.
+
+    Raises:
+        ParamsError: the batch cannot be shared out equally, or gives a process no negatives.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Ranks(1, 0, device)
+    state = PartialState(cpu=device.type == "cpu")
+    count = state.num_processes
+    least = 1 if gathers else 2
+    if batch_size % count or batch_size // count < least:
+        raise ParamsError(
+            f"train.batch_size is {batch_size}, which {count} processes cannot share out.",
+            f"use a multiple of {count}, of at least {least * count}.",
+        )
+    return Ranks(count, state.process_index, state.device, gathers)

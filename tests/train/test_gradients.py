@@ -1,0 +1,168 @@
+"""The gradient in chunks, and over two processes, is that of the whole batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.encoder import GroundingHeads, SentenceEncoder
+from pipeline.params.schema import Params
+from pipeline.train.gradients import add_gradients
+from pipeline.train.objective import Distillation
+from pipeline.train.ranks import Ranks
+from tests.conftest import ROOT, find_port, merge, read_default_params
+
+SENTENCES = [
+    f"a {size} {colour} {shape}"
+    for size in ("small", "large")
+    for colour in ("red", "blue")
+    for shape in ("circle", "square above a green one")
+]
+TEACHER_DIM = 16
+
+
+def make_model(**loss: object) -> Distillation:
+    changes = {"loss": {"margin": 0.2, "text_margin": 0.1, **loss}}
+    params = Params.model_validate(merge(read_default_params(), changes))
+    torch.manual_seed(0)
+    encoder = SentenceEncoder.load(str(ROOT / params.student.encoder), "mean")
+    heads = GroundingHeads(encoder.dim, TEACHER_DIM, 8)
+    return Distillation(encoder, heads, "kdmcse", params.loss, (32,))
+
+
+def make_teacher() -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(0)
+    images, captions = rng.standard_normal((2, len(SENTENCES), TEACHER_DIM)).astype(np.float32)
+    return torch.from_numpy(images), torch.from_numpy(captions)
+
+
+def gradients(model: Distillation) -> dict[str, torch.Tensor]:
+    found = {name: one.grad for name, one in model.named_parameters()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 7])
+def test_chunks_give_the_gradient_of_the_whole_batch(chunk):
+    """Without dropout the two are the same sums; negatives come from all chunks."""
+    one, other = make_model().eval(), make_model().eval()
+    tokens = one.encoder.tokenize(SENTENCES)
+    whole = add_gradients(one, tokens, make_teacher(), scale=0.5)
+    parts = add_gradients(other, tokens, make_teacher(), scale=0.5, chunk=chunk)
+    torch.testing.assert_close(whole.total, parts.total)
+    expected, found = gradients(one), gradients(other)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_both_passes_of_a_chunk_have_the_same_dropout():
+    """The gradient in chunks, with dropout, held against finite differences of the same draws."""
+    model = make_model().train()
+    tokens = model.encoder.tokenize(SENTENCES)
+
+    def loss() -> float:
+        torch.manual_seed(5)
+        model.zero_grad()
+        return float(add_gradients(model, tokens, make_teacher(), chunk=3).total.detach())
+
+    loss()
+    weight = model.get_parameter("encoder.backbone.encoder.layer.0.output.dense.weight")
+    assert weight.grad is not None
+    gradient = weight.grad.clone()
+    direction, step = gradient / gradient.norm(), 1e-2
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            weight += sign * step * direction
+        values.append(loss())
+        with torch.no_grad():
+            weight -= sign * step * direction
+    slope = (values[0] - values[1]) / (2 * step)
+    assert slope == pytest.approx(float(gradient.norm()), rel=0.05)
+
+
+def test_the_draws_after_a_batch_do_not_depend_on_chunks():
+    """The second pass goes back to the draws of the first, and then on behind them."""
+    model = make_model().train()
+    tokens = model.encoder.tokenize(SENTENCES)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for start in (0, 4):
+            model.two_views({key: value[start : start + 4] for key, value in tokens.items()})
+    expected = torch.get_rng_state()
+    torch.manual_seed(1)
+    add_gradients(model, tokens, make_teacher(), chunk=4)
+    assert torch.equal(torch.get_rng_state(), expected)
+
+
+def test_a_share_is_a_stretch_of_the_batch():
+    rows = np.arange(12)
+    shares = [Ranks(3, rank, torch.device("cpu")).share(rows) for rank in range(3)]
+    assert np.concatenate(shares).tolist() == rows.tolist()
+
+
+_SCRIPT = """
+import sys, torch
+from accelerate import PartialState
+from pipeline.train.gradients import add_gradients
+from pipeline.train.ranks import find_ranks
+from tests.train.test_gradients import SENTENCES, gradients, make_model, make_teacher
+
+gathers, chunk = sys.argv[2] == "gather", int(sys.argv[3]) or None
+ranks = find_ranks(len(SENTENCES), torch.device("cpu"), gathers=gathers)
+model = make_model().eval()
+rows = list(range(len(SENTENCES)))
+tokens = model.encoder.tokenize([SENTENCES[row] for row in ranks.share(rows)])
+teacher = tuple(side[ranks.teacher_rows(rows)] for side in make_teacher())
+loss = add_gradients(model, tokens, teacher, chunk=chunk, gather=ranks.gather)
+ranks.reduce_gradients(model)
+torch.save((loss.total.detach(), gradients(model)), f"{sys.argv[1]}/{ranks.rank}.pt")
+PartialState().destroy_process_group()
+"""
+
+
+def run_two(folder: Path, *arguments: str) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+    """Loss and gradients of two gloo processes."""
+    port = str(find_port())
+    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                           "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
+                           "PYTHONPATH": str(ROOT), "ACCELERATE_TORCH_DEVICE": "cpu"}  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _SCRIPT, str(folder), *arguments],
+            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", ["0", "3"])
+def test_two_processes_give_the_gradient_of_one(tmp_path, chunk):
+    model = make_model().eval()
+    loss = add_gradients(model, model.encoder.tokenize(SENTENCES), make_teacher())
+    expected = gradients(model)
+    for total, found in run_two(tmp_path, "gather", chunk):
+        torch.testing.assert_close(total, loss.total.detach())
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_without_gathering_each_share_is_a_batch_of_its_own(tmp_path):
+    half = len(SENTENCES) // 2
+    model = make_model().eval()
+    for rows in (slice(0, half), slice(half, None)):
+        teacher = tuple(side[rows] for side in make_teacher())
+        add_gradients(model, model.encoder.tokenize(SENTENCES[rows]), teacher, scale=0.5)
+    expected = gradients(model)
+    for _, found in run_two(tmp_path, "apart", "0"):
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5)
