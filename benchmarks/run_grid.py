@@ -61,8 +61,8 @@ def _params(base: Mapping[str, Any], grid: Grid, name: str) -> Params:
 
 
 def _require_one_world(runs: Mapping[str, Params]) -> None:
-    """One process has one precision, and reads one teacher, one encoder and one evaluation."""
-    for what in ("teacher", "evaluate", "student.encoder", "train.precision", "train.batch_size"):
+    """One process reads one teacher, one encoder and one evaluation."""
+    for what in ("teacher", "evaluate", "student.encoder", "train.batch_size"):
         values = {str(operator.attrgetter(what)(params)) for params in runs.values()}
         if len(values) > 1:
             raise SystemExit(f"{what} differs between configurations: run each with --only")
