@@ -291,6 +291,8 @@ def ahead(
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(items, Generator):
+                items.close()  # a progress bar ends its line now, not when it is collected
 
 
 def length_batches(

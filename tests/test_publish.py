@@ -101,9 +101,11 @@ def write_teacher_features(folder: Path, **changes: str) -> None:
         "model": "local-dir:data/demo/teacher",
         "pretrained": "",
         "source": "s",
+        "architecture": "a",
         "weights": "5ee4" * 16,
+        "tokenizer": "t",
         "preprocessing": "Compose(\n  Resize | 64\n)",
-        "library": "3.3.0",
+        "library": "open_clip 3.3.0",
         "dtype": "float32",
     }
     features = Features(rows, ids, rows, ids, ids)
