@@ -522,7 +522,6 @@ def listeners(pids: set[int]) -> set[str]:
         ("127.0.0.1:{port}", ["no Ray cluster can be reached", "RAY_ADDRESS=127", "ray start"]),
         ("ray://127.0.0.1:{port}", ["is no address", "HOST:PORT"]),
         ("somewhere", ["is no address", "HOST:PORT"]),
-        ("auto", ["the Ray cluster failed", "ray status"]),
     ],
 )
 def test_an_unreachable_cluster_is_one_line(local, out, monkeypatch, tmp_path, address, words):
