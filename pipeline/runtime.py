@@ -112,12 +112,26 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def _swap(temporary: Path, target: Path) -> None:
-    """Put a finished folder in the place of an old one, which is whole until then."""
+    """Put a finished folder in the place of an old one, which is whole until then.
+
+    Where another process puts its own there at the same moment, the last one stays.
+    """
     old = temporary.with_name(temporary.name + ".old")
-    if target.exists():
-        target.replace(old)
-    temporary.replace(target)
-    shutil.rmtree(old, ignore_errors=True)
+    while not _takes_place(temporary, target):
+        with contextlib.suppress(FileNotFoundError):
+            target.replace(old)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _takes_place(temporary: Path, target: Path) -> bool:
+    """Whether a folder could be renamed to a place that no other one holds."""
+    try:
+        temporary.replace(target)
+    except OSError as error:
+        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
+            raise
+        return False
+    return True
 
 
 _REMEDIES = {

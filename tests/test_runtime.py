@@ -2,6 +2,7 @@ import errno
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -39,6 +40,21 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     with pytest.raises(KeyError), atomic_folder(target) as temporary:
         raise KeyError
     assert [path.name for path in target.iterdir()] == ["two.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_many_at_once_leave_one_whole_folder(tmp_path):
+    """Whoever comes last is the one that stays; nobody fails, and nothing else is left."""
+    target = tmp_path / "folder"
+
+    def write(number: int) -> None:
+        with atomic_folder(target) as temporary:
+            for name in ("a", "b"):
+                (temporary / name).write_text(str(number))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(200)))
+    assert len({(target / name).read_text() for name in ("a", "b")}) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 

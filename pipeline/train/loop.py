@@ -128,7 +128,9 @@ class _Run:
             max_length=params.student.max_length,
             folder=tokens,
         )
-        self._text_tokens, self._pair_tokens = pack(data.sentences), pack(pairs.captions)
+        self._text_tokens, self._pair_tokens = self._ranks.main_first(
+            lambda: (pack(data.sentences), pack(pairs.captions))
+        )
         self._teacher = TeacherRows(
             pairs.features, pairs.image_rows, pairs.caption_rows, self._ranks.device
         )

@@ -6,9 +6,9 @@ sum of what the processes have, and that of the heads is the same in all.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor, distributed
 
 from pipeline.errors import ParamsError
 from pipeline.train.objective import Distillation, Views
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,12 @@ class Ranks:
         values = [value]
         distributed.broadcast_object_list(values, src=0)
         return values[0]
+
+    def main_first(self, make: Callable[[], T]) -> T:
+        """What `make` gives in this process; the main one ends it before the others begin."""
+        made = make() if self.is_main else None
+        self.share_value(None)
+        return make() if made is None else made
 
     def collect(self, value: Any) -> list[Any]:
         """What every process has, by rank."""

@@ -7,7 +7,9 @@
 KEY is a hash of the tokenizer, the cut and the text, so that nothing stale is ever read.
 """
 
+import contextlib
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Sequence
@@ -88,8 +90,7 @@ def pack_tokens(
             np.save(temporary / "ends.npy", ends)
             (temporary / "crc32").write_text(_checksum(ids, ends))
         packed = PackedTokens(ids, ends, padding)
-    store.touch()
-    _drop_old(folder)
+    _drop_old(folder, used=store)
     return packed
 
 
@@ -136,10 +137,17 @@ def _checksum(ids: Int32[np.ndarray, " tokens"], ends: Int64[np.ndarray, " sente
     return str(zlib.crc32(ends.data, zlib.crc32(ids.data)))
 
 
-def _drop_old(folder: Path) -> None:
-    stores = sorted(
-        (path for path in folder.iterdir() if not path.name.startswith(".")),
-        key=lambda path: path.stat().st_mtime,
-    )
-    for store in stores[:-_KEPT_STORES]:
+def _drop_old(folder: Path, used: Path) -> None:
+    """Keep the stores used last; other processes may do the same at this moment."""
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(used)
+    stores = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    for store in sorted(stores, key=_last_use)[:-_KEPT_STORES]:
         shutil.rmtree(store, ignore_errors=True)
+
+
+def _last_use(store: Path) -> float:
+    try:
+        return store.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
