@@ -259,10 +259,10 @@ def counting_tokens(watch: Watch) -> Iterator[dict[str, float]]:
 
 
 def read_world(job: Job) -> World:
-    """Flickr8k's captions, Wikipedia's sentences and STS-B dev, with features drawn at random."""
+    """Flickr30k's captions, Wikipedia's sentences and STS-B dev, with features drawn at random."""
     mirror = Path(job.mirror)
     sts, _ = read_senteval(mirror / "senteval.tar")
-    images, captions = read_karpathy(mirror / "caption_datasets.zip", "flickr8k", [])
+    images, captions = read_karpathy(mirror / "caption_datasets.zip", "flickr30k", [])
     rng = np.random.default_rng(0)
     draw = [
         rng.standard_normal((len(rows), TEACHER_DIM), np.float32) for rows in (images, captions)

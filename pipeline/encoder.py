@@ -11,7 +11,7 @@ A student directory loads in plain `transformers.AutoModel` and in
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -36,6 +36,7 @@ from pipeline.runtime import hash_file, hash_strings, length_batches, progress
 
 Pooling = Literal["cls", "mean"]
 Tokens = Mapping[str, Int[Tensor, "batch tokens"]]
+RunBackbone = Callable[[nn.Module, Tokens], Tensor]
 
 _POOLING_FILE = Path("1_Pooling/config.json")
 _POOLING_KEYS: dict[Pooling, str] = {
@@ -88,6 +89,8 @@ class SentenceEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.pooling: Pooling = pooling
         self.normalised = normalised
+        self.run_backbone: RunBackbone = run_padded
+        """Training may put another way to the same states here."""
         self.truncated = 0
         """Sentences that `encode` had to cut so far."""
 
@@ -165,7 +168,7 @@ class SentenceEncoder(nn.Module):
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch dim"]:
         """Sentence vectors h before any head; normalised only where the model says so."""
-        hidden = self.backbone(**tokens).last_hidden_state
+        hidden = self.run_backbone(self.backbone, tokens)
         vectors = pool(hidden, tokens["attention_mask"], self.pooling)
         return F.normalize(vectors, dim=-1) if self.normalised else vectors
 
@@ -233,6 +236,11 @@ class SentenceEncoder(nn.Module):
         ids[mask] = np.concatenate(sentences)
         tokens = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
         return {key: torch.from_numpy(value).to(self.device) for key, value in tokens.items()}
+
+
+def run_padded(backbone: nn.Module, tokens: Tokens) -> Float[Tensor, "batch tokens dim"]:
+    """The last hidden states, padding computed along."""
+    return cast(Tensor, backbone(**tokens).last_hidden_state)
 
 
 def pool(

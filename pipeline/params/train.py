@@ -46,6 +46,9 @@ class TrainParams(Block):
     buckets: Annotated[int, Field(ge=1, le=65_536)]
     """Successive batches whose sentences are sorted by length together, so that a batch needs
     little padding; 1: random batches. Negatives are then about as long as their anchor."""
+    unpad: bool | Literal["auto"]
+    """Whether a forward pass leaves out padding, with the same vectors and gradients; auto: on a
+    CPU, where the encoder allows it and `compile` is off."""
     chunk: Annotated[int, Field(ge=1)] | None
     """Sentences encoded at a time, where a batch does not fit into memory: negatives and gradient
     stay those of the whole batch, for a second forward pass. None: the whole batch."""

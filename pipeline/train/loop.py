@@ -32,6 +32,7 @@ from pipeline.train.batches import (
 )
 from pipeline.train.checkpoint import Checkpoint, State
 from pipeline.train.curves import Curves, Point
+from pipeline.train.dropout import replace_dropout
 from pipeline.train.gradients import add_gradients, random_states, set_random_states
 from pipeline.train.objective import Distillation, StepLoss, TeacherBatch
 from pipeline.train.precision import autocast_of, choose_precision, compile_encoder
@@ -40,6 +41,7 @@ from pipeline.train.run_params import RunParams
 from pipeline.train.teacher_rows import TeacherRows, to_device
 from pipeline.train.tokens import PackedTokens, pack_tokens
 from pipeline.train.trackers import Trackers
+from pipeline.train.unpadded import choose_unpadded
 
 LOG_EVERY = 10
 """Steps between two points of the training curves."""
@@ -121,6 +123,9 @@ class _Run:
         )
         self._decay = LambdaLR(self._optimiser, lambda step: max(0.0, 1 - step / self._steps))
         compile_encoder(self._model.encoder, wanted=train.compile)
+        self._is_unpadded = choose_unpadded(self._model.encoder, train)
+        if self._ranks.device.type == "cpu":
+            replace_dropout(self._model.encoder.backbone)
         self._ranks.draw_apart(seed)
         pack = functools.partial(
             pack_tokens,
@@ -190,6 +195,7 @@ class _Run:
             "steps_per_second": round(self._steps / self._seconds, 2),
             "selection_share": round(self._selecting / self._seconds, 4),
             "precision_bits": 16 if self._precision == "bf16" else 32,
+            "unpadded": int(self._is_unpadded),
             "processes": self._ranks.count,
         }
 
