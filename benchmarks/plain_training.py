@@ -280,12 +280,10 @@ def train_plain(world: World, params: RunParams, seed: int, watch: Watch) -> Non
 
 
 def mixed_batches(world: World, params: RunParams, collate: Collate) -> Iterator[Batch]:
-    """Both streams, each shuffled on its own; every k-th batch is of pairs, k as METHOD has it."""
-    size = params.train.batch_size
-    pairs = PlainPairs(world)
-    every = max(1, (len(world.sentences) // size) // max(1, len(pairs) // size))
+    """Both streams, each shuffled on its own; every k-th batch is of pairs."""
+    size, every = params.train.batch_size, int(params.train.pair_every)
     text_loader = _loader(world.sentences, size, collate.texts)
-    pair_loader = _loader(pairs, size, collate.pairs)
+    pair_loader = _loader(PlainPairs(world), size, collate.pairs)
     texts, captions, step = _endless(text_loader), _endless(pair_loader), 0
     while True:
         step += 1

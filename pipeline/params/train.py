@@ -56,8 +56,8 @@ class TrainParams(Block):
     """Under `accelerate launch`: whether an anchor's negatives are those of the whole batch, as in
     one process, or only those of its own process's share."""
     precision: Literal["auto", "fp32", "bf16"]
-    """Of the forward pass; auto: bf16 where the device computes it natively. Weights, optimiser,
-    similarities, losses and scores are float32 in any."""
+    """Of the forward pass, also of scores on dev; auto: bf16 where the device computes it natively.
+    Weights, optimiser, similarities and losses are float32 in any."""
     compile: bool
     """Whether torch.compile makes kernels of the encoder first, which takes a minute."""
     track: list[Literal["tensorboard", "wandb", "dvclive"]]

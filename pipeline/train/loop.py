@@ -116,6 +116,7 @@ class _Run:
         self._trackers = trackers
         self._ranks = find_ranks(train.batch_size, choose_device(), gathers=train.gather_negatives)
         self._precision = choose_precision(train.precision, self._ranks.device)
+        self._autocast = autocast_of(self._precision, self._ranks.device)
         self._steps = count_steps(data, train)
         self._model = build_model(params, pairs.features.dim).to(self._ranks.device)
         self._optimiser = AdamW(
@@ -220,7 +221,7 @@ class _Run:
                 teacher,
                 scale=1 / train.accumulate,
                 chunk=train.chunk,
-                autocast=autocast_of(self._precision, self._ranks.device),
+                autocast=self._autocast,
                 gather=self._ranks.gather,
             )
             for tokens, teacher in self._batches()
@@ -267,7 +268,8 @@ class _Run:
     def _score(self) -> float:
         """The score of the encoder as it is, taken by the main process."""
         started = time.perf_counter()
-        score = self._score_dev(self._model.encoder) if self._ranks.is_main else {}
+        with self._autocast():
+            score = self._score_dev(self._model.encoder) if self._ranks.is_main else {}
         score = self._ranks.share_value(score)
         self._selecting += time.perf_counter() - started
         self._record(score)
