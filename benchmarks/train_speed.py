@@ -106,7 +106,7 @@ class Job:
         return self.warmup + self.steps
 
     def params(self, changes: Mapping[str, Any]) -> RunParams:
-        """The repository's params.yaml, with the job's settings and then `changes` over it."""
+        """The repository's params.yaml, with the job's settings, `changes` and its own over it."""
         base = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
         settings = {
             "student.encoder": self.model,
@@ -115,7 +115,7 @@ class Job:
             "train.learning_rate": self.learning_rate,
             "train.evaluate_every": math.ceil(self.total / self.evaluations),
         }
-        chosen = apply_changes(base, {**settings, **self.changes, **changes})
+        chosen = apply_changes(base, {**settings, **changes, **self.changes})
         params = Params.model_validate(chosen)
         return RunParams(params.student, params.loss, params.train)
 

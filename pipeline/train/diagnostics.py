@@ -14,6 +14,7 @@ from pipeline.encoder import Student
 from pipeline.params.loss import FilterParams, Similarity
 from pipeline.runtime import log
 from pipeline.train.batches import Rows, TrainingPairs
+from pipeline.train.gradients import split_tokens
 from pipeline.train.loop import build_model
 from pipeline.train.losses import applied_margins, cosines
 from pipeline.train.noise import filter_limit, passes, teacher_cosines, teacher_dots
@@ -25,6 +26,7 @@ SAMPLE_IMAGES = 400
 TABLE_ROWS = 100
 """Masked pairs that the table shows."""
 
+_ENCODED_TOGETHER = 64
 _BINS = 100
 _MOST_MASKED = 0.5
 _SUGGESTED_SHARE = 0.05
@@ -210,8 +212,10 @@ def _terms(
     tokens = model.encoder.tokenize([pairs.captions[row] for row in rows], max_length)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        first, second = model.train().two_views(tokens)
+        model.train()
+        views = [model.two_views(part) for part in split_tokens(tokens, _ENCODED_TOGETHER)]
         model.eval()
+    first, second = (torch.cat(side) for side in zip(*views, strict=True))
     alphas = teacher_cosines(images, captions)
     text = cosines(model.heads.text(first), model.heads.text(second))
     terms = [("text", text, torch.zeros_like(text))]

@@ -50,7 +50,7 @@ def add_gradients(
             loss = model.loss_of_views(gather(model.two_views(tokens)), teacher)
         torch.autograd.backward(loss.total * scale)
         return loss
-    parts = _split(tokens, chunk)
+    parts = split_tokens(tokens, chunk)
     states, views = _encode_without_gradient(model, parts, autocast)
     with autocast():
         loss = model.loss_of_views(gather(views), teacher)
@@ -83,7 +83,8 @@ def _gradients(views: Views, chunk: int) -> list[tuple[Tensor, ...]]:
     return [torch.split(one, chunk) for one in whole]
 
 
-def _split(tokens: Tokens, chunk: int) -> Parts:
+def split_tokens(tokens: Tokens, chunk: int) -> Parts:
+    """A batch in stretches of `chunk` sentences."""
     parts = {key: torch.split(value, chunk) for key, value in tokens.items()}
     return [dict(zip(parts, part, strict=True)) for part in zip(*parts.values(), strict=True)]
 

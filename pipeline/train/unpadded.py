@@ -23,6 +23,9 @@ _NAME = "unpadded"
 """Of our attention, among those of transformers."""
 _PROBES = ("a", "two dogs run along the beach", "a man with a hat")
 _TOLERANCE = 1e-4
+_ROWS = 64
+"""Rows are rounded up to a multiple of it. torch's library for CPUs (oneDNN) makes a kernel for
+every shape that it meets and keeps a thousand: 1.5 GiB, and a tenth of the time of 120 steps."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Unpadded:
     first_position: int
 
     def __call__(self, backbone: nn.Module, tokens: Tokens) -> Float[Tensor, "batch tokens dim"]:
-        """The last hidden states; in training, those of padding are 0."""
+        """The last hidden states; in training, those of padding are of no use."""
         if not backbone.training:
             return run_padded(backbone, tokens)
         return run_unpadded(backbone, tokens, self.first_position)
@@ -106,29 +109,35 @@ def _agrees(backbone: Any, tokens: Tokens, first_position: int) -> bool:
         return False
     finally:
         backbone.train(was_training)
-    expected = expected * tokens["attention_mask"].unsqueeze(-1)
-    return torch.allclose(given, expected, rtol=_TOLERANCE, atol=_TOLERANCE)
+    is_token = tokens["attention_mask"].bool()
+    return torch.allclose(given[is_token], expected[is_token], rtol=_TOLERANCE, atol=_TOLERANCE)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of a batch stand.
+    """Where the tokens of a batch stand, and so much padding that their number is a round one.
 
     Attributes:
-        places: of every token in the flattened (B, T), rising.
+        places: of every row in the flattened (B, T), none twice.
         mask: (B, T), whether a place holds a token.
     """
 
-    places: Int[Tensor, " tokens"]
+    places: Int[Tensor, " rows"]
     mask: Bool[Tensor, "batch longest"]
 
+    @classmethod
+    def of(cls, mask: Bool[Tensor, "batch longest"]) -> "Layout":
+        """The layout of a batch with this mask."""
+        places, holes = (one.flatten().nonzero().squeeze(1) for one in (mask, ~mask))
+        return cls(torch.cat([places, holes[: -len(places) % _ROWS]]), mask)
+
     def pad(self, rows: Tensor) -> Tensor:
-        """Put the tokens' rows (tokens, ...) to their places in (B, T, ...), with 0 between."""
+        """Put rows (rows, ...) to their places in (B, T, ...), with 0 between."""
         padded = _spread(rows, self.places, self.mask.numel())
         return padded.view(*self.mask.shape, *rows.shape[1:])
 
     def unpad(self, rows: Tensor) -> Tensor:
-        """Take the tokens' rows (tokens, ...) from their places in (B, T, ...)."""
+        """Take rows (rows, ...) from their places in (B, T, ...)."""
         return _take(rows.flatten(0, 1), self.places)
 
 
@@ -164,9 +173,9 @@ _take: Callable[[Tensor, Tensor], Tensor] = cast(Any, _Take).apply
 def run_unpadded(
     backbone: nn.Module, tokens: Tokens, first_position: int
 ) -> Float[Tensor, "batch tokens dim"]:
-    """The last hidden states of a batch; rows of padding are 0."""
+    """The last hidden states of a batch; those of padding are of no use."""
     mask = tokens["attention_mask"].bool()
-    layout = Layout(mask.flatten().nonzero().squeeze(1), mask)
+    layout = Layout.of(mask)
     positions = (mask.cumsum(1) - 1 + first_position).flatten()[layout.places]
     ids = tokens["input_ids"].flatten()[layout.places]
     out = backbone(input_ids=ids[None], position_ids=positions[None], layout=layout)
