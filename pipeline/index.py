@@ -1,12 +1,14 @@
 """CONTRACT of the index, and the only user of faiss.
 
     captions.faiss   student embeddings of the captions, L2-normalised, inner product
-    images.faiss     images through the image head, L2-normalised; absent for a text-only student
+    grounded.faiss   the same captions in the space shared with the teacher, L2-normalised
+    images.faiss     images in that space, L2-normalised
     rows.parquet     what each vector is: kind, row, id, text, archive, member
     manifest.json    schema, model hash, corpus fingerprint, kind, counts
 
-Scores are cosines. `row` is the vector's number in the file of its `kind` (caption or image); an
-image's `text` is its first caption. A GPU index is never saved: the files open anywhere.
+Scores are cosines. `row` is the vector's number in the files of its `kind` (caption or image); an
+image's `text` is its first caption. A text-only student has captions.faiss alone. A GPU index is
+never saved: the files open anywhere.
 """
 
 import json
@@ -27,8 +29,11 @@ from pipeline.features.store import Features, blocks
 from pipeline.params.index import IndexParams
 from pipeline.runtime import atomic_folder, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 Kind = Literal["caption", "image"]
+Space = Literal["captions", "grounded", "images"]
+"""A file of vectors."""
+KIND_OF: dict[Space, Kind] = {"captions": "caption", "grounded": "caption", "images": "image"}
 Vectors = Float32[np.ndarray, "rows dim"]
 
 ROWS = pa.schema(
@@ -49,29 +54,26 @@ _REBUILD = "run `dvc repro -f index`."
 class Index:
     """An opened index."""
 
-    searchers: dict[Kind, Any]
-    """The FAISS index of each kind."""
-    rows: pd.DataFrame
+    searchers: dict[Space, Any]
+    """The FAISS index of each file."""
+    rows: dict[Kind, pd.DataFrame]
+    """What the vectors of each kind are, in their order."""
 
     def search(
-        self, kind: Kind, queries: Vectors, k: int
-    ) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+        self, space: Space, queries: Vectors, k: int
+    ) -> tuple[Float32[np.ndarray, "queries found"], Int64[np.ndarray, "queries found"]]:
         """The cosines and row numbers of the k nearest vectors, best first.
 
         Raises:
-            InputError: the index holds no vectors of this kind.
+            InputError: the index holds no such vectors.
         """
-        if kind not in self.searchers:
+        if space not in self.searchers:
             raise InputError(
-                f"the index holds no {kind}s: its student was trained without pictures.",
+                f"the index holds no {space} vectors: its student was trained without pictures.",
                 "run `dvc exp run -S train.objective=kdmcse`.",
             )
-        searcher = self.searchers[kind]
+        searcher = self.searchers[space]
         return searcher.search(normalise(queries), min(k, searcher.ntotal))  # type: ignore[no-any-return]
-
-    def rows_of(self, kind: Kind) -> pd.DataFrame:
-        """The rows of one kind, in the order of its vectors."""
-        return self.rows[self.rows["kind"] == kind].reset_index(drop=True)
 
 
 def build_index(
@@ -99,22 +101,16 @@ def build_index(
         StaleArtifactError: the features are of another teacher than the student's.
     """
     student.require_teacher(features.teacher)
-    captions = pairs.captions
-    vectors: dict[Kind, Vectors] = {
-        "caption": student.encoder.encode(
-            list(captions["caption"]), batch_size=params.batch_size, show_progress=True
-        )
-    }
+    vectors = _embed(student, pairs, features, params)
     tables = [_caption_rows(pairs)]
     if student.sees_images:
-        vectors["image"] = np.concatenate(
-            [student.ground_images(block) for _, block in blocks(features.images)]
-        )
         tables.append(_image_rows(pairs, features))
-    counts = {f"{kind}s": len(rows) for kind, rows in vectors.items()}
+    counts = {
+        f"{kind}s": len(vectors[space]) for space, kind in KIND_OF.items() if space in vectors
+    }
     with atomic_folder(folder) as target:
-        for kind, rows in vectors.items():
-            faiss.write_index(_flat_index(rows), str(target / f"{kind}s.faiss"))
+        for space, rows in vectors.items():
+            faiss.write_index(_flat_index(rows), str(target / f"{space}.faiss"))
         write_table(target / "rows.parquet", pd.concat(tables), ROWS)
         write_json(
             target / "manifest.json",
@@ -123,10 +119,27 @@ def build_index(
                 "model": hash_student(model),
                 "corpus": pairs.fingerprint(),
                 "kind": params.kind,
+                "spaces": list(vectors),
                 **counts,
             },
         )
     return {**counts, "bytes": sum(path.stat().st_size for path in folder.iterdir())}
+
+
+def _embed(
+    student: Student, pairs: Pairs, features: Features, params: IndexParams
+) -> dict[Space, Vectors]:
+    captions = student.encoder.encode(
+        list(pairs.captions["caption"]), batch_size=params.batch_size, show_progress=True
+    )
+    if not student.sees_images:
+        return {"captions": captions}
+    images = [student.ground_images(block) for _, block in blocks(features.images)]
+    return {
+        "captions": captions,
+        "grounded": student.ground_sentences(captions),
+        "images": np.concatenate(images),
+    }
 
 
 def open_index(folder: Path, model: Path) -> Index:
@@ -145,13 +158,19 @@ def open_index(folder: Path, model: Path) -> Index:
                 f"than {model}.",
                 _REBUILD,
             )
+    table = read_table(folder / "rows.parquet", ROWS, made_by="index")
     kinds: tuple[Kind, ...] = ("caption", "image")
-    searchers = {kind: _open(folder / f"{kind}s.faiss") for kind in kinds if f"{kind}s" in manifest}
-    index = Index(searchers, read_table(folder / "rows.parquet", ROWS, made_by="index"))
-    for kind, searcher in searchers.items():
-        if not searcher.ntotal == len(index.rows_of(kind)) == manifest[f"{kind}s"]:
-            raise InputError(f"{folder}: {kind}s.faiss does not fit its rows table.", _REBUILD)
-    return index
+    rows = {kind: table[table["kind"] == kind].reset_index(drop=True) for kind in kinds}
+    searchers = {
+        space: _open(folder / f"{space}.faiss")
+        for space in KIND_OF
+        if space in manifest.get("spaces", ())
+    }
+    for space, searcher in searchers.items():
+        kind = KIND_OF[space]
+        if not searcher.ntotal == len(rows[kind]) == manifest.get(f"{kind}s"):
+            raise InputError(f"{folder}: {space}.faiss does not fit its rows table.", _REBUILD)
+    return Index(searchers, rows)
 
 
 def normalise(vectors: Vectors) -> Vectors:

@@ -41,7 +41,7 @@ def test_the_stages_run_on_real_input(tmp_path: Path, monkeypatch):
         run(stage)
     metrics = json.loads(Path("reports/features.json").read_text())
     assert (metrics["images"], metrics["captions"], metrics["rejected"]) == (50, 250, 0)
-    hits = json.loads(run("search", "a dog runs through the grass", "--json"))
+    hits = json.loads(run("search", "a dog runs through the grass"))["hits"]
     assert len(hits) == 10
     assert any("dog" in hit["caption"].lower() for hit in hits)
     assert hits[0]["image"].startswith("Flicker8k_Dataset/")

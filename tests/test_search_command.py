@@ -1,0 +1,102 @@
+"""`stages.search` as a user types it: where queries come from, and how answers look."""
+
+import base64
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline.download.archives import Archive
+from pipeline.download.records import read_pairs
+from tests.conftest import ROOT, assert_clear_error, invoke
+
+
+def answers(output: str) -> list[dict]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def test_every_query_of_a_file_is_a_line_of_json(in_tiny_run, tmp_path):
+    (tmp_path / "queries.txt").write_text("a red circle\n\nzwei blaue Sterne äöü\n")
+    result = invoke("search", "--file", str(tmp_path / "queries.txt"), "-k", "3", "--images")
+    found = answers(result.stdout)
+    assert [one["query"] for one in found] == ["a red circle", "zwei blaue Sterne äöü"]
+    assert [[hit["rank"] for hit in one["hits"]] for one in found] == [[1, 2, 3]] * 2
+    for one in found:
+        alone = answers(invoke("search", one["query"], "-k", "3", "--images").stdout)[0]
+        assert [hit["id"] for hit in alone["hits"]] == [hit["id"] for hit in one["hits"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xff\xfe\x00garbage", "stdin is no UTF-8 text (byte 0)"),
+        (b"", "stdin holds no query"),
+        (b"\n \n", "stdin holds no query"),
+        (b"ok\n" + b"x" * 100_000, "stdin, line 2: the query has 100,000 characters"),
+    ],
+)
+def test_what_comes_from_stdin(tiny_run, content, words):
+    command = [sys.executable, "-m", "stages.search"]
+    done = subprocess.run(
+        command, input=content, capture_output=True, cwd=tiny_run, env=environment(), check=False
+    )
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert words in done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+
+
+def environment() -> dict[str, str]:
+    return {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+
+
+def test_a_picture_is_a_query(in_tiny_run, tmp_path):
+    pairs = read_pairs(Path("data/pairs"))
+    row = pairs.images.iloc[5]
+    with Archive(Path("data/pairs") / row["archive"]) as archive:
+        (tmp_path / "seen.png").write_bytes(archive.read(row["member"]))
+    result = invoke("search", "--by-image", str(tmp_path / "seen.png"), "--images", "-k", "2")
+    (found,) = answers(result.stdout)
+    assert found["query"] == "seen.png"
+    assert found["hits"][0]["score"] == pytest.approx(1, abs=1e-3)
+    captions = answers(invoke("search", "--by-image", str(tmp_path / "seen.png")).stdout)[0]
+    assert len(captions["hits"]) == 10
+
+
+def test_a_page_holds_its_pictures_and_nothing_unescaped(in_tiny_run, tmp_path):
+    page = tmp_path / "deep/page.html"
+    query = "<script>alert('x')</script> a red circle"
+    result = invoke("search", query, "--images", "-k", "4", "--save", str(page))
+    hits = answers(result.stdout)[0]["hits"]
+    html = page.read_text()
+    assert "<script" not in html
+    assert not re.search(r"(src|href)=\"(?!data:)", html), "nothing is loaded from elsewhere"
+    pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', html)
+    assert len(pictures) == 4
+    pairs = read_pairs(Path("data/pairs"))
+    for hit, data in zip(hits, pictures, strict=True):
+        row = pairs.images.set_index("image_id").loc[hit["id"]]
+        with Archive(Path("data/pairs") / row["archive"]) as archive:
+            original = Image.open(io.BytesIO(archive.read(row["member"])))
+        assert Image.open(io.BytesIO(base64.b64decode(data))).size == original.size
+        assert f"cosine {hit['score']:.4f}" in html
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("a", "--file", "b"), "more than one of query, --file and --by-image"),
+        (("--file", "no/such"), "no/such cannot be read"),
+        (("--by-image", "no/such.png"), "no/such.png is no file"),
+        (("a", "-k", "0"), "k is 0"),
+        (("a", "--min-score", "2"), "score is 2"),
+        (("a", "--save", "params.yaml/page.html"), "could not be written"),
+    ],
+)
+def test_a_wrong_command_says_what_to_do(in_tiny_run, arguments, words):
+    assert_clear_error(invoke("search", *arguments), words)
