@@ -32,26 +32,17 @@ from pipeline.errors import (
     PipelineError,
     StaleArtifactError,
 )
-from pipeline.runtime import hash_file, hash_strings, length_batches, progress
+from pipeline.runtime import length_batches, progress
+from pipeline.student_files import POOLING_FILE
 
 Pooling = Literal["cls", "mean"]
 Tokens = Mapping[str, Int[Tensor, "batch tokens"]]
 RunBackbone = Callable[[nn.Module, Tokens], Tensor]
 
-_POOLING_FILE = Path("1_Pooling/config.json")
 _POOLING_KEYS: dict[Pooling, str] = {
     "cls": "pooling_mode_cls_token",
     "mean": "pooling_mode_mean_tokens",
 }
-_IDENTITY_FILES = (
-    "config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "modules.json",
-    _POOLING_FILE,
-)
-_HEADS_FILES = ("heads.json", "heads.safetensors")
 _NO_LIMIT = 1 << 20
 """Tokens; for models that name no limit of their own."""
 _TOKENIZED_AT_ONCE = 8192
@@ -439,12 +430,6 @@ def is_student(folder: Path) -> bool:
     return (folder / "heads.json").is_file()
 
 
-def hash_student(folder: Path) -> str:
-    """A hash of everything in a student directory that changes an embedding."""
-    names = [name for name in (*_IDENTITY_FILES, *_HEADS_FILES) if (folder / name).is_file()]
-    return hash_strings(part for name in names for part in (str(name), hash_file(folder / name)))
-
-
 def saved_pooling(name: str | Path) -> Pooling | None:
     """The pooling that a sentence-transformers directory or hub model names, if any.
 
@@ -453,7 +438,7 @@ def saved_pooling(name: str | Path) -> Pooling | None:
             a dense layer, whose embeddings would be others than those of its pooling.
     """
     _require_known_modules(name)
-    config = _read_json(name, _POOLING_FILE)
+    config = _read_json(name, POOLING_FILE)
     if config is None:
         return None
     modes = _pooling_modes(config)
@@ -577,9 +562,9 @@ def _write_sentence_transformers_files(folder: Path, encoder: SentenceEncoder) -
     )
     limits = {"max_seq_length": encoder.max_length, "do_lower_case": False}
     _write(folder / "sentence_bert_config.json", limits)
-    (folder / _POOLING_FILE).parent.mkdir(exist_ok=True)
+    (folder / POOLING_FILE).parent.mkdir(exist_ok=True)
     flags = {key: mode == encoder.pooling for mode, key in _POOLING_KEYS.items()}
-    _write(folder / _POOLING_FILE, {"word_embedding_dimension": encoder.dim, **flags})
+    _write(folder / POOLING_FILE, {"word_embedding_dimension": encoder.dim, **flags})
 
 
 def _write(path: Path, content: Any) -> None:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pipeline.features.encode import PackedImages
 from pipeline.features.images import Decoder, Rejection
+from pipeline.index.layout import Hit
 from pipeline.runtime import atomic_file
-from pipeline.search import Answer, Hit
+from pipeline.search import Answer, require_corpus
 
 _SIDE = 320
 """Pixels of a picture's longer side."""
@@ -29,18 +30,21 @@ img, .missing { width: 100%; aspect-ratio: 1; object-fit: contain; background: #
 """
 
 
-def save_gallery(path: Path, answers: Sequence[Answer], folder: Path) -> None:
+def save_gallery(path: Path, answers: Sequence[Answer], folder: Path, corpus: str) -> None:
     """Write the page.
 
     Args:
         path: the .html file.
         answers: in the order of the page.
-        folder: of the image archives that are named without one.
+        folder: the pairs, with the image archives that are named without a folder.
+        corpus: fingerprint of the pairs that the index was built from.
 
     Raises:
+        StaleArtifactError: the folder holds other pairs.
         InputError: an archive cannot be read; a single picture that cannot is left out, and named.
         ResourceError: the page cannot be written.
     """
+    require_corpus(folder, corpus)
     sections = "\n".join(_section(one, folder) for one in answers)
     title = escape(answers[0].query if len(answers) == 1 else f"{len(answers)} queries")
     page = (
@@ -54,7 +58,7 @@ def save_gallery(path: Path, answers: Sequence[Answer], folder: Path) -> None:
 
 def _section(answer: Answer, folder: Path) -> str:
     hits = answer.hits
-    pictures = PackedImages(folder, [hit.archive for hit in hits], [hit.image for hit in hits])
+    pictures = PackedImages(folder, [hit.archive for hit in hits], [hit.member for hit in hits])
     figures = "\n".join(_figure(hit, pictures.read(row)) for row, hit in enumerate(hits))
     return f"<h2>{escape(answer.query)}</h2>\n<ol>\n{figures}\n</ol>"
 
@@ -62,7 +66,7 @@ def _section(answer: Answer, folder: Path) -> str:
 def _figure(hit: Hit, content: bytes | Rejection) -> str:
     caption = (
         f'<figcaption><span class="score">{hit.rank}. cosine {hit.score:.4f}</span><br>'
-        f"{escape(hit.caption)}</figcaption>"
+        f"{escape(hit.text)}</figcaption>"
     )
     return f"<li><figure>{_picture(hit, content)}{caption}</figure></li>"
 
@@ -70,9 +74,9 @@ def _figure(hit: Hit, content: bytes | Rejection) -> str:
 def _picture(hit: Hit, content: bytes | Rejection) -> str:
     small = content if isinstance(content, Rejection) else Decoder(_shrink, _SIDE)(content)
     if isinstance(small, Rejection):
-        return f'<div class="missing">{escape(hit.image)}: {small.reason}</div>'
+        return f'<div class="missing">{escape(hit.member)}: {small.reason}</div>'
     data = base64.b64encode(small.numpy().tobytes()).decode("ascii")
-    return f'<img src="data:image/jpeg;base64,{data}" alt="{escape(hit.caption)}">'
+    return f'<img src="data:image/jpeg;base64,{data}" alt="{escape(hit.text)}">'
 
 
 def _shrink(image: Image.Image) -> Tensor:

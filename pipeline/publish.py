@@ -31,7 +31,7 @@ from pipeline.card import (
 )
 from pipeline.config import dotted
 from pipeline.download.sources import BY_NAME, OWN_KINDS, SCENES
-from pipeline.encoder import Student, hash_student, load_student
+from pipeline.encoder import Student, load_student
 from pipeline.errors import (
     InputError,
     ModelError,
@@ -52,6 +52,7 @@ from pipeline.features.identity import LOCAL_PREFIX, TRANSFORMERS_PREFIX
 from pipeline.features.store import read_identity
 from pipeline.params.schema import Params
 from pipeline.runtime import atomic_folder, write_json
+from pipeline.student_files import hash_student
 from pipeline.summary import read_json
 
 PROVENANCE = "provenance.json"

@@ -1,43 +1,26 @@
 """From queries, texts or pictures, to hits; returns values, prints nothing."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32
 
-from pipeline.encoder import Student, load_student
-from pipeline.errors import InputError
-from pipeline.index import Index, Kind, Space, Vectors, open_index
+from pipeline.errors import InputError, StaleArtifactError
+from pipeline.index.layout import Hit, Index, Target, Window, read_manifest
+from pipeline.index.query import ExportedQueries, Queries, StudentQueries
 
 if TYPE_CHECKING:
+    from pipeline.encoder import Student
     from pipeline.features.teacher import Teacher
 
+WINDOW = Window()
+"""The first ten."""
 MAX_QUERY_CHARACTERS = 10_000
 MAX_IMAGE_BYTES = 64 * 1024**2
-_BATCH = 64
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One result."""
-
-    rank: int
-    """From 1, best first."""
-    score: float
-    """Cosine of query and result, -1 to 1."""
-    caption: str
-    """The caption, or the first caption of the image."""
-    image: str
-    """Member of the image archive."""
-    archive: str
-    """File name of the archive."""
-    id: int
-    """caption_id or image_id."""
 
 
 @dataclass(frozen=True)
@@ -49,114 +32,113 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Window:
-    """Which of the ranked results are wanted.
-
-    Attributes:
-        k: results at most, at least 1.
-        offset: results left out before them.
-        min_score: the lowest cosine.
-
-    Raises:
-        InputError: k or offset is too small, or the score is no cosine.
-    """
-
-    k: int = 10
-    offset: int = 0
-    min_score: float = -1.0
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise InputError(f"k is {self.k}.", "ask for at least 1 result.")
-        if self.offset < 0:
-            raise InputError(f"the offset is {self.offset}.", "use 0 or more.")
-        if not math.fabs(self.min_score) <= 1:
-            raise InputError(f"the lowest score is {self.min_score}.", "use a cosine, -1 to 1.")
-
-
-@dataclass(frozen=True)
 class Searcher:
-    """A student and its index, loaded once for many queries."""
+    """A student and its index, opened once for many queries; threads may share it."""
 
-    student: Student
+    model: Path
     index: Index
+    queries: Queries
+    corpus: str
+    """Fingerprint of the pairs that the index was built from."""
 
     @classmethod
-    def open(cls, model: Path, index: Path) -> "Searcher":
-        """Load both, and refuse an index that another student built.
+    def open(cls, model: Path, folder: Path, vectors: Index | None = None) -> "Searcher":
+        """Open an index for the queries of its student, on the CPU, without torch where it can.
 
-        On the CPU: for single queries a GPU costs more to start than it saves.
+        Args:
+            model: the student.
+            folder: its index.
+            vectors: where the rows are, if not in the folder.
+
+        Raises:
+            MissingArtifactError: there is no index.
+            StaleArtifactError: another student made it, or another version of the project.
+            InputError: a file is damaged, or files do not belong together.
         """
-        return cls(load_student(model, torch.device("cpu")), open_index(index, model))
+        manifest = read_manifest(folder, model)
+        if vectors is None:
+            from pipeline.index.opened import FileIndex
+
+            vectors = FileIndex.open(folder, manifest["spaces"])
+        queries = _open_queries(model, folder, manifest)
+        return cls(model, vectors, queries, str(manifest.get("corpus")))
 
     def search(
-        self, queries: Sequence[str], *, kind: Kind, window: Window = Window()
+        self, queries: Sequence[str], *, target: Target, window: Window = WINDOW
     ) -> list[list[Hit]]:
-        """The best captions or images for each text.
+        """The best texts or images for each query.
 
         Args:
             queries: texts.
-            kind: `caption` compares sentence embeddings; `image` compares through the grounding
+            target: `texts` compares sentence embeddings; `images` compares through the grounding
                 heads.
             window: which of them.
 
         Raises:
             InputError: a query is empty or longer than 10,000 characters, or the index holds no
-                images.
+                such rows.
         """
         for query in queries:
             check_query(query)
-        vectors = self.student.encoder.encode(queries, batch_size=_BATCH)
-        if kind == "caption":
-            return self._find("captions", kind, vectors, window)
-        return self._find("images", kind, self._ground(vectors), window)
+        return self.index.search(target, self.queries.embed(queries, target), window)
 
     def search_by_image(
-        self, picture: bytes, teacher: "Teacher", *, kind: Kind, window: Window = Window()
+        self, picture: bytes, teacher: "Teacher", *, target: Target, window: Window = WINDOW
     ) -> list[Hit]:
-        """The best captions, or the most similar images, for a picture, through the heads.
+        """The best texts, or the most similar images, for a picture, through the heads.
 
         Args:
             picture: a file's bytes.
             teacher: the one whose features the heads were trained on.
-            kind: what to rank.
+            target: what to rank.
             window: which of them.
 
         Raises:
-            InputError: the picture cannot be used, or the index holds no images.
+            InputError: the picture cannot be used, or the index holds no such rows.
             StaleArtifactError: the teacher is another one.
             ModelError: the student was trained without pictures.
         """
-        self.student.require_teacher(teacher.identity.weights)
-        vector = self.student.ground_images(_features(picture, teacher))
-        return self._find("grounded" if kind == "caption" else "images", kind, vector, window)[0]
+        self._student.require_teacher(teacher.identity.weights)
+        vector = self._student.ground_images(_features(picture, teacher))
+        space = "grounded" if target == "texts" else target
+        return self.index.search(space, vector, window)[0]
 
-    def _ground(self, vectors: Vectors) -> Float32[np.ndarray, "rows grounding"]:
-        return self.student.ground_sentences(vectors) if self.student.sees_images else vectors
+    @cached_property
+    def _student(self) -> "Student":
+        import torch
 
-    def _find(self, space: Space, kind: Kind, vectors: Vectors, window: Window) -> list[list[Hit]]:
-        scores, rows = self.index.search(space, vectors, window.offset + window.k)
-        first = window.offset
-        return [
-            self._hits(kind, window, *found)
-            for found in zip(scores[:, first:], rows[:, first:], strict=True)
-        ]
+        from pipeline.encoder import load_student
 
-    def _hits(
-        self,
-        kind: Kind,
-        window: Window,
-        scores: Float32[np.ndarray, " found"],
-        rows: Int64[np.ndarray, " found"],
-    ) -> list[Hit]:
-        enough = scores >= window.min_score
-        found = self.index.rows[kind].iloc[rows[enough]].to_dict("records")
-        return [
-            Hit(rank, float(score), row["text"], row["member"], row["archive"], row["id"])
-            for rank, (score, row) in enumerate(
-                zip(scores[enough], found, strict=True), start=window.offset + 1
-            )
-        ]
+        return load_student(self.model, torch.device("cpu"))
+
+
+def _open_queries(model: Path, folder: Path, manifest: dict[str, Any]) -> Queries:
+    if manifest.get("exported"):
+        return ExportedQueries.open(folder)
+    import torch
+
+    from pipeline.encoder import load_student
+
+    return StudentQueries(load_student(model, torch.device("cpu")))
+
+
+def require_corpus(pairs: Path, corpus: str) -> None:
+    """Refuse the pictures of other pairs than an index was built from.
+
+    Args:
+        pairs: the folder of pairs.
+        corpus: `Searcher.corpus`.
+
+    Raises:
+        MissingArtifactError: there are no pairs.
+        StaleArtifactError: they are others.
+    """
+    from pipeline.download.records import read_pairs
+
+    if read_pairs(pairs).fingerprint() != corpus:
+        raise StaleArtifactError(
+            f"the index was built from other pairs than {pairs}.", "run `dvc repro index`."
+        )
 
 
 def read_picture(path: Path) -> bytes:

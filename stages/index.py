@@ -1,33 +1,94 @@
-"""Make captions and images searchable."""
+"""Make texts and images searchable."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from pipeline.download.records import read_pairs
+from pipeline.download.records import read_pairs, read_sentences
 from pipeline.encoder import load_student
+from pipeline.errors import InputError
 from pipeline.features.store import read_features
-from pipeline.index import build_index
-from pipeline.runtime import choose_device, write_json
+from pipeline.index.build import build_index, curve, measure
+from pipeline.index.embed import Share, embed_items
+from pipeline.index.items import find_items
+from pipeline.index.milvus import DEFAULT_PREFIX, Address, MilvusKind
+from pipeline.index.milvus_load import check_target, ensure_queries, load_items
+from pipeline.index.shards import make_shards
+from pipeline.runtime import atomic_file, choose_device, log, write_json
+from pipeline.student_files import hash_student
 from stages import paths
 from stages._cli import read_params, run_stage
 
 
 def main(
     pairs: Path = paths.PAIRS,
+    text: Path = paths.TEXT,
     features: Path = paths.FEATURES,
     model: Annotated[Path | None, typer.Option(help="Default: the first seed's student.")] = None,
     out: Path = paths.INDEX,
     metrics: Path = paths.REPORTS / "index.json",
+    vectors: Annotated[
+        Path, typer.Option(envvar=paths.VECTORS_VARIABLE, help="Where vectors are kept.")
+    ] = paths.VECTORS,
+    share: Annotated[
+        str | None, typer.Option(help="Do one machine's share, such as 3/16, and end.")
+    ] = None,
+    to: Annotated[
+        Literal["files", "milvus"], typer.Option(help="Where rows and vectors go.")
+    ] = "files",
+    uri: Annotated[str | None, typer.Option(help="Of Milvus: http://host:port or x.db.")] = None,
+    token_env: Annotated[
+        str | None, typer.Option(help="The environment variable that holds Milvus' token.")
+    ] = None,
+    collection_prefix: Annotated[
+        str, typer.Option(help="What names of Milvus' collections begin with.")
+    ] = DEFAULT_PREFIX,
+    milvus_index: Annotated[
+        MilvusKind, typer.Option(help="How Milvus finds neighbours; flat is exact.")
+    ] = "flat",
 ) -> None:
-    """Make captions and images searchable."""
+    """Make texts and images searchable.
+
+    Vectors are kept, so that a run that was stopped or killed goes on where it was, and another
+    kind of index embeds nothing again.
+    """
+    address = _address(to, uri, token_env, collection_prefix)
     params = read_params()
     model = model or paths.first_model(params)
+    part = None if share is None else Share.read(share)
     corpus = read_pairs(pairs)
+    if address is not None and part is None:
+        check_target(address, out, model, corpus)
     cached = read_features(features, params.teacher, corpus.fingerprint())
+    sentences = read_sentences(text) if "sentences" in params.index.items else []
+    items = find_items(params.index, corpus, cached, sentences)
     student = load_student(model, choose_device())
-    write_json(metrics, build_index(out, student, model, corpus, cached, params.index))
+    student.require_teacher(cached.teacher)
+    spaces = embed_items(
+        vectors, student, hash_student(model), items, cached, params.index.batch_size, part
+    )
+    if part is not None:
+        made = address is None and make_shards(spaces, params.index, part)
+        log.info("share %s is %s", share, "embedded and indexed" if made else "embedded")
+        return
+    if address is not None:
+        manifest = ensure_queries(out, model, corpus, items, vectors)
+        load_items(address, manifest, items, spaces, milvus_index)
+        return
+    trials = build_index(out, model, corpus, items, spaces, params.index, vectors)
+    with atomic_file(metrics.with_suffix(".csv")) as temporary:
+        curve(trials).to_csv(temporary, index=False)
+    write_json(metrics, measure(out, items, trials))
+
+
+def _address(to: str, uri: str | None, token_env: str | None, prefix: str) -> Address | None:
+    """Milvus' address; None: the index goes into files."""
+    if (to == "milvus") != (uri is not None):
+        raise InputError(
+            "--to milvus and --uri go together.", "use both, such as --uri data/index.milvus.db."
+        )
+    return None if uri is None else Address(uri, token_env, prefix)
 
 
 app = run_stage(main)

@@ -1,5 +1,6 @@
-"""Search captions, or pictures, by text or by a picture."""
+"""Search texts, or pictures, by text or by a picture."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -7,16 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from pipeline.download.archives import reports_unreadable
 from pipeline.errors import InputError
-from pipeline.index import Kind
-from pipeline.search import Answer, Searcher, Window, check_query, read_picture, read_queries
+from pipeline.index.layout import Target, Window
+from pipeline.index.milvus import DEFAULT_PREFIX, Address, MilvusIndex
+from pipeline.search import Answer, Searcher, check_query, read_picture, read_queries
 from stages import paths
 from stages._cli import read_params, run_stage
 
@@ -33,7 +31,7 @@ def main(
     k: Annotated[int, typer.Option("-k", help="Results to show.")] = 10,
     offset: Annotated[int, typer.Option(help="Results to leave out before them.")] = 0,
     min_score: Annotated[float, typer.Option(help="The lowest cosine to show.")] = -1.0,
-    images: Annotated[bool, typer.Option(help="Rank pictures instead of captions.")] = False,
+    images: Annotated[bool, typer.Option(help="Rank pictures instead of texts.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON lines, as where the output is no terminal.")
     ] = False,
@@ -41,38 +39,64 @@ def main(
     model: Annotated[Path | None, typer.Option(help="Default: the first seed's student.")] = None,
     index: Path = paths.INDEX,
     pairs: Path = paths.PAIRS,
+    uri: Annotated[
+        str | None, typer.Option(help="Search in Milvus: http://host:port or x.db.")
+    ] = None,
+    token_env: Annotated[
+        str | None, typer.Option(help="The environment variable that holds Milvus' token.")
+    ] = None,
+    collection_prefix: Annotated[
+        str, typer.Option(help="What names of Milvus' collections begin with.")
+    ] = DEFAULT_PREFIX,
 ) -> None:
-    """Search captions, or pictures, by text or by a picture; scores are cosines."""
+    """Search texts, or pictures, by text or by a picture; scores are cosines."""
     window = Window(k, offset, min_score)
-    kind: Kind = "image" if images else "caption"
+    target: Target = "images" if images else "texts"
     picture = None if by_image is None else read_picture(by_image)
     queries = _read_queries(query, file, by_image)
-    searcher = Searcher.open(model or paths.first_model(read_params()), index)
-    if picture is None:
-        answers = _answer(searcher, queries, kind, window)
-    else:
-        answers = _answer_picture(searcher, queries[0], picture, kind, window)
-    show = _print_json if as_json or not sys.stdout.isatty() else _print_table
-    kept = [show(answer) for answer in answers]
+    address = None if uri is None else Address(uri, token_env, collection_prefix)
+    with _open(model or paths.first_model(read_params()), index, address) as searcher:
+        if picture is None:
+            answers = _answer(searcher, queries, target, window)
+        else:
+            answers = _answer_picture(searcher, queries[0], picture, target, window)
+        show = _print_json if as_json or not sys.stdout.isatty() else _print_table
+        kept = [show(answer) for answer in answers]
     if save is not None:
         from pipeline.gallery import save_gallery
 
-        save_gallery(save, kept, pairs)
+        save_gallery(save, kept, pairs, searcher.corpus)
 
 
-def _answer(searcher: Searcher, queries: list[str], kind: Kind, window: Window) -> Iterator[Answer]:
+@contextlib.contextmanager
+def _open(model: Path, index: Path, address: Address | None) -> Iterator[Searcher]:
+    """The index in files, or its vectors in Milvus."""
+    if address is None:
+        yield Searcher.open(model, index)
+        return
+    with MilvusIndex.open(address) as vectors:
+        searcher = Searcher.open(model, index, vectors)
+        vectors.require_fit(index)
+        yield searcher
+
+
+def _answer(
+    searcher: Searcher, queries: list[str], target: Target, window: Window
+) -> Iterator[Answer]:
     for start in range(0, len(queries), _AT_ONCE):
         part = queries[start : start + _AT_ONCE]
-        yield from map(Answer, part, searcher.search(part, kind=kind, window=window))
+        yield from map(Answer, part, searcher.search(part, target=target, window=window))
 
 
 def _answer_picture(
-    searcher: Searcher, name: str, picture: bytes, kind: Kind, window: Window
+    searcher: Searcher, name: str, picture: bytes, target: Target, window: Window
 ) -> Iterator[Answer]:
+    import torch
+
     from pipeline.features.teacher import Teacher
 
     teacher = Teacher(read_params().teacher, torch.device("cpu"))
-    yield Answer(name, searcher.search_by_image(picture, teacher, kind=kind, window=window))
+    yield Answer(name, searcher.search_by_image(picture, teacher, target=target, window=window))
 
 
 def _read_queries(query: str | None, file: Path | None, by_image: Path | None) -> list[str]:
@@ -99,9 +123,14 @@ def _print_json(answer: Answer) -> Answer:
 
 
 def _print_table(answer: Answer) -> Answer:
-    table = Table("rank", "cosine", "caption", "image", title=Text(answer.query))
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("rank", "cosine", "text", "count", "image", title=Text(answer.query))
     for hit in answer.hits:
-        table.add_row(str(hit.rank), f"{hit.score:.4f}", Text(hit.caption), Text(hit.image))
+        cells = (Text(hit.text), str(hit.count), Text(hit.member))
+        table.add_row(str(hit.rank), f"{hit.score:.4f}", *cells)
     Console().print(table)
     return answer
 

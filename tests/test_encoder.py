@@ -12,12 +12,12 @@ from pipeline.encoder import (
     GroundingHeads,
     SentenceEncoder,
     Student,
-    hash_student,
     load_student,
     save_student,
     saved_pooling,
 )
 from pipeline.errors import InputError, MissingArtifactError, ModelError
+from pipeline.student_files import hash_student
 from tests.conftest import ROOT
 
 START = ROOT / "data/demo/student"

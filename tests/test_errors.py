@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from pipeline.download.records import write_table
 from pipeline.errors import InputError
-from pipeline.index import ROWS
+from pipeline.index.layout import ROWS
 from stages._cli import run_stage
 from tests.conftest import ROOT, TINY, assert_clear_error, invoke, write_params
 
@@ -196,9 +196,9 @@ def wait_until_busy(process: subprocess.Popen, bar: str) -> None:
 
 def test_captions_are_shown_as_they_are(scratch, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    rows = pd.read_parquet("data/index/rows.parquet")
+    rows = pd.read_parquet("data/index/texts.parquet")
     rows["text"] = "a [red] circle :smile: [/b]"
-    write_table(Path("data/index/rows.parquet"), rows, ROWS)
+    write_table(Path("data/index/texts.parquet"), rows, ROWS)
     result = invoke("search", "a circle", "-k", "1")
     assert "a [red] circle :smile: [/b]" in result.stdout, result.output
 

@@ -183,7 +183,7 @@ def test_comments_keep_their_column_where_there_is_room():
     column = TEXT.splitlines()[4].index("#")
     lines = {line.split(":")[0].strip(): line for line in after.splitlines()}
     assert lines["margin"].index("#") == lines["steps"].index("#") == column
-    assert f"{'x' * 40} # flat" in after
+    assert f"{'x' * 40} # auto (the cheapest" in after
 
 
 def test_what_a_preset_does_not_own_stays(params):
@@ -222,7 +222,7 @@ def test_a_user_file_keeps_its_layout_quotes_and_order(params):
     mine = "\n\n".join([first, *reversed(blocks)]).rstrip() + "  # the end\n"
     mine = re.sub("^( +)", r"\1\1", mine, flags=re.MULTILINE)  # blocks indented by four
     mine = mine.replace("encoder: data/demo/student ", "encoder: 'my/own' # mine ")
-    mine = mine.replace("kind: flat", "# exact\n    kind: 'flat'").replace(
+    mine = mine.replace("kind: auto ", "# measured\n    kind: 'auto' ").replace(
         "seed: 1111", "seed:   1"
     )
     params.write_text(mine)

@@ -43,8 +43,8 @@ def test_the_stages_run_on_real_input(tmp_path: Path, monkeypatch):
     assert (metrics["images"], metrics["captions"], metrics["rejected"]) == (50, 250, 0)
     hits = json.loads(run("search", "a dog runs through the grass"))["hits"]
     assert len(hits) == 10
-    assert any("dog" in hit["caption"].lower() for hit in hits)
-    assert hits[0]["image"].startswith("Flicker8k_Dataset/")
+    assert any("dog" in hit["text"].lower() for hit in hits)
+    assert hits[0]["member"].startswith("Flicker8k_Dataset/")
 
 
 def keep_few_images(folder: Path, per_split: dict[str, int]) -> None:

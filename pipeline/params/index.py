@@ -1,16 +1,38 @@
-"""The `index` block: what can be searched."""
+"""The `index` block: what can be searched, and how."""
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.config import Block
+from pipeline.config import Block, Number, distinct
+
+Item = Literal["captions", "images", "sentences", "texts"]
+Kind = Literal["flat", "hnsw", "ivf-sq8", "ivf-pq"]
 
 
 class IndexParams(Block):
     """Settings of the search index."""
 
-    kind: Literal["flat"]
-    """FAISS index; `flat` is exact inner product over normalised vectors."""
+    items: Annotated[list[Item], Field(min_length=1), AfterValidator(distinct)]
+    """What can be found."""
+    texts: str | None
+    """A file of your own texts, UTF-8, one a line; null where `items` does not name texts."""
+    kind: Literal["auto", "flat", "hnsw", "ivf-sq8", "ivf-pq"]
+    """FAISS index; `auto` measures recall and takes the cheapest."""
+    recall: Annotated[Number, Field(gt=0, le=1)]
+    """Share of the 10 nearest rows that the index must find, where it is not flat."""
+    max_bytes: Annotated[int, Field(ge=1)] | None
+    """The most bytes of one file of vectors; null: no limit."""
+    exact_until: Annotated[int, Field(ge=0)]
+    """Rows up to which `auto` searches exactly without trying anything else."""
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
+    """Of clusters and of the queries that recall is measured with."""
     batch_size: Annotated[int, Field(ge=1, le=65_536)]
-    """Captions a forward pass."""
+    """Texts a forward pass."""
+
+    @model_validator(mode="after")
+    def _names_its_texts(self) -> "IndexParams":
+        if ("texts" in self.items) != (self.texts is not None):
+            msg = "`texts` names a file where items has texts, and only there"
+            raise ValueError(msg)
+        return self

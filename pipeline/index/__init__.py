@@ -1,0 +1,1 @@
+"""What is searched: vectors of texts and images, in files or in a Milvus database."""

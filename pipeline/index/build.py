@@ -1,0 +1,106 @@
+"""From a corpus and its student to an index; see layout.py for what is written."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline.download.records import Pairs, write_table
+from pipeline.errors import InputError
+from pipeline.index.choose import Trial, choose_index, hold_out
+from pipeline.index.embed import Parts
+from pipeline.index.items import Items
+from pipeline.index.layout import ROWS, SCHEMA, TARGET_OF, Space
+from pipeline.index.query import export_queries
+from pipeline.params.index import IndexParams
+from pipeline.runtime import atomic_folder, write_json
+from pipeline.student_files import hash_student
+
+Trials = dict[Space, list[Trial]]
+"""What was tried for each file of vectors; the first is what was taken."""
+
+
+def build_index(
+    folder: Path,
+    model: Path,
+    pairs: Pairs,
+    items: Items,
+    spaces: Mapping[Space, Parts],
+    params: IndexParams,
+    kept: Path,
+) -> Trials:
+    """Choose an index for every space, and write the folder.
+
+    Args:
+        folder: where the index goes.
+        model: the student that embedded the items.
+        pairs: where captions and images are from.
+        items: what the rows are.
+        spaces: their vectors.
+        params: the index block.
+        kept: where the exported student is kept.
+
+    Raises:
+        InputError: there is nothing to index, or no index reaches the recall within the bytes.
+        ResourceError: the disk is full, or the place cannot be written.
+    """
+    if not spaces:
+        raise InputError("there is nothing to index.", "add captions to index.items.")
+    with atomic_folder(folder) as target:
+        trials = {
+            space: choose_index(space, hold_out(spaces, space, params.seed), params, target)
+            for space in spaces
+        }
+        write_rows(target, items, spaces)
+        exported = export_queries(model, kept, target)
+        write_json(
+            target / "manifest.json", describe(model, pairs, items, spaces, exported=exported)
+        )
+    return trials
+
+
+def write_rows(folder: Path, items: Items, spaces: Mapping[Space, Parts]) -> None:
+    """Write what the rows of each space are."""
+    tables: dict[str, pd.DataFrame] = {"texts": items.texts, "images": items.images}
+    for target in {TARGET_OF[space] for space in spaces}:
+        write_table(folder / f"{target}.parquet", tables[target], ROWS)
+
+
+def describe(
+    model: Path, pairs: Pairs, items: Items, spaces: Mapping[Space, Parts], *, exported: bool
+) -> dict[str, Any]:
+    """The manifest."""
+    return {
+        "schema": SCHEMA,
+        "model": hash_student(model),
+        "corpus": pairs.fingerprint(),
+        "spaces": list(spaces),
+        "texts": len(items.texts),
+        "images": len(items.images),
+        "exported": exported,
+    }
+
+
+def measure(folder: Path, items: Items, trials: Trials) -> dict[str, Any]:
+    """Metrics: rows, what they stand for, bytes, and of each space what was taken and finds."""
+    counted = {"texts": items.texts, "images": items.images}
+    rows = {
+        name: {"rows": len(one), "of": int(one["count"].sum())} for name, one in counted.items()
+    }
+    return {
+        **{name: count for name, count in rows.items() if count["rows"]},
+        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+        "spaces": {space: asdict(tried[0]) for space, tried in trials.items()},
+    }
+
+
+def curve(trials: Trials) -> pd.DataFrame:
+    """Every trial as a row, with its space and whether it was taken."""
+    rows = [
+        {"space": space, "taken": number == 0, **asdict(one)}
+        for space, tried in trials.items()
+        for number, one in enumerate(tried)
+    ]
+    return pd.DataFrame(rows)

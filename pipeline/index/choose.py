@@ -1,0 +1,233 @@
+"""The cheapest index that finds enough, by measurement.
+
+Every kind is built on all rows and searched with held-out queries at growing effort. Recall is the
+share of the k exact neighbours that it finds, where another row of the same cosine is as good. Of
+those that reach the recall asked for within the bytes allowed, the one whose queries read the
+fewest bytes is taken: unlike a time, that number is the same in every run. Times are reported.
+"""
+
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from pipeline.errors import InputError
+from pipeline.index import kinds, shards
+from pipeline.index.embed import Parts
+from pipeline.index.kinds import Setting
+from pipeline.index.layout import Space, Vectors
+from pipeline.params.index import IndexParams, Kind
+from pipeline.runtime import log
+
+K = 10
+"""Neighbours that recall is of."""
+QUERIES = 1000
+_ENOUGH = 0.9995
+"""More effort is not tried beyond this recall."""
+_LARGEST_GRAPH = 200_000
+"""Rows up to which a graph is tried: by one thread, as equal bytes ask for, it takes 2 ms a row."""
+_PATIENCE = 2
+"""Doublings of the effort that may find no more before the sweep ends."""
+_RISE = 0.0005
+"""Recall that counts as more."""
+_ALONE = 50
+"""Queries that are timed one by one."""
+_TIE = 1e-6
+"""Cosines closer than this are equal."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of the curve."""
+
+    kind: Kind
+    effort: int
+    """Clusters that are read, or candidates that are kept; 0: all rows."""
+    rerank: int
+    """Rows compared again, in numbers of k."""
+    recall: float
+    queries_per_second: float
+    """Many at once."""
+    milliseconds: float
+    """Median of queries that come alone."""
+    cost: float
+    """Bytes that a query reads."""
+    bytes: int = 0
+    """Of the file."""
+
+    @property
+    def setting(self) -> Setting:
+        """What the index is to be told."""
+        return Setting(self.effort, self.rerank)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Queries and the cosine of the last of their exact neighbours.
+
+    Attributes:
+        parts: the rows that are searched.
+        queries: vectors that the index may or may not hold.
+        own: the row of each query in the index, which is no answer to it; -1: it is not in it.
+    """
+
+    parts: Parts
+    queries: Vectors
+    own: Int64[np.ndarray, " queries"]
+
+    @property
+    def k(self) -> int:
+        """Neighbours that recall is of: K, or all but one there are, and at least one."""
+        return max(1, min(K, self.parts.rows - 1))
+
+    @cached_property
+    def kth(self) -> Float32[np.ndarray, " queries"]:
+        """The cosine of the k-th exact neighbour, computed over all rows."""
+        best = np.full((len(self.queries), 0), -np.inf, dtype=np.float32)
+        first = 0
+        for block in self.parts.blocks():
+            exact = kinds.on_gpus(faiss.IndexFlatIP(block.shape[1]))
+            exact.add(block)
+            cosines, rows = exact.search(self.queries, min(self.k + 1, len(block)))
+            cosines = np.where(rows + first == self.own[:, None], -np.inf, cosines)
+            best = -np.sort(-np.concatenate([best, cosines], axis=1), axis=1)[:, : self.k]
+            first += len(block)
+        return np.asarray(best[:, -1], dtype=np.float32)
+
+    def recall(self, index: Any) -> float:
+        """The share of exact neighbours among the first k that the index finds; 1 of no others."""
+        if self.parts.rows < 2:  # noqa: PLR2004  # nothing to miss
+            return 1.0
+        rows = index.search(self.queries, min(self.k + 1, index.ntotal))[1]
+        found = [
+            one[(one != own) & (one >= 0)][: self.k]
+            for one, own in zip(rows, self.own, strict=True)
+        ]
+        which = np.repeat(np.arange(len(found)), [len(one) for one in found])
+        vectors = self.parts.take(np.concatenate(found))
+        cosines = np.einsum("ij,ij->i", vectors, self.queries[which])
+        return float((cosines >= self.kth[which] - _TIE).sum() / (self.k * len(self.queries)))
+
+
+def hold_out(spaces: Mapping[Space, Parts], space: Space, seed: int) -> Probe:
+    """Queries of the sort that a space is asked: texts by texts, pictures by texts, and back.
+
+    A text that is a query is no answer to itself; the other queries are not in the index at all.
+    """
+    asked_by: dict[Space, Space] = {"texts": "texts", "grounded": "images", "images": "grounded"}
+    source = asked_by[space] if asked_by[space] in spaces else space
+    rows = spaces[source].draw(QUERIES, seed)
+    own = rows if source == space else np.full_like(rows, -1)
+    return Probe(spaces[space], spaces[source].take(rows), own)
+
+
+def choose_index(space: Space, probe: Probe, params: IndexParams, folder: Path) -> list[Trial]:
+    """Build the kinds in question, and leave the file of the cheapest that finds enough.
+
+    Args:
+        space: names the file.
+        probe: rows and queries.
+        params: the index block.
+        folder: where `<space>.faiss` goes.
+
+    Returns:
+        All that was tried; the first is what was taken.
+
+    Raises:
+        InputError: nothing reaches `index.recall` within `index.max_bytes`.
+    """
+    trials: list[Trial] = []
+    for kind in _kinds_in_question(params, probe.parts.rows):
+        log.info("trying a %s index of %s %s", kind, f"{probe.parts.rows:,}", space)
+        trials += _try_kind(kind, probe, params, folder / f"{space}-{kind}")
+    good = [one for one in trials if _finds_enough(one, params) and _is_small(one, params)]
+    if not good:
+        raise _nothing_is_good(space, trials, params)
+    best = min(good, key=lambda one: one.cost)
+    (folder / f"{space}-{best.kind}").rename(folder / f"{space}.faiss")
+    for path in folder.glob(f"{space}-*"):
+        path.unlink()
+    return [best, *(one for one in trials if one is not best)]
+
+
+def _kinds_in_question(params: IndexParams, rows: int) -> Sequence[Kind]:
+    if params.kind != "auto":
+        return [params.kind]
+    if rows <= params.exact_until:
+        return ["flat"]
+    of_any_size: list[Kind] = ["flat", "ivf-sq8", "ivf-pq"]
+    return of_any_size if rows > _LARGEST_GRAPH else [*of_any_size, "hnsw"]
+
+
+def _try_kind(kind: Kind, probe: Probe, params: IndexParams, path: Path) -> list[Trial]:
+    """Build one kind, measure it, and write it with the least effort that finds enough, if any."""
+    index = shards.filled(kind, probe.parts, params.seed)
+    trials = [
+        one for sweep in kinds.settings_of(kind, index) for one in _sweep(kind, index, sweep, probe)
+    ]
+    found = [one for one in trials if _finds_enough(one, params)] or trials
+    kinds.apply(kind, index, min(found, key=lambda one: one.cost).setting)
+    faiss.write_index(index, str(path))
+    size = path.stat().st_size
+    return [replace(one, bytes=size) for one in trials]
+
+
+def _sweep(kind: Kind, index: Any, settings: Sequence[Setting], probe: Probe) -> Iterator[Trial]:
+    """Measure growing efforts until more of it finds no more."""
+    recalls: list[float] = []
+    for setting in settings:
+        kinds.apply(kind, index, setting)
+        recalls.append(probe.recall(index))
+        rate, latency = _time(index, probe)
+        cost = kinds.bytes_a_query(kind, index, setting, probe.queries, probe.k)
+        yield Trial(kind, setting.effort, setting.rerank, recalls[-1], rate, latency, cost)
+        if recalls[-1] >= _ENOUGH or _rose_by(recalls[-1 - _PATIENCE :]) < _RISE:
+            return
+
+
+def _rose_by(recalls: Sequence[float]) -> float:
+    """What the last doublings added; too few of them count as much."""
+    return recalls[-1] - recalls[0] if len(recalls) > _PATIENCE else 1.0
+
+
+def _time(index: Any, probe: Probe) -> tuple[float, float]:
+    """Queries a second when many come at once, and the median milliseconds of one that is alone."""
+    start = time.perf_counter()
+    index.search(probe.queries, probe.k)
+    rate = len(probe.queries) / (time.perf_counter() - start)
+    alone = []
+    for query in probe.queries[:_ALONE, None]:
+        start = time.perf_counter()
+        index.search(query, probe.k)
+        alone.append(time.perf_counter() - start)
+    return rate, 1000 * statistics.median(alone)
+
+
+def _finds_enough(trial: Trial, params: IndexParams) -> bool:
+    return trial.kind == "flat" or trial.recall >= params.recall
+
+
+def _is_small(trial: Trial, params: IndexParams) -> bool:
+    return params.max_bytes is None or trial.bytes <= params.max_bytes
+
+
+def _nothing_is_good(space: Space, trials: Sequence[Trial], params: IndexParams) -> InputError:
+    most = max(one.recall for one in trials)
+    least = min((one.bytes for one in trials if _finds_enough(one, params)), default=None)
+    if least is None:
+        return InputError(
+            f"no index of {space} reaches index.recall {params.recall}: the best finds {most:.4f}.",
+            "lower index.recall, or set index.kind to flat.",
+        )
+    return InputError(
+        f"no index of {space} reaches index.recall {params.recall} within index.max_bytes "
+        f"{params.max_bytes:,}: that takes {least:,}.",
+        "raise index.max_bytes or lower index.recall.",
+    )

@@ -1,0 +1,172 @@
+"""The vectors of an index, embedded part by part and kept: a kill loses one part at most.
+
+    <kept>/<key>/<space>-00000.npy   float32, ROWS_A_PART rows, as the student gives them
+    <kept>/query-<model hash>        the student for queries (query.py)
+
+The key stands for the student, the texts and the features, so that another kind of index, or one
+more machine, finds what is there. Nothing but time is lost when the folder is deleted.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from pipeline.encoder import Student
+from pipeline.errors import InputError
+from pipeline.features.store import Features
+from pipeline.index.items import Items
+from pipeline.index.layout import SCHEMA, Space, Vectors, normalise
+from pipeline.runtime import atomic_file, counter, hash_strings
+
+ROWS_A_PART = 1 << 14
+
+Embed = Callable[[slice], Vectors]
+"""The vectors of the rows of a part."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which parts one of several machines embeds.
+
+    Attributes:
+        number: of the machine, from 1.
+        of: machines.
+    """
+
+    number: int
+    of: int
+
+    @classmethod
+    def read(cls, text: str) -> "Share":
+        """Read `3/16`.
+
+        Raises:
+            InputError: it is no such share.
+        """
+        number, _, of = text.partition("/")
+        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+            raise InputError(f"--share is {text!r}.", "name a share such as 3/16, from 1/16 on.")
+        return cls(int(number), int(of))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The vectors of one space, mapped from their files."""
+
+    files: list[Path]
+    rows: int
+
+    def __len__(self) -> int:
+        return self.rows
+
+    @property
+    def dim(self) -> int:
+        """Width of the vectors."""
+        return int(self._map(0).shape[1])
+
+    def blocks(self, parts: range | None = None) -> Iterator[Vectors]:
+        """The rows of some parts, or of all, in order, a part at a time, L2-normalised."""
+        every = range(len(self.files))
+        for part in every if parts is None else every[parts.start : parts.stop]:
+            yield normalise(self._map(part))
+
+    def draw(self, most: int, seed: int) -> Int64[np.ndarray, " drawn"]:
+        """Numbers of different rows, in ascending order."""
+        drawn = np.random.default_rng(seed).choice(self.rows, min(most, self.rows), replace=False)
+        return np.sort(drawn).astype(np.int64)
+
+    def beside(self, name: str) -> Path:
+        """Where an index of these rows is kept."""
+        space = self.files[0].stem.partition("-")[0]
+        return self.files[0].with_name(f"{space}-{name}.faiss")
+
+    def take(self, rows: Int64[np.ndarray, " wanted"]) -> Vectors:
+        """The named rows, in the given order, L2-normalised."""
+        taken = np.empty((len(rows), self.dim), dtype=np.float32)
+        parts = rows // ROWS_A_PART
+        for part in np.unique(parts).tolist():
+            here = parts == part
+            taken[here] = self._map(part)[rows[here] % ROWS_A_PART]
+        return normalise(taken)
+
+    def read(self, part: int) -> Vectors:
+        """The rows of one part, in memory, as the student gave them."""
+        return np.array(self._map(part))
+
+    def _map(self, part: int) -> Vectors:
+        vectors: Vectors = np.load(self.files[part], mmap_mode="r")
+        return vectors
+
+
+def embed_items(
+    kept: Path,
+    student: Student,
+    model_hash: str,
+    items: Items,
+    features: Features,
+    batch_size: int,
+    share: Share | None = None,
+) -> dict[Space, Parts]:
+    """Embed all items, except what is there already.
+
+    Args:
+        kept: where parts are kept.
+        student: on the device that embeds.
+        model_hash: its hash.
+        items: what to embed.
+        features: of the images.
+        batch_size: texts a forward pass.
+        share: the parts to embed here, the others are left to other machines; None: all.
+
+    Returns:
+        The vectors of every space that has any.
+
+    Raises:
+        ModelError: the student gave a value that is not finite.
+        ResourceError: the disk is full, or the place cannot be written.
+    """
+    texts = items.texts["text"].tolist()
+    folder = kept / _key(model_hash, items, features)
+
+    def embed_texts(rows: slice) -> Vectors:
+        return student.encoder.encode(texts[rows], batch_size=batch_size)
+
+    def ground_texts(rows: slice) -> Vectors:
+        return student.ground_sentences(spaces["texts"].read(rows.start // ROWS_A_PART))
+
+    def ground_images(rows: slice) -> Vectors:
+        return student.ground_images(np.asarray(features.images[items.features[rows]]))
+
+    spaces: dict[Space, Parts] = {"texts": _fill(folder, "texts", len(texts), embed_texts, share)}
+    if student.sees_images:
+        spaces["grounded"] = _fill(folder, "grounded", len(texts), ground_texts, share)
+        spaces["images"] = _fill(folder, "images", len(items.images), ground_images, share)
+    return {space: parts for space, parts in spaces.items() if parts.rows}
+
+
+def _fill(folder: Path, space: Space, rows: int, embed: Embed, share: Share | None) -> Parts:
+    """Embed the parts that are this machine's and not there."""
+    starts = range(0, rows, ROWS_A_PART)
+    files = [folder / f"{space}-{part:05d}.npy" for part in range(len(starts))]
+    missing = [part for part in range(len(files)) if not files[part].is_file()]
+    own = [part for part in missing if share is None or part % share.of == share.number - 1]
+    bar = counter(f"embedding {space}", "part", len(files), done=len(files) - len(missing))
+    with bar:
+        for part in own:
+            vectors = embed(slice(starts[part], min(starts[part] + ROWS_A_PART, rows)))
+            with atomic_file(files[part]) as temporary, temporary.open("wb") as stream:
+                np.save(stream, vectors)
+            bar.update()
+    return Parts(files, rows)
+
+
+def _key(model_hash: str, items: Items, features: Features) -> str:
+    """A name for the vectors: which student, which texts, which images."""
+    digest = hashlib.sha256(f"{SCHEMA} {ROWS_A_PART} {model_hash} {features.digest}".encode())
+    digest.update(items.features.tobytes())
+    digest.update(hash_strings(items.texts["text"]).encode())
+    return digest.hexdigest()[:32]

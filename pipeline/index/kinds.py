@@ -1,0 +1,208 @@
+"""The kinds of FAISS index: how each is trained, filled, tuned and what a query of it costs.
+
+    flat      exact: reads every vector
+    hnsw      a graph over the vectors, Malkov and Yashunin 2018
+    ivf-sq8   clusters of vectors with 8 bits a dimension
+    ivf-pq    clusters of product codes, 4 bits for 2 dimensions (FastScan), re-ranked with float16
+
+All compare by inner product. What is built depends on the vectors, the kind and the seed alone,
+so that equal ones give equal bytes on one machine.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+
+from pipeline.index.layout import Vectors
+from pipeline.params.index import Kind
+
+_IP = faiss.METRIC_INNER_PRODUCT
+_LINKS = 32
+"""Of a row of HNSW, twice as many in its lowest layer."""
+_CONSTRUCTION = 100
+"""Candidates looked at when a row joins HNSW."""
+_POINTS_A_CLUSTER = 64
+"""Rows that k-means looks at for a cluster; FAISS asks for 39 to 256."""
+_ITERATIONS = 10
+"""Of k-means."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How hard a search tries.
+
+    Attributes:
+        effort: clusters that are read (ivf), or candidates that are kept (hnsw); 0: flat.
+        rerank: rows compared again, in numbers of k; 0: none.
+    """
+
+    effort: int = 0
+    rerank: int = 0
+
+
+def clusters_of(rows: int) -> int:
+    """A power of two near 4 sqrt(rows), which balances reading centroids and reading clusters."""
+    wanted = 4 * math.sqrt(rows)
+    return int(2 ** round(math.log2(max(1.0, min(wanted, rows / 39)))))
+
+
+def train(kind: Kind, sample: Vectors, rows: int, seed: int) -> Any:
+    """An index of a kind that knows its clusters and codes, without rows.
+
+    Args:
+        kind: which.
+        sample: rows to learn from.
+        rows: how many the index will have.
+        seed: of k-means.
+    """
+    dim = sample.shape[1]
+    if kind == "flat":
+        return faiss.IndexFlatIP(dim)
+    if kind == "hnsw":
+        return _graph(dim)
+    index = _clusters(kind, dim, clusters_of(rows), sample, seed)
+    if kind == "ivf-sq8":
+        return index
+    precise: Any = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, _IP)
+    precise.train(sample[:1])
+    ranked = faiss.IndexRefine(index, precise)
+    ranked.own_fields = ranked.own_refine_index = True
+    index.this.disown()
+    precise.this.disown()
+    return ranked
+
+
+def _graph(dim: int) -> Any:
+    index = faiss.IndexHNSWFlat(dim, _LINKS, _IP)
+    index.hnsw.efConstruction = _CONSTRUCTION
+    return index
+
+
+def _clusters(kind: Kind, dim: int, clusters: int, sample: Vectors, seed: int) -> Any:
+    coarse: Any = faiss.IndexFlatIP(dim)
+    _find_centroids(coarse, clusters, sample, seed)
+    index: Any
+    if kind == "ivf-sq8":
+        bits = faiss.ScalarQuantizer.QT_8bit
+        index = faiss.IndexIVFScalarQuantizer(coarse, dim, clusters, bits, _IP, True)
+    else:
+        index = faiss.IndexIVFPQFastScan(coarse, dim, clusters, _code_parts(dim), 4, _IP)
+        index.pq.cp.seed = seed
+    index.own_fields = True
+    coarse.this.disown()
+    index.quantizer_trains_alone = 1  # the centroids are there already
+    index.train(sample)
+    return index
+
+
+def _find_centroids(coarse: Any, clusters: int, sample: Vectors, seed: int) -> None:
+    """k-means on the sphere, on GPUs where there are any; the centroids are put into `coarse`."""
+    means = faiss.Clustering(sample.shape[1], clusters)
+    means.seed = seed & 0x7FFFFFFF  # a C int
+    means.niter = _ITERATIONS
+    means.max_points_per_centroid = _POINTS_A_CLUSTER
+    means.spherical = True
+    means.train(sample, on_gpus(faiss.IndexFlatIP(sample.shape[1])))
+    coarse.add(faiss.vector_to_array(means.centroids).reshape(clusters, -1))
+
+
+def _code_parts(dim: int) -> int:
+    """Parts that a vector is coded in: of two dimensions each, where its width can be halved."""
+    return next(parts for parts in range(dim // 2, 0, -1) if dim % parts == 0)
+
+
+def sample_size(rows: int) -> int:
+    """Rows that training an index of so many reads."""
+    return min(rows, max(_LEAST_SAMPLE, _POINTS_A_CLUSTER * clusters_of(rows)))
+
+
+_LEAST_SAMPLE = 1 << 16
+"""Of codes of 16 values a part; also what k-means on few clusters may see."""
+
+
+def on_gpus(index: Any) -> Any:
+    """A copy of an index on all GPUs, to compute with; itself where there are none."""
+    if not hasattr(faiss, "get_num_gpus") or faiss.get_num_gpus() == 0:
+        return index
+    return faiss.index_cpu_to_all_gpus(index)
+
+
+def fill(index: Any, kind: Kind, blocks: Iterable[Vectors]) -> None:
+    """Add rows, in order; to a graph by one thread, as its links depend on who comes first."""
+    with one_thread() if kind == "hnsw" else contextlib.nullcontext():
+        for block in blocks:
+            index.add(block)
+
+
+def merge(index: Any, shard: Any) -> None:
+    """Move the rows of a shard behind those of an index that was trained alike."""
+    if isinstance(index, faiss.IndexRefine):
+        for mine, theirs in (
+            (index.base_index, shard.base_index),
+            (index.refine_index, shard.refine_index),
+        ):
+            merge(faiss.downcast_index(mine), faiss.downcast_index(theirs))
+        index.ntotal = index.base_index.ntotal
+        return
+    index.merge_from(shard, index.ntotal if isinstance(index, faiss.IndexIVF) else 0)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Run FAISS on one thread."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def settings_of(kind: Kind, index: Any) -> list[list[Setting]]:
+    """What to try, in sweeps from the least effort to the most, each twice the one before."""
+    if kind == "flat":
+        return [[Setting()]]
+    if kind == "hnsw":
+        return [[Setting(1 << power) for power in range(4, 11)]]
+    efforts = [1 << power for power in range(_inverted(index).nlist.bit_length())]
+    reranks = (0,) if kind == "ivf-sq8" else (4, 16, 64)
+    return [[Setting(effort, rerank) for effort in efforts] for rerank in reranks]
+
+
+def apply(kind: Kind, index: Any, setting: Setting) -> None:
+    """Make searches try that hard; it is saved with the index."""
+    if kind == "hnsw":
+        index.hnsw.efSearch = setting.effort
+    elif kind != "flat":
+        _inverted(index).nprobe = setting.effort
+    if setting.rerank:
+        index.k_factor = setting.rerank
+
+
+def _inverted(index: Any) -> Any:
+    """The clusters below a re-ranked index, or the index itself."""
+    return faiss.downcast_index(index.base_index) if hasattr(index, "base_index") else index
+
+
+def bytes_a_query(kind: Kind, index: Any, setting: Setting, queries: Vectors, k: int) -> float:
+    """Bytes of vectors that one query reads: its cost, the same on every machine and in every run.
+
+    Counted by FAISS during a search of `queries` under `setting`, which is to be applied before.
+    """
+    width = 4 * index.d
+    if kind == "flat":
+        return float(width * index.ntotal)
+    counted: Any = faiss.cvar
+    counts = counted.hnsw_stats if kind == "hnsw" else counted.indexIVF_stats
+    counts.reset()
+    index.search(queries, k)
+    compared = counts.ndis / len(queries)
+    if kind == "hnsw":
+        return float(compared * width)
+    clusters = _inverted(index)
+    again = setting.rerank * k * 2 * index.d
+    return float(clusters.nlist * width + compared * clusters.code_size + again)

@@ -1,0 +1,184 @@
+"""CONTRACT of the index: a folder that `index` writes and `search` reads.
+
+    texts.faiss      sentence embeddings of the texts, L2-normalised, inner product
+    grounded.faiss   the same texts in the space shared with the teacher, L2-normalised
+    images.faiss     images in that space, L2-normalised
+    texts.parquet    what each row of texts.faiss and grounded.faiss is
+    images.parquet   what each row of images.faiss is
+    query.onnx       the student for queries (and query.onnx.data), where it could be exported
+    tokenizer.json   the student's, beside it
+    manifest.json    schema, model hash, corpus fingerprint, spaces, numbers of rows, exported
+
+Scores are cosines. A text that occurs several times, or an image with the same features as another
+one, is one row with its `count`; `id`, `archive` and `member` are those of the first. An image's
+`text` is its first caption. `kind` is caption, sentence, text (a line of the user's own file, whose
+`id` is its number from 1) or image. Of a text-only student there are texts.faiss and texts.parquet
+alone. A GPU index is never saved: the files open anywhere.
+"""
+
+import json
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float32
+
+from pipeline.errors import InputError, MissingArtifactError, StaleArtifactError
+from pipeline.student_files import hash_student
+
+SCHEMA = 3
+Target = Literal["texts", "images"]
+"""What is ranked."""
+Space = Literal["texts", "grounded", "images"]
+"""A file of vectors."""
+TARGET_OF: dict[Space, Target] = {"texts": "texts", "grounded": "texts", "images": "images"}
+Vectors = Float32[np.ndarray, "rows dim"]
+QUERY = "query.onnx"
+TOKENIZER = "tokenizer.json"
+REBUILD = "run `dvc repro -f index`."
+
+ROWS = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("id", pa.int64()),
+        ("text", pa.string()),
+        ("count", pa.int64()),
+        ("archive", pa.string()),
+        ("member", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One result."""
+
+    rank: int
+    """From 1, best first."""
+    score: float
+    """Cosine of query and result, -1 to 1."""
+    kind: str
+    """caption, sentence, text or image."""
+    id: int
+    """caption_id, row of the sentence, line of the own text, or image_id."""
+    text: str
+    """The text, or the first caption of the image."""
+    count: int
+    """How often it occurs."""
+    archive: str
+    """File name of the image's archive; empty where there is no image."""
+    member: str
+    """The image's name in it."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which of the ranked results are wanted.
+
+    Attributes:
+        k: results at most, at least 1.
+        offset: results left out before them.
+        min_score: the lowest cosine.
+
+    Raises:
+        InputError: k or offset is too small, or the score is no cosine.
+    """
+
+    k: int = 10
+    offset: int = 0
+    min_score: float = -1.0
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise InputError(f"k is {self.k}.", "ask for at least 1 result.")
+        if self.offset < 0:
+            raise InputError(f"the offset is {self.offset}.", "use 0 or more.")
+        if not math.fabs(self.min_score) <= 1:
+            raise InputError(f"the lowest score is {self.min_score}.", "use a cosine, -1 to 1.")
+
+
+@runtime_checkable
+class Index(Protocol):
+    """What search asks of an index, wherever it is."""
+
+    @property
+    def spaces(self) -> Collection[Space]:
+        """The vectors it holds."""
+
+    def search(self, space: Space, queries: Vectors, window: Window) -> list[list[Hit]]:
+        """The nearest rows to each query, best first.
+
+        Args:
+            space: which vectors to compare with.
+            queries: one a row, of any length above 0.
+            window: which of the ranked rows.
+
+        Raises:
+            InputError: the index holds no such vectors.
+        """
+
+
+def require_space(space: Space, held: Collection[Space]) -> None:
+    """Refuse a search in vectors that are not there.
+
+    Raises:
+        InputError: saying how they come to be there.
+    """
+    if space in held:
+        return
+    if space == "images" and "grounded" in held:
+        raise InputError("the index holds no images.", "add images to index.items and rebuild it.")
+    if "texts" not in held:
+        raise InputError("the index holds no texts.", "add captions to index.items and rebuild it.")
+    wanted = "images" if space == "images" else "texts for pictures"
+    raise InputError(
+        f"the index holds no {wanted}: its student was trained without pictures.",
+        "run `dvc exp run -S train.objective=kdmcse`.",
+    )
+
+
+def normalise(vectors: Vectors) -> Vectors:
+    """L2-normalised copy, so that inner products are cosines."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.ascontiguousarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
+
+
+def read_manifest(folder: Path, model: Path) -> dict[str, Any]:
+    """What the index says of itself.
+
+    Args:
+        folder: the index.
+        model: the student whose queries it is to answer.
+
+    Raises:
+        MissingArtifactError: there is no index or no student.
+        StaleArtifactError: another student made it, or another version of the project.
+        InputError: the manifest is damaged.
+    """
+    if not model.is_dir():
+        raise MissingArtifactError(model, made_by="train")
+    path = folder / "manifest.json"
+    manifest = _load(path)
+    for key, wanted in (("schema", SCHEMA), ("model", hash_student(model))):
+        if manifest.get(key) != wanted:
+            raise StaleArtifactError(
+                f"{folder} was built by another {'student' if key == 'model' else 'version'} "
+                f"than {model}.",
+                REBUILD,
+            )
+    if not isinstance(manifest.get("spaces"), list):
+        raise InputError(f"{path} names no spaces.", REBUILD)
+    return manifest
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise MissingArtifactError(path.parent, made_by="index") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} cannot be read: {error}.", REBUILD) from None

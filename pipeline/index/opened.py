@@ -1,0 +1,157 @@
+"""An index in files, opened: faiss finds the rows, Parquet says what they are."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float32, Int64
+
+from pipeline.errors import InputError
+from pipeline.index.layout import (
+    REBUILD,
+    ROWS,
+    TARGET_OF,
+    Hit,
+    Space,
+    Target,
+    Vectors,
+    Window,
+    normalise,
+    require_space,
+)
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """What the vectors are; a row group is read when one of its rows is found."""
+
+    file: pq.ParquetFile
+
+    @classmethod
+    def open(cls, path: Path) -> "RowTable":
+        """Open a table without reading its rows.
+
+        Raises:
+            InputError: it is missing, damaged or of other columns.
+        """
+        try:
+            file = pq.ParquetFile(path, memory_map=True)
+        except (pa.ArrowException, OSError):
+            raise InputError(f"{path} is missing or damaged.", REBUILD) from None
+        if not file.schema_arrow.equals(ROWS):
+            raise InputError(f"{path} has other columns than this version writes.", REBUILD)
+        return cls(file)
+
+    def __len__(self) -> int:
+        return int(self.file.metadata.num_rows)
+
+    @cached_property
+    def _starts(self) -> Int64[np.ndarray, " groups"]:
+        counts = [
+            self.file.metadata.row_group(group).num_rows
+            for group in range(self.file.num_row_groups)
+        ]
+        return np.cumsum([0, *counts[:-1]])
+
+    def take(self, rows: Iterable[int]) -> dict[int, dict[str, Any]]:
+        """The named rows, each once.
+
+        Raises:
+            InputError: the table is damaged.
+        """
+        wanted = np.unique(np.fromiter(rows, dtype=np.int64))
+        groups = np.searchsorted(self._starts, wanted, side="right") - 1
+        found: dict[int, dict[str, Any]] = {}
+        for group in np.unique(groups).tolist():
+            chosen = wanted[groups == group]
+            values = self._read(group).take(chosen - self._starts[group]).to_pylist()
+            found |= zip(chosen.tolist(), values, strict=True)
+        return found
+
+    def _read(self, group: int) -> pa.Table:
+        try:
+            return self.file.read_row_group(group)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"a table of the index is damaged: {error}.", REBUILD) from None
+
+
+@dataclass(frozen=True)
+class FileIndex:
+    """An index folder; an `Index`."""
+
+    searchers: dict[Space, Any]
+    """The faiss index of each space."""
+    tables: dict[Target, RowTable]
+
+    @classmethod
+    def open(cls, folder: Path, spaces: Sequence[Space]) -> "FileIndex":
+        """Map the files, so that only what a search touches is read.
+
+        Args:
+            folder: the index.
+            spaces: what its manifest says it holds.
+
+        Raises:
+            InputError: a file is missing or damaged, or two do not belong together.
+        """
+        targets = {TARGET_OF[space] for space in spaces}
+        tables = {target: RowTable.open(folder / f"{target}.parquet") for target in targets}
+        searchers = {space: _map(folder / f"{space}.faiss") for space in spaces}
+        for space, searcher in searchers.items():
+            if searcher.ntotal != len(tables[TARGET_OF[space]]):
+                raise InputError(
+                    f"{folder}: {space}.faiss does not fit its {TARGET_OF[space]}.parquet.", REBUILD
+                )
+        return cls(searchers, tables)
+
+    @property
+    def spaces(self) -> Sequence[Space]:
+        """The vectors it holds."""
+        return list(self.searchers)
+
+    def search(self, space: Space, queries: Vectors, window: Window) -> list[list[Hit]]:
+        """As `Index.search`."""
+        require_space(space, self.searchers)
+        found = self.nearest(space, queries, window.offset + window.k)
+        kept = [_cut(*one, window) for one in zip(*found, strict=True)]
+        rows = self.tables[TARGET_OF[space]].take(row for one in kept for row in one)
+        return [
+            [
+                _as_hit(rank, score, rows[row])
+                for rank, (row, score) in enumerate(one.items(), start=window.offset + 1)
+            ]
+            for one in kept
+        ]
+
+    def nearest(
+        self, space: Space, queries: Vectors, k: int
+    ) -> tuple[Float32[np.ndarray, "queries found"], Int64[np.ndarray, "queries found"]]:
+        """Cosines and row numbers of the k nearest vectors, best first; -1 where none is left."""
+        searcher = self.searchers[space]
+        found = searcher.search(normalise(queries), min(k, searcher.ntotal))
+        return cast(tuple[Any, Any], found)
+
+
+def _cut(
+    scores: Float32[np.ndarray, " found"], rows: Int64[np.ndarray, " found"], window: Window
+) -> dict[int, float]:
+    """The cosines of the wanted rows, in order."""
+    found = zip(rows[window.offset :].tolist(), scores[window.offset :].tolist(), strict=True)
+    return {row: score for row, score in found if row >= 0 and score >= window.min_score}
+
+
+def _as_hit(rank: int, score: float, row: dict[str, Any]) -> Hit:
+    return Hit(rank=rank, score=score, **row)
+
+
+def _map(path: Path) -> Any:
+    try:
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError:  # faiss raises nothing narrower
+        raise InputError(f"{path} is missing or damaged.", REBUILD) from None

@@ -1,0 +1,213 @@
+"""Queries as vectors: the student exported once to ONNX, which starts much faster than torch.
+
+The export is a copy of the student, not another model: `export_queries` holds its vectors against
+the student's own and leaves none where they differ.
+"""
+
+import contextlib
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from pipeline.errors import InputError, PipelineError
+from pipeline.index.layout import QUERY, REBUILD, TOKENIZER, Target, Vectors
+from pipeline.runtime import atomic_folder, log
+from pipeline.student_files import hash_student
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pipeline.encoder import Student
+
+_BATCH = 64
+_TOLERANCE = 1e-4
+"""Largest difference of a value of normalised vectors; float32 sums in another order give 1e-6."""
+_PROBES = ("", "a", "two dogs on a beach", "A café, 3 rôles & 日本 🙂!", " ".join(["red"] * 600))
+
+
+@runtime_checkable
+class Queries(Protocol):
+    """What makes a query's vector."""
+
+    def embed(self, texts: Sequence[str], target: Target) -> Vectors:
+        """A vector a text.
+
+        Args:
+            texts: the queries.
+            target: `texts` gives sentence embeddings, `images` vectors of the shared space; of a
+                student that never saw pictures, sentence embeddings too.
+        """
+
+
+@dataclass(frozen=True)
+class ExportedQueries:
+    """The student as an ONNX graph; does not import torch."""
+
+    session: Any
+    tokenizer: Any
+
+    @classmethod
+    def open(cls, folder: Path) -> "ExportedQueries":
+        """Open what `export_queries` wrote into an index.
+
+        Raises:
+            InputError: a file is missing or damaged.
+        """
+        import onnxruntime
+        from tokenizers import Tokenizer
+
+        try:
+            tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+            session = onnxruntime.InferenceSession(
+                str(folder / QUERY), providers=["CPUExecutionProvider"]
+            )
+        except Exception:  # noqa: BLE001  # both libraries raise errors of their own, or bare ones
+            raise InputError(
+                f"{folder / QUERY} or {TOKENIZER} is missing or damaged.", REBUILD
+            ) from None
+        return cls(session, tokenizer)
+
+    def embed(self, texts: Sequence[str], target: Target) -> Vectors:
+        """As `Queries.embed`."""
+        parts = [
+            self._embed_batch(texts[start : start + _BATCH], target)
+            for start in range(0, len(texts), _BATCH)
+        ]
+        return np.concatenate(parts)
+
+    def _embed_batch(self, texts: Sequence[str], target: Target) -> Vectors:
+        encoded = [one.ids for one in self.tokenizer.encode_batch(list(texts))]
+        lengths = np.array([len(ids) for ids in encoded])
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        ids = np.zeros(mask.shape, dtype=np.int64)
+        ids[mask] = np.concatenate(encoded)
+        tokens = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
+        (vectors,) = self.session.run([target], tokens)
+        return np.asarray(vectors, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class StudentQueries:
+    """The student itself, for encoders that could not be exported."""
+
+    student: "Student"
+
+    def embed(self, texts: Sequence[str], target: Target) -> Vectors:
+        """As `Queries.embed`."""
+        vectors = self.student.encoder.encode(texts, batch_size=_BATCH)
+        if target == "images" and self.student.sees_images:
+            return self.student.ground_sentences(vectors)
+        return vectors
+
+
+def export_queries(model: Path, kept: Path, folder: Path) -> bool:
+    """Write the student for queries into the index, with its tokenizer.
+
+    Args:
+        model: the student.
+        kept: where its export is kept for the next index.
+        folder: the index, which exists.
+
+    Returns:
+        Whether it is there: not, with a warning, where the encoder cannot be exported or its
+        export gives other vectors.
+
+    Raises:
+        ResourceError: the disk is full, or the place cannot be written.
+    """
+    made = kept / f"query-{hash_student(model)[:32]}"
+    try:
+        if not made.is_dir():
+            with atomic_folder(made) as target:
+                _export(model, target)
+    except PipelineError:
+        raise
+    except Exception as error:  # noqa: BLE001  # exporters raise whatever a graph makes them
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        log.warning("queries will be embedded by torch, which starts slower: %s", reason)
+        return False
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    return True
+
+
+def _export(model: Path, folder: Path) -> None:
+    import torch
+    from tokenizers import Tokenizer
+
+    from pipeline.encoder import load_student
+
+    student = load_student(model, torch.device("cpu"))
+    tokenizer = Tokenizer.from_file(str(model / TOKENIZER))
+    tokenizer.enable_truncation(student.encoder.max_length)
+    tokenizer.no_padding()
+    tokenizer.save(str(folder / TOKENIZER))
+    _export_graph(student, folder / QUERY)
+    _compare(student, ExportedQueries.open(folder))
+
+
+def _export_graph(student: "Student", path: Path) -> None:
+    import torch
+
+    ids = torch.tensor([[2, 3, 4], [5, 6, 7]])
+    tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    with warnings.catch_warnings(), torch.inference_mode(), _quiet():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            _as_module(student),
+            kwargs=tokens,
+            f=str(path),
+            input_names=list(tokens),
+            output_names=["texts", "images"],
+            dynamic_shapes=dict.fromkeys(tokens, free),
+            dynamo=True,
+            external_data=True,
+            verbose=False,
+        )
+
+
+def _as_module(student: "Student") -> "nn.Module":
+    from torch import Tensor, nn
+
+    class BothSpaces(nn.Module):
+        """Sentence embeddings, and the same in the shared space."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = student.encoder
+            self.heads = student.heads
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+            vectors = self.encoder({"input_ids": input_ids, "attention_mask": attention_mask})
+            if not student.sees_images:
+                return vectors, vectors.clone()
+            return vectors, self.heads.ground_sentences(vectors)
+
+    return BothSpaces().eval()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's reports off the user's screen."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _compare(student: "Student", exported: ExportedQueries) -> None:
+    targets: tuple[Target, ...] = ("texts", "images")
+    for target in targets:
+        own = StudentQueries(student).embed(_PROBES, target)
+        other = exported.embed(_PROBES, target)
+        length = np.linalg.norm(own, axis=1, keepdims=True)
+        if not np.abs((own - other) / length).max() <= _TOLERANCE:
+            msg = "the exported encoder gives other vectors"
+            raise ValueError(msg)

@@ -1,0 +1,161 @@
+"""`stages.index` as a user runs it: what is kept, what is refused, what is measured."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.encoder import load_student
+from pipeline.errors import InputError
+from pipeline.index import query as query_module
+from pipeline.index.embed import Share
+from pipeline.index.layout import Window
+from pipeline.index.query import ExportedQueries, StudentQueries, export_queries
+from pipeline.search import Searcher
+from tests.conftest import TINY, assert_clear_error, invoke, write_params
+
+
+@pytest.fixture
+def scratch(tiny_run, tmp_path, monkeypatch):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_same_index_again_is_the_same_bytes(scratch):
+    before = bytes_of(Path("data/index"))
+    shutil.rmtree("data/index")
+    shutil.rmtree("data/vectors")
+    assert invoke("index").exit_code == 0
+    assert bytes_of(Path("data/index")) == before
+
+
+def test_another_kind_embeds_nothing_again(scratch):
+    kept = {path: path.stat().st_mtime_ns for path in Path("data/vectors").rglob("*.npy")}
+    assert kept
+    write_params(scratch, TINY, {"index": {"kind": "hnsw"}})
+    result = invoke("index")
+    assert result.exit_code == 0, result.output
+    assert {path: path.stat().st_mtime_ns for path in Path("data/vectors").rglob("*.npy")} == kept
+    metrics = json.loads(Path("reports/index.json").read_text())
+    assert {one["kind"] for one in metrics["spaces"].values()} == {"hnsw"}
+
+
+def test_a_part_that_was_lost_is_embedded_again(scratch):
+    before = bytes_of(Path("data/index"))
+    lost = next(Path("data/vectors").rglob("texts-00000.npy"))
+    lost.unlink()
+    assert invoke("index").exit_code == 0
+    assert lost.is_file()
+    assert bytes_of(Path("data/index")) == before
+
+
+def test_metrics_and_curve_agree(in_tiny_run):
+    metrics = json.loads(Path("reports/index.json").read_text())
+    curve = pd.read_csv("reports/index.csv")
+    taken = curve[curve["taken"]].set_index("space")
+    assert set(taken.index) == {"texts", "grounded", "images"}
+    for space, one in metrics["spaces"].items():
+        assert taken.loc[space, "recall"] == one["recall"] == 1.0
+        assert one["kind"] == "flat"
+    assert metrics["texts"]["of"] == 600
+    sizes = [path.stat().st_size for path in Path("data/index").iterdir()]
+    assert metrics["bytes"] == sum(sizes)
+
+
+def test_own_texts_are_found(scratch):
+    Path("own.txt").write_text("quarterly report on heat pumps\na red circle\n\na red circle\n")
+    write_params(scratch, TINY, {"index": {"items": ["texts"], "texts": "own.txt"}})
+    assert invoke("index").exit_code == 0
+    (answer,) = map(json.loads, invoke("search", "a red circle", "-k", "1").stdout.splitlines())
+    (hit,) = answer["hits"]
+    assert (hit["kind"], hit["id"], hit["text"], hit["count"]) == ("text", 2, "a red circle", 2)
+    assert_clear_error(invoke("search", "x", "--images"), "holds no images", "index.items")
+
+
+def test_images_alone(scratch):
+    write_params(scratch, TINY, {"index": {"items": ["images"]}})
+    assert invoke("index").exit_code == 0
+    assert len(json.loads(invoke("search", "a circle", "--images").stdout)["hits"]) == 10
+    assert_clear_error(invoke("search", "a circle"), "holds no texts", "index.items")
+
+
+def test_shares_embed_what_a_whole_run_would(scratch, monkeypatch):
+    monkeypatch.setattr("pipeline.index.embed.ROWS_A_PART", 100)
+    before = bytes_of(Path("data/index"))
+    for share in ("1/2", "2/2"):
+        shutil.rmtree("data/index", ignore_errors=True)
+        assert invoke("index", "--share", share).exit_code == 0
+        assert not Path("data/index").exists()
+    made = {path: path.stat().st_mtime_ns for path in Path("data/vectors").rglob("*.npy")}
+    assert invoke("index").exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in Path("data/vectors").rglob("*.npy")} == made
+    after = bytes_of(Path("data/index"))
+    assert after.keys() == before.keys()
+    assert after["texts.parquet"] == before["texts.parquet"]
+
+
+@pytest.mark.parametrize("text", ["", "3", "0/2", "3/2", "a/b", "1/0", "-1/2"])
+def test_a_wrong_share_is_refused(text):
+    with pytest.raises(InputError, match="--share"):
+        Share.read(text)
+
+
+def test_a_text_only_student_has_texts_alone(scratch):
+    about = Path("data/models/0/heads.json")
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"objective": "simcse"}))
+    assert invoke("index").exit_code == 0
+    assert sorted(Path("data/index").glob("*.faiss")) == [Path("data/index/texts.faiss")]
+    assert json.loads(invoke("search", "a red circle", "-k", "1").stdout)["hits"]
+    result = invoke("search", "x", "--images")
+    assert_clear_error(result, "holds no images", "train.objective=kdmcse")
+
+
+def test_exported_queries_are_the_students(in_tiny_run):
+    model = Path("data/models/0")
+    searcher = Searcher.open(model, Path("data/index"))
+    assert isinstance(searcher.queries, ExportedQueries)
+    own = StudentQueries(load_student(model, __import__("torch").device("cpu")))
+    texts = ["a red circle", "Ünïcode ∑ 🙂", "x " * 500, "", *map(str, range(100))]
+    for target in ("texts", "images"):
+        np.testing.assert_allclose(
+            searcher.queries.embed(texts, target), own.embed(texts, target), atol=1e-5
+        )
+
+
+def test_an_encoder_that_cannot_be_exported_is_used_as_it_is(scratch, monkeypatch, caplog):
+    before = json.loads(invoke("search", "a red circle", "--images").stdout)["hits"]
+
+    def fail(*_, **__):
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr("torch.onnx.export", fail)
+    shutil.rmtree("data/index")
+    shutil.rmtree("data/vectors")
+    assert invoke("index").exit_code == 0
+    assert "will be embedded by torch" in caplog.text
+    assert not list(Path("data/index").glob("*.onnx*"))
+    after = json.loads(invoke("search", "a red circle", "--images").stdout)["hits"]
+    assert [hit["id"] for hit in after] == [hit["id"] for hit in before]
+    assert [hit["score"] for hit in after] == pytest.approx([hit["score"] for hit in before])
+
+
+def test_an_export_with_other_vectors_is_not_kept(scratch, monkeypatch, caplog):
+    monkeypatch.setattr(query_module, "_TOLERANCE", 0.0)
+    (scratch / "made").mkdir()
+    assert not export_queries(Path("data/models/0"), scratch / "kept", scratch / "made")
+    assert "gives other vectors" in caplog.text
+    assert not list((scratch / "made").iterdir())
+    assert not list((scratch / "kept").iterdir())
+
+
+def test_a_window_beyond_the_rows_is_empty(in_tiny_run):
+    searcher = Searcher.open(Path("data/models/0"), Path("data/index"))
+    assert searcher.search(["x"], target="texts", window=Window(5, 10_000)) == [[]]

@@ -1,0 +1,219 @@
+"""The kinds of index, and the choice of one by measurement."""
+
+import hashlib
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.index import embed, kinds, shards
+from pipeline.index.choose import Probe, choose_index, hold_out
+from pipeline.index.embed import Parts, Share
+from pipeline.index.layout import normalise
+from tests.index.test_items import index_params
+
+KINDS = ("flat", "hnsw", "ivf-sq8", "ivf-pq")
+ROWS, DIM = 6000, 32
+
+
+def make_parts(folder: Path, rows: int = ROWS, dim: int = DIM, seed: int = 0) -> Parts:
+    """Clustered vectors, in two files."""
+    drawn = np.random.default_rng(seed)
+    centres = drawn.standard_normal((rows // 40 + 1, dim))
+    vectors = centres[drawn.integers(0, len(centres), rows)]
+    vectors = (vectors + 0.4 * drawn.standard_normal((rows, dim))).astype(np.float32)
+    folder.mkdir(exist_ok=True, parents=True)
+    files = []
+    for part, start in enumerate(range(0, rows, embed.ROWS_A_PART)):
+        files.append(folder / f"{part}.npy")
+        np.save(files[-1], vectors[start : start + embed.ROWS_A_PART])
+    return Parts(files, rows)
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(embed, "ROWS_A_PART", 2048)
+
+
+@pytest.fixture
+def parts(tmp_path, small_parts) -> Parts:
+    return make_parts(tmp_path / "vectors")
+
+
+def all_of(parts: Parts) -> np.ndarray:
+    raw = np.concatenate([np.load(file) for file in parts.files]).astype(np.float64)
+    return raw / np.linalg.norm(raw, axis=1, keepdims=True)
+
+
+def exact_recall(index, probe: Probe, k: int = 10) -> float:
+    """Recall by brute force in float64, one query at a time."""
+    vectors, found = all_of(probe.parts), 0
+    rows = index.search(probe.queries, k + 1)[1]
+    for query, own, got in zip(probe.queries, probe.own, rows, strict=True):
+        cosines = vectors @ query.astype(np.float64)
+        if own >= 0:
+            cosines[own] = -np.inf
+        best = set(np.argsort(-cosines)[:k].tolist())
+        found += len(best & {row for row in got.tolist() if row != own})
+    return found / (k * len(probe.queries))
+
+
+def build(kind, parts: Parts, seed: int = 0):
+    sample = parts.take(np.arange(min(parts.rows, kinds.sample_size(parts.rows))))
+    index = kinds.train(kind, sample, parts.rows, seed)
+    kinds.fill(index, kind, parts.blocks())
+    return index
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recall_is_that_of_brute_force(parts, kind):
+    probe = hold_out({"texts": parts}, "texts", 3)
+    index = build(kind, parts)
+    for setting in kinds.settings_of(kind, index)[0][:3]:
+        kinds.apply(kind, index, setting)
+        assert probe.recall(index) == pytest.approx(exact_recall(index, probe), abs=0.003)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_vectors_give_equal_bytes(parts, tmp_path, kind):
+    digests = set()
+    for threads in (1, 2):
+        faiss.omp_set_num_threads(threads)
+        faiss.write_index(build(kind, parts), str(tmp_path / "one"))
+        digests.add(hashlib.sha256((tmp_path / "one").read_bytes()).hexdigest())
+    assert len(digests) == 1
+    if kind.startswith("ivf"):
+        faiss.write_index(build(kind, parts, seed=1), str(tmp_path / "other"))
+        assert (tmp_path / "other").read_bytes() != (tmp_path / "one").read_bytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_effort_reads_and_finds_more(parts, kind):
+    probe = hold_out({"texts": parts}, "texts", 0)
+    index = build(kind, parts)
+    sweep = kinds.settings_of(kind, index)[0]
+    measured = []
+    for setting in (sweep[0], sweep[-1]):
+        kinds.apply(kind, index, setting)
+        cost = kinds.bytes_a_query(kind, index, setting, probe.queries, 10)
+        measured.append((cost, probe.recall(index)))
+    (low, poor), (high, good) = measured
+    assert (high > low) == (len(sweep) > 1)
+    assert good >= poor
+    assert good > 0.95
+
+
+@pytest.mark.parametrize("kind", ["auto", *KINDS])
+def test_what_is_taken_finds_enough_and_is_the_cheapest(parts, tmp_path, kind):
+    params = index_params(kind=kind, recall=0.97, exact_until=100)
+    probe = hold_out({"texts": parts}, "texts", params.seed)
+    best, *others = choose_index("texts", probe, params, tmp_path)
+    opened = faiss.read_index(str(tmp_path / "texts.faiss"))
+    assert best.recall >= 0.97
+    assert probe.recall(opened) == pytest.approx(best.recall, abs=1e-9)
+    assert (tmp_path / "texts.faiss").stat().st_size == best.bytes
+    assert all(one.cost >= best.cost for one in others if one.recall >= 0.97)
+    assert {one.kind for one in (best, *others)} == (set(KINDS) if kind == "auto" else {kind})
+    assert {path.name for path in tmp_path.iterdir()} == {"texts.faiss", "vectors"}
+
+
+def test_few_rows_are_searched_exactly(parts, tmp_path):
+    probe = hold_out({"texts": parts}, "texts", 0)
+    (only,) = choose_index("texts", probe, index_params(exact_until=ROWS), tmp_path)
+    assert (only.kind, only.recall) == ("flat", 1.0)
+
+
+def test_the_bytes_allowed_decide(parts, tmp_path):
+    probe = hold_out({"texts": parts}, "texts", 0)
+    most = 4 * ROWS * DIM // 2
+    params = index_params(exact_until=100, max_bytes=most, recall=0.9)
+    best, *_ = choose_index("texts", probe, params, tmp_path)
+    assert best.bytes <= most
+    assert best.kind.startswith("ivf")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kind": "flat", "max_bytes": 1000}, r"within index.max_bytes 1,000: that takes 768,0"),
+        ({"kind": "ivf-sq8", "recall": 1.0}, r"reaches index.recall 1.0: the best finds 0\.9"),
+    ],
+)
+def test_nothing_good_says_what_would_be(parts, tmp_path, changes, words):
+    probe = hold_out({"texts": parts}, "texts", 0)
+    with pytest.raises(InputError, match=words):
+        choose_index("texts", probe, index_params(**changes), tmp_path)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 30])
+@pytest.mark.parametrize("kind", ["auto", "flat", "hnsw"])
+def test_very_few_rows(tmp_path, rows, kind):
+    parts = make_parts(tmp_path / "vectors", rows)
+    probe = hold_out({"texts": parts}, "texts", 0)
+    best = choose_index("texts", probe, index_params(kind=kind), tmp_path)[0]
+    opened = faiss.read_index(str(tmp_path / "texts.faiss"))
+    assert opened.ntotal == rows
+    assert best.recall == pytest.approx(1.0) or rows == 1
+
+
+def test_pictures_are_asked_for_by_texts(parts, tmp_path, small_parts):
+    images = make_parts(tmp_path / "images", 500, seed=5)
+    spaces = {"texts": parts, "grounded": parts, "images": images}
+    probe = hold_out(spaces, "images", 0)
+    assert set(probe.own) == {-1}
+    assert all((all_of(parts) @ query).max() > 1 - 1e-6 for query in probe.queries[:5])
+    back = hold_out(spaces, "grounded", 0)
+    assert all((all_of(images) @ query).max() > 1 - 1e-6 for query in back.queries[:5])
+    assert (hold_out({"images": images}, "images", 0).own >= 0).all()
+
+
+def test_rows_are_taken_from_any_part(parts):
+    rows = np.array([5999, 0, 2048, 2047, 0])
+    np.testing.assert_allclose(parts.take(rows), all_of(parts)[rows], atol=1e-6)
+    np.testing.assert_allclose(
+        np.concatenate(list(parts.blocks())), normalise(all_of(parts).astype(np.float32)), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf-sq8", "ivf-pq"])
+def test_merged_shards_answer_as_a_whole(parts, tmp_path, monkeypatch, kind):
+    whole = build_sampled(kind, parts)
+    monkeypatch.setattr(shards, "PARTS_A_SHARD", 1)
+    params = index_params(kind=kind)
+    spaces = {"texts": parts}
+    assert shards.make_shards(spaces, params, Share(2, 3))
+    made = {path.name for path in tmp_path.joinpath("vectors").glob("*.faiss")}
+    assert made == {f"0-{kind}-0.faiss", f"0-{kind}-0-00001.faiss"}
+    merged = shards.filled(kind, parts, 0)
+    assert merged.ntotal == whole.ntotal == ROWS
+    queries = parts.take(np.arange(0, ROWS, 50))
+    for index in (whole, merged):
+        kinds.apply(kind, index, kinds.settings_of(kind, index)[0][-1])
+    for one, other in zip(whole.search(queries, 10), merged.search(queries, 10), strict=True):
+        np.testing.assert_array_equal(one, other)
+    files = {path: path.read_bytes() for path in tmp_path.joinpath("vectors").glob("*.faiss")}
+    for path in files:
+        path.unlink()
+    for number in (3, 1, 2):
+        shards.make_shards(spaces, params, Share(number, 3))
+    assert {path: path.read_bytes() for path in files} == files
+
+
+def build_sampled(kind, parts: Parts):
+    """As `build`, from the sample that shards are trained on."""
+    sample = parts.take(parts.draw(kinds.sample_size(parts.rows), 0))
+    index = kinds.train(kind, sample, parts.rows, 0)
+    kinds.fill(index, kind, parts.blocks())
+    return index
+
+
+def test_shards_wait_for_all_vectors(parts):
+    parts.files[1].unlink()
+    assert not shards.make_shards({"texts": parts}, index_params(kind="flat"), Share(1, 1))
+
+
+@pytest.mark.parametrize("kind", ["auto", "hnsw"])
+def test_what_cannot_be_merged_has_no_shards(parts, kind):
+    assert not shards.make_shards({"texts": parts}, index_params(kind=kind), Share(1, 1))

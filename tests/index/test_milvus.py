@@ -1,0 +1,837 @@
+"""An index in Milvus answers as the one in files does; half a load is never found.
+
+milvus-lite runs as itself, in a folder and as a server of its own; it asks for no token, so a
+server that does is milvus-lite behind an interceptor.
+"""
+
+import base64
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.download.archives import Archive
+from pipeline.download.records import read_pairs
+from pipeline.errors import InputError, PipelineError, ResourceError, StaleArtifactError
+from pipeline.index import milvus as milvus_module
+from pipeline.index.embed import Parts
+from pipeline.index.items import Items
+from pipeline.index.layout import ROWS, TARGET_OF, Hit, Vectors, Window, normalise
+from pipeline.index.milvus import About, Address, MilvusIndex, connect
+from pipeline.index.milvus_load import LONGEST, load_items
+from pipeline.search import Searcher
+from tests.conftest import ROOT, SHARED, assert_clear_error, find_port, invoke, write_params
+from tests.test_real_pipeline import REAL, keep_few_dev_pairs, run
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("pymilvus") is None or importlib.util.find_spec("milvus_lite") is None,
+    reason="NO MILVUS: pip install -e '.[milvus]'; no index was loaded into it",
+)
+
+DATABASE = "data/index.milvus.db"
+MODEL, INDEX = Path("data/models/0"), Path("data/index")
+TOKEN = "root:a-secret-of-ours"  # noqa: S105
+MANIFEST = {"model": "a model", "corpus": "a corpus"}
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_run, tmp_path_factory) -> Path:
+    """The tiny run, with its index in milvus-lite too; do not change it."""
+    folder = tmp_path_factory.mktemp("milvus") / "run"
+    shutil.copytree(tiny_run, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        result = invoke("index", "--to", "milvus", "--uri", DATABASE)
+        assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture
+def in_loaded(loaded, monkeypatch) -> Path:
+    monkeypatch.chdir(loaded)
+    return loaded
+
+
+@pytest.fixture
+def scratch(loaded, tmp_path, monkeypatch) -> Path:
+    """A copy that may be changed."""
+    shutil.copytree(loaded, tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    return tmp_path / "run"
+
+
+@contextlib.contextmanager
+def both(folder: Path) -> Iterator[tuple[Searcher, Searcher]]:
+    """The same queries into files and into milvus-lite."""
+    with MilvusIndex.open(Address(str(folder / DATABASE))) as vectors:
+        vectors.require_fit(folder / INDEX)
+        files = Searcher.open(folder / MODEL, folder / INDEX)
+        yield files, Searcher.open(folder / MODEL, folder / INDEX, vectors)
+
+
+def assert_exact(found: list[list[Hit]], expected: list[list[Hit]]) -> None:
+    """The same rows with the same cosines, where rows of equal cosine may change places."""
+    assert len(found) == len(expected)
+    for own, other in zip(found, expected, strict=True):
+        assert [hit.rank for hit in own] == [hit.rank for hit in other]
+        np.testing.assert_allclose(
+            [hit.score for hit in own], [hit.score for hit in other], rtol=0, atol=1e-5
+        )
+        last = other[-1].score if other else 0.0
+        rows = {(hit.kind, hit.id): dataclasses.replace(hit, rank=0, score=0.0) for hit in other}
+        for hit in own:
+            known = rows.get((hit.kind, hit.id))
+            assert known == dataclasses.replace(hit, rank=0, score=0.0) or hit.score < last + 1e-5
+
+
+def recall(found: list[list[Hit]], expected: list[list[Hit]]) -> float:
+    """The share of exact neighbours that were found; another of the same cosine is as good."""
+    good = sum(
+        hit.score >= other[-1].score - 1e-6
+        for own, other in zip(found, expected, strict=True)
+        for hit in own
+    )
+    return good / sum(len(other) for other in expected)
+
+
+def captions(folder: Path) -> list[str]:
+    return read_pairs(folder / "data/pairs").captions["caption"].drop_duplicates().tolist()
+
+
+@pytest.mark.parametrize("target", ["texts", "images"])
+def test_texts_find_what_they_find_in_files(loaded, target):
+    queries = captions(loaded)[:150]
+    with both(loaded) as (files, milvus):
+        expected = files.search(queries, target=target)
+        found = milvus.search(queries, target=target)
+    assert_exact(found, expected)
+    assert recall(found, expected) == 1.0
+
+
+@pytest.mark.parametrize("target", ["texts", "images"])
+def test_pictures_find_what_they_find_in_files(loaded, target):
+    """The vectors of all 300 pictures; one whole picture goes through the command below."""
+    space = "grounded" if target == "texts" else "images"
+    pictures = np.concatenate([np.load(one) for one in loaded.glob("data/vectors/*/images-*.npy")])
+    with both(loaded) as (files, milvus):
+        expected = files.index.search(space, pictures, Window(10))
+        found = milvus.index.search(space, pictures, Window(10))
+    assert len(found) >= 100
+    assert_exact(found, expected)
+    assert recall(found, expected) == 1.0
+
+
+def test_scores_are_cosines(loaded):
+    """Recomputed from the kept vectors, in double precision."""
+    (path,) = loaded.glob("data/vectors/*/texts-00000.npy")
+    rows = np.load(path).astype(np.float64)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    queries = np.random.default_rng(0).standard_normal((5, rows.shape[1])).astype(np.float32)
+    with both(loaded) as (_, milvus):
+        found = milvus.index.search("texts", 7 * queries, Window(10))
+    cosines = rows @ (queries / np.linalg.norm(queries, axis=1, keepdims=True)).T
+    expected = -np.sort(-cosines.T, axis=1)[:, :10]
+    np.testing.assert_allclose([[hit.score for hit in one] for one in found], expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def opened(loaded, tmp_path_factory) -> Iterator[tuple[Searcher, Searcher]]:
+    """Both, of a copy, since nobody else can open the folder meanwhile."""
+    folder = tmp_path_factory.mktemp("opened") / "run"
+    shutil.copytree(loaded, folder)
+    with both(folder) as searchers:
+        yield searchers
+
+
+@given(
+    space=st.sampled_from(["texts", "grounded", "images"]),
+    k=st.integers(1, 50) | st.integers(1, 700),
+    offset=st.integers(0, 50) | st.integers(0, 700),
+    min_score=st.floats(-1, 1),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=25)
+def test_windows_are_those_of_files(opened, space, k, offset, min_score, seed):
+    files, milvus = opened
+    rows = np.load(next(iter(files_of(files.model, space))))
+    queries = rows[np.random.default_rng(seed).integers(0, len(rows), 3)]
+    window = Window(k, offset, min_score)
+    found = milvus.index.search(space, queries, window)
+    expected = files.index.search(space, queries, window)
+    for own, other in zip(found, expected, strict=True):
+        assert abs(len(own) - len(other)) <= near(own + other, min_score)
+        same = min(len(own), len(other))
+        np.testing.assert_allclose(
+            [hit.score for hit in own[:same]], [hit.score for hit in other[:same]], atol=1e-5
+        )
+        assert [hit.rank for hit in own] == list(range(offset + 1, offset + 1 + len(own)))
+        assert all(hit.score >= min_score for hit in own)
+
+
+def files_of(model: Path, space: str) -> list[Path]:
+    return sorted(model.parents[2].glob(f"data/vectors/*/{space}-*.npy"))
+
+
+def near(hits: list[Hit], score: float) -> int:
+    """How many stand on the edge, where the last bit decides."""
+    return sum(abs(hit.score - score) < 1e-5 for hit in hits)
+
+
+def test_threads_share_one_index(opened):
+    files, milvus = opened
+    queries = [[one] for one in captions(files.model.parents[2])[:40]]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda one: milvus.search(one, target="texts"), queries))
+    expected = [files.search(one, target="texts") for one in queries]
+    for own, other in zip(found, expected, strict=True):
+        assert_exact(own, other)
+
+
+def test_deeper_than_milvus_ranks(opened):
+    _, milvus = opened
+    assert milvus.search(["x"], target="texts", window=Window(1, 16_383)) == [[]]
+    with pytest.raises(InputError, match=r"rank 16,385; Milvus ranks 16,384"):
+        milvus.search(["x"], target="texts", window=Window(2, 16_383))
+
+
+def test_the_command_searches_in_milvus(in_loaded, tmp_path):
+    (tmp_path / "q.txt").write_text("a red circle\ntwo blue stars\n")
+    for options in (("--file", str(tmp_path / "q.txt")), ("a green cross", "--images", "-k", "3")):
+        found = invoke("search", *options, "--uri", DATABASE)
+        assert found.exit_code == 0, found.output
+        expected = invoke("search", *options)
+        assert_exact(hits_of(found.stdout), hits_of(expected.stdout))
+
+
+@pytest.mark.parametrize("target", [(), ("--images",)])
+def test_a_picture_is_a_query(in_loaded, tmp_path, target):
+    row = read_pairs(Path("data/pairs")).images.iloc[5]
+    picture = tmp_path / "picture.png"
+    with Archive(Path("data/pairs") / row["archive"]) as archive:
+        picture.write_bytes(archive.read(row["member"]))
+    found = invoke("search", "--by-image", str(picture), *target, "--uri", DATABASE)
+    assert found.exit_code == 0, found.output
+    expected = invoke("search", "--by-image", str(picture), *target)
+    assert_exact(hits_of(found.stdout), hits_of(expected.stdout))
+
+
+def hits_of(output: str) -> list[list[Hit]]:
+    return [[Hit(**hit) for hit in json.loads(line)["hits"]] for line in output.splitlines()]
+
+
+def collections(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / DATABASE / "collections").iterdir())
+
+
+def load_of(folder: Path) -> str:
+    """The load that a search would find."""
+    with MilvusIndex.open(Address(str(folder / DATABASE))) as vectors:
+        return vectors.about.load
+
+
+def test_a_second_load_replaces_the_first(scratch):
+    before, first = collections(scratch), load_of(scratch)
+    assert invoke("index", "--to", "milvus", "--uri", DATABASE).exit_code == 0
+    second = load_of(scratch)
+    assert first != second
+    assert before == [f"kdmcse_{first}_{space}" for space in sorted(TARGET_OF)]
+    assert collections(scratch) == [f"kdmcse_{second}_{space}" for space in sorted(TARGET_OF)]
+
+
+def test_prefixes_keep_apart(scratch):
+    options = ("--uri", DATABASE, "--collection-prefix", "kdmcse_other")
+    assert_clear_error(
+        invoke("search", "x", *options), "holds no index named kdmcse_other", *options
+    )
+    assert invoke("index", "--to", "milvus", *options).exit_code == 0
+    assert invoke("index", "--to", "milvus", "--uri", DATABASE).exit_code == 0
+    assert len(collections(scratch)) == 6
+    assert hits_of(invoke("search", "x", *options).stdout)[0]
+
+
+@pytest.mark.parametrize("key", ["model", "corpus"])
+def test_what_does_not_fit_the_queries_is_refused(loaded, tmp_path, key):
+    manifest = json.loads((loaded / INDEX / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {key: "another"}))
+    address = Address(str(loaded / DATABASE))
+    with MilvusIndex.open(address) as vectors:
+        vectors.require_fit(loaded / INDEX)
+        with pytest.raises(StaleArtifactError, match="holds the vectors of another") as error:
+            vectors.require_fit(tmp_path)
+    assert error.value.fix == f"run `python -m stages.index --to milvus --uri {address.uri}`."
+
+
+@pytest.mark.slow
+def test_another_student_is_refused(scratch):
+    config = MODEL / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"layer_norm_eps": 1e-6}))
+    assert_clear_error(
+        invoke("index", "--to", "milvus", "--uri", DATABASE),
+        "another student",
+        "dvc repro -f index",
+    )
+    assert invoke("index").exit_code == 0
+    assert_clear_error(
+        invoke("search", "x", "--uri", DATABASE),
+        "holds the vectors of another student than data/index",
+        f"`python -m stages.index --to milvus --uri {DATABASE}`",
+    )
+    assert invoke("index", "--to", "milvus", "--uri", DATABASE).exit_code == 0
+    assert hits_of(invoke("search", "x", "--uri", DATABASE).stdout)[0]
+
+
+def test_another_corpus_is_refused(scratch):
+    manifest = INDEX / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"corpus": "another"}))
+    assert_clear_error(invoke("search", "x", "--uri", DATABASE), "another corpus than data/index")
+    assert_clear_error(
+        invoke("index", "--to", "milvus", "--uri", DATABASE), "another corpus", "dvc repro index"
+    )
+
+
+def test_without_an_index_the_queries_are_written_alone(scratch):
+    expected = invoke("search", "a red circle", "--images")
+    shutil.rmtree(INDEX)
+    assert invoke("index", "--to", "milvus", "--uri", DATABASE).exit_code == 0
+    assert not list(INDEX.glob("*.faiss"))
+    found = invoke("search", "a red circle", "--images", "--uri", DATABASE)
+    assert_exact(hits_of(found.stdout), hits_of(expected.stdout))
+    assert_clear_error(invoke("search", "a red circle"), "holds no texts")
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf-sq8", "autoindex"])
+def test_other_kinds_find_nearly_all(tmp_path, kind):
+    """In vectors around centres, as embeddings are; 128 numbers are one cluster of IVF each."""
+    vectors = clustered(3_000, 24)
+    parts = write_parts(tmp_path, vectors)
+    address = Address(str(tmp_path / "x.db"))
+    load_items(address, MANIFEST, numbered(3_000), {"texts": parts}, kind)
+    with MilvusIndex.open(address) as index:
+        assert index.about.kind == kind
+        found = index.search("texts", vectors[:100], Window(10))
+    exact = np.argsort(-normalise(vectors[:100]) @ normalise(vectors).T, axis=1)[:, :10]
+    shared = [
+        len({hit.id for hit in one} & set(best)) for one, best in zip(found, exact, strict=True)
+    ]
+    assert np.mean(shared) / 10 > 0.9
+
+
+def clustered(rows: int, dim: int) -> Vectors:
+    random = np.random.default_rng(0)
+    centres = random.standard_normal((40, dim))
+    noise = 0.4 * random.standard_normal((rows, dim))
+    return (centres[random.integers(0, 40, rows)] + noise).astype(np.float32)
+
+
+def write_parts(folder: Path, vectors: Vectors) -> Parts:
+    """As `embed_items` keeps them."""
+    size = 1 << 14
+    files = [folder / f"texts-{part:05d}.npy" for part in range(-(-len(vectors) // size))]
+    for part, file in enumerate(files):
+        np.save(file, vectors[part * size : (part + 1) * size])
+    return Parts(files, len(vectors))
+
+
+def numbered(rows: int, text: str = "text") -> Items:
+    ids = np.arange(rows)
+    table = {"kind": "text", "id": ids, "text": [f"{text} {number}" for number in ids]}
+    table = pd.DataFrame(table | {"count": 1, "archive": "", "member": ""})
+    return Items(table[ROWS.names], table[ROWS.names][:0], ids[:0])
+
+
+def test_texts_of_any_length_are_kept_or_cut_with_a_notice(tmp_path, caplog):
+    texts = [
+        "",
+        "x" * LONGEST,
+        "y" * (LONGEST + 1),
+        "é" * 40_000,
+        "a\0b",
+        "🙂" * 500_000,
+        "z" * 300,
+    ]
+    items = numbered(len(texts))
+    items.texts["text"] = texts
+    parts = write_parts(tmp_path, np.eye(len(texts), dtype=np.float32))
+    address = Address(str(tmp_path / "x.db"))
+    load_items(address, MANIFEST, items, {"texts": parts}, "flat")
+    assert "3 texts were cut to the 65535 bytes" in caplog.text
+    with MilvusIndex.open(address) as index:
+        found = index.search("texts", np.eye(len(texts), dtype=np.float32), Window(1))
+    kept = [one[0].text for one in found]
+    assert [one == text for one, text in zip(kept, texts, strict=True)] == [
+        True, True, False, False, True, False, True,
+    ]  # fmt: skip
+    for one, text in zip(kept, texts, strict=True):
+        assert text.startswith(one)
+        assert len(text.encode()) <= LONGEST or LONGEST - 4 < len(one.encode()) <= LONGEST
+
+
+def test_long_texts_go_in_messages_that_a_server_takes(tmp_path, monkeypatch):
+    from pymilvus import MilvusClient
+
+    sizes, insert = [], MilvusClient.insert
+
+    def measure(self, name, data, **options):
+        sizes.append(sum(len(row["text"].encode()) + row["vector"].nbytes for row in data))
+        return insert(self, name, data, **options)
+
+    monkeypatch.setattr(MilvusClient, "insert", measure)
+    items = numbered(600, "long" * 16_000)
+    parts = write_parts(tmp_path, clustered(600, 8))
+    load_items(Address(str(tmp_path / "x.db")), MANIFEST, items, {"texts": parts}, "flat")
+    assert sum(sizes) > 32 << 20
+    assert max(sizes) <= 16 << 20
+
+
+_LOAD = """
+import resource
+import sys
+from pathlib import Path
+import numpy as np
+from pipeline.index.milvus import Address
+from pipeline.index.milvus_load import load_items
+from pipeline.runtime import ends_on_signal
+from tests.index.test_milvus import MANIFEST, numbered, write_parts
+
+folder, uri, rows = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+vectors = np.random.default_rng(1).standard_normal((rows, 64)).astype(np.float32)
+parts = write_parts(folder, vectors)
+if len(sys.argv) > 4:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]),) * 2)
+with ends_on_signal("index"):
+    load_items(Address(uri), MANIFEST, numbered(rows, "new"), {"texts": parts}, "flat")
+"""
+
+
+def start_load(folder: Path, uri: str, *numbers: int) -> subprocess.Popen:
+    """Load so many rows, with files of at most so many bytes."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _LOAD, str(folder), uri, *map(str, numbers)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def small(tmp_path) -> Address:
+    """A database of three rows."""
+    address = Address(str(tmp_path / "x.db"))
+    parts = write_parts(tmp_path, np.eye(3, dtype=np.float32))
+    load_items(address, MANIFEST, numbered(3, "old"), {"texts": parts}, "flat")
+    return address
+
+
+def assert_old_is_used(address: Address) -> None:
+    with MilvusIndex.open(address) as index:
+        found = index.search("texts", np.eye(3, dtype=np.float32), Window(10))
+    assert [len(one) for one in found] == [3, 3, 3]
+    assert [one[0].text for one in found] == ["old 0", "old 1", "old 2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [2_000, 20_000, 60_000])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_load_that_is_killed_leaves_the_former_one(tmp_path, small, number, rows):
+    """Killed while 60,000 rows go in, and while they are indexed."""
+    process = start_load(tmp_path, small.uri, 60_000)
+    read_until(process, rows)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    left = [path.name for path in (Path(small.uri) / "collections").iterdir()]
+    assert len(left) == (2 if number == signal.SIGKILL else 1)
+    assert_old_is_used(small)
+    parts = write_parts(tmp_path, np.eye(3, dtype=np.float32))
+    about = load_items(small, MANIFEST, numbered(3, "old"), {"texts": parts}, "flat")
+    left = [path.name for path in (Path(small.uri) / "collections").iterdir()]
+    assert left == [about.collection("kdmcse", "texts")]
+    assert_old_is_used(small)
+
+
+def read_until(process: subprocess.Popen, rows: int) -> None:
+    """Read the progress bar until so many rows are in."""
+    text = ""
+    while not any(int(seen) >= rows for seen in re.findall(r"\| (\d+)/60000", text)):
+        letter = process.stderr.read(1)
+        assert letter, text
+        text += letter
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_the_former_load(tmp_path, small):
+    """Files of at most 4 MB, which stands for a full disk."""
+    process = start_load(tmp_path, small.uri, 30_000, 4_000_000)
+    _, stderr = process.communicate(timeout=60)
+    assert "ResourceError" in stderr.splitlines()[-2]
+    assert "could not be written or read: file too large" in stderr
+    assert_old_is_used(small)
+
+
+def test_rows_that_went_missing_are_noticed(tmp_path, small, monkeypatch):
+    from pymilvus import MilvusClient
+
+    insert = MilvusClient.insert
+    monkeypatch.setattr(
+        MilvusClient, "insert", lambda self, name, data, **options: insert(self, name, data[1:])
+    )
+    parts = write_parts(tmp_path, np.eye(5, dtype=np.float32))
+    with pytest.raises(ResourceError, match="holds 4 of 5 rows"):
+        load_items(small, MANIFEST, numbered(5), {"texts": parts}, "flat")
+    assert_old_is_used(small)
+
+
+def test_nothing_is_left_running(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    threads = set(threading.enumerate())
+    with MilvusIndex.open(small) as index:
+        index.search("texts", np.eye(3, dtype=np.float32), Window(1))
+        assert listeners() == set()
+        (private,) = tmp_path.glob("kdmcse-*")
+        assert private.stat().st_mode & 0o077 == 0
+        with pytest.raises(ResourceError, match="in use by another process"), connect(small):
+            pass
+    assert not private.exists()
+    deadline = time.monotonic() + 10
+    while (left := set(threading.enumerate()) - threads) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left
+    assert_old_is_used(small)
+
+
+def listeners() -> set[str]:
+    """Inodes of the TCP sockets on which this process listens."""
+    tables = [Path(f"/proc/net/{name}").read_text() for name in ("tcp", "tcp6")]
+    rows = [line.split() for table in tables for line in table.splitlines()[1:]]
+    listening = {f"socket:[{row[9]}]" for row in rows if row[3] == "0A"}
+    own = set()
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            own.add(str(link.readlink()))
+    return listening & own
+
+
+@pytest.fixture
+def plain(scratch) -> Path:
+    """A run without a database."""
+    shutil.rmtree(DATABASE)
+    return scratch
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("data/none.db", ("data/none.db does not exist", "--to milvus --uri data/none.db")),
+        ("nowhere/x.db", ("nowhere is no folder",)),
+        ("file.db", ("file.db is no database of milvus-lite 3",)),
+        ("folder.db", ("folder.db is no database of milvus-lite 3",)),
+        ("data/index", ("data/index is no address of Milvus", "ends in .db")),
+        ("ftp://localhost", ("ftp://localhost is no address",)),
+        ("http://localhost:99999", ("--uri is no address",)),
+        ("http://localhost/x.db", ("http://localhost/x.db is no address",)),
+        ("http://root:hunter2@localhost", ("more than an address", "--token-env")),
+    ],
+)
+def test_wrong_addresses(plain, uri, words):
+    Path("file.db").write_bytes(b"SQLite format 3\0")
+    Path("folder.db").mkdir()
+    Path("folder.db/note.txt").write_text("mine")
+    for result in (invoke("search", "x", "--uri", uri), index_to(uri)):
+        if uri == "data/none.db" and result.exit_code == 0:
+            continue  # `index` makes it
+        assert_clear_error(result, *words)
+        assert "hunter2" not in result.output
+    assert Path("folder.db/note.txt").read_text() == "mine"
+
+
+def index_to(uri: str, *options: str):
+    return invoke("index", "--to", "milvus", "--uri", uri, *options)
+
+
+def test_a_search_makes_no_database(plain):
+    invoke("search", "x", "--uri", "data/none.db")
+    assert not Path("data/none.db").exists()
+
+
+@pytest.mark.parametrize("options", [("--to", "milvus"), ("--uri", "x.db")])
+def test_options_that_go_together(in_loaded, options):
+    assert_clear_error(invoke("index", *options), "--to milvus and --uri go together")
+
+
+@pytest.mark.parametrize("prefix", ["", "1a", "a-b", "a b", "ä", "a" * 101])
+def test_wrong_prefixes(prefix):
+    with pytest.raises(InputError, match="--collection-prefix"):
+        Address("x.db", prefix=prefix)
+
+
+@pytest.mark.parametrize("name", ["aliases.json", "schema.json", "manifest.json", "*.parquet"])
+@pytest.mark.parametrize("content", [b"", b"\0garbage", b"[]", b"{}"])
+def test_a_damaged_database_is_a_clear_error(small, name, content):
+    files = list(Path(small.uri).rglob(name))
+    assert files
+    for file in files:
+        file.write_bytes(content)
+        file.with_name(f"{file.name}.prev").unlink(missing_ok=True)
+    with pytest.raises(PipelineError) as error, MilvusIndex.open(small) as index:
+        index.search("texts", np.eye(3, dtype=np.float32), Window(1))
+    assert error.value.fix
+    assert len(error.value.what.splitlines()) == 1
+
+
+def test_a_collection_of_somebody_else_is_left_alone(small):
+    with connect(small) as client:
+        client.create_collection("theirs", dimension=4)
+        client.create_alias("theirs", "mine")
+    theirs = dataclasses.replace(small, prefix="theirs")
+    mine = dataclasses.replace(small, prefix="mine")
+    parts = write_parts(Path(small.uri).parent, np.eye(3, dtype=np.float32))
+    for address in (theirs, mine):
+        with pytest.raises(InputError, match="is no index of this project"):
+            load_items(address, MANIFEST, numbered(3), {"texts": parts}, "flat")
+        with (
+            pytest.raises(InputError, match="is no index of this project"),
+            MilvusIndex.open(address),
+        ):
+            pass
+    with connect(small) as client:
+        assert client.has_collection("theirs")
+
+
+def test_another_version_is_refused_and_replaced(small, monkeypatch):
+    monkeypatch.setattr(milvus_module, "SCHEMA", 99)
+    with pytest.raises(StaleArtifactError, match="another version"), MilvusIndex.open(small):
+        pass
+
+
+@given(st.text())
+def test_a_description_is_read_or_refused(text):
+    with contextlib.suppress(ValueError):
+        About.read(text)
+        pytest.fail("this is none")
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """milvus-lite as a server of its own, for many processes."""
+    port = find_port()
+    command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", str(folder)]
+    with subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)]) as process:
+        try:
+            wait_for(port)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+def wait_for(port: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.1)
+    pytest.fail("the server does not listen")
+
+
+@pytest.mark.slow
+def test_a_server_answers_as_files_do(plain, monkeypatch):
+    with serving(plain / "served") as uri:
+        assert_clear_error(invoke("search", "x", "--uri", uri), "holds no index named kdmcse")
+        assert index_to(uri).exit_code == 0
+        expected = invoke("search", "a red circle", "-k", "20")
+        with MilvusIndex.open(Address(uri)) as one, MilvusIndex.open(Address(uri)) as other:
+            assert one.about == other.about
+            found = invoke("search", "a red circle", "-k", "20", "--uri", uri)
+            assert_exact(hits_of(found.stdout), hits_of(expected.stdout))
+            assert index_to(uri).exit_code == 0
+            query = np.ones((1, 128), dtype=np.float32)
+            with pytest.raises(StaleArtifactError, match="another load took its place"):
+                one.search("texts", query, Window(1))
+            with MilvusIndex.open(Address(uri)) as again:
+                assert again.search("texts", query, Window(1))[0]
+    monkeypatch.setattr(milvus_module, "CONNECT_SECONDS", 2.0)
+    assert_clear_error(invoke("search", "x", "--uri", uri), f"{uri} does not answer")
+    assert_clear_error(index_to(uri), f"{uri} does not answer")
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_in_the_middle(plain, monkeypatch):
+    monkeypatch.setattr(milvus_module, "SECONDS", 3.0)
+    monkeypatch.setattr(milvus_module, "CONNECT_SECONDS", 2.0)
+    query = np.ones((1, 128), dtype=np.float32)
+    with contextlib.ExitStack() as stack:
+        with serving(plain / "served") as uri:
+            assert index_to(uri).exit_code == 0
+            index = stack.enter_context(MilvusIndex.open(Address(uri)))
+            assert index.search("texts", query, Window(1))[0]
+        start = time.monotonic()
+        with pytest.raises(ResourceError, match="does not answer"):
+            index.search("texts", query, Window(1))
+        assert time.monotonic() - start < 30
+
+
+def test_a_server_that_says_nothing(in_loaded, monkeypatch):
+    monkeypatch.setattr(milvus_module, "CONNECT_SECONDS", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        uri = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        start = time.monotonic()
+        assert_clear_error(invoke("search", "x", "--uri", uri), f"{uri} does not answer")
+        assert time.monotonic() - start < 20
+
+
+@contextlib.contextmanager
+def guarded(folder: Path) -> Iterator[str]:
+    """milvus-lite behind a door that asks for TOKEN as Milvus does."""
+    import grpc
+    from milvus_lite.adapter.grpc.servicer import MilvusServicer
+    from milvus_lite.db import MilvusLite
+    from pymilvus.grpc_gen import milvus_pb2_grpc
+
+    class Door(grpc.ServerInterceptor):
+        def intercept_service(self, continuation, details):
+            given = dict(details.invocation_metadata).get("authorization", "")
+            if given == base64.b64encode(TOKEN.encode()).decode():
+                return continuation(details)
+            return grpc.unary_unary_rpc_method_handler(refuse)
+
+    def refuse(request, context):
+        context.abort(grpc.StatusCode.UNAUTHENTICATED, "auth check failure, please check the token")
+
+    with contextlib.closing(MilvusLite(str(folder))) as database, ThreadPoolExecutor(4) as threads:
+        server = grpc.server(threads, interceptors=[Door()])
+        milvus_pb2_grpc.add_MilvusServiceServicer_to_server(MilvusServicer(database), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.stop(grace=None).wait()
+
+
+def test_tokens_come_from_the_environment_and_are_never_shown(plain, monkeypatch, caplog):
+    monkeypatch.setenv("RIGHT", TOKEN)
+    monkeypatch.setenv("WRONG", "root:guessed")
+    with guarded(plain / "served") as uri:
+        results = [
+            index_to(uri, "--token-env", "RIGHT"),
+            invoke("search", "a red circle", "--uri", uri, "--token-env", "RIGHT"),
+            invoke("search", "x", "--uri", uri, "--token-env", "WRONG"),
+            index_to(uri, "--token-env", "WRONG"),
+            invoke("search", "x", "--uri", uri),
+            invoke("search", "x", "--uri", uri, "--token-env", TOKEN),
+        ]
+    assert [one.exit_code for one in results] == [0, 0, 1, 1, 1, 1]
+    assert_exact(hits_of(results[1].stdout), hits_of(invoke("search", "a red circle").stdout))
+    for one in results[2:4]:
+        assert_clear_error(one, f"{uri} refuses to answer to this token", "--token-env")
+    assert_clear_error(results[4], f"{uri} refuses to answer without a token", "--token-env")
+    assert_clear_error(results[5], "that --token-env names is not set")
+    shown = caplog.text + "".join(one.output for one in results)
+    assert "secret" not in shown
+    assert "guessed" not in shown
+
+
+def test_a_token_in_clear_over_the_network_is_named(monkeypatch, caplog):
+    monkeypatch.setenv("RIGHT", TOKEN)
+    monkeypatch.setattr(milvus_module, "CONNECT_SECONDS", 0.5)
+    address = Address("http://milvus.invalid:19530", "RIGHT")
+    with pytest.raises(ResourceError, match="does not answer"), connect(address):
+        pass
+    assert "the token goes to milvus.invalid unencrypted" in caplog.text
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("missing", ["pymilvus", "milvus_lite"])
+def test_the_extra_is_named(in_loaded, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    error = f"Milvus needs {missing}, which is not installed"
+    assert_clear_error(
+        invoke("search", "x", "--uri", DATABASE), error, "pip install -e '.[milvus]'"
+    )
+
+
+@pytest.mark.slow
+def test_a_search_in_files_imports_no_milvus(loaded):
+    """A missing extra costs nothing, neither does one that is there."""
+    script = "import sys, stages.search; stages.search.app(['x'], standalone_mode=False); "
+    script += "print([name for name in ('pymilvus', 'milvus_lite', 'grpc') if name in sys.modules])"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(
+        command,
+        cwd=loaded,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout.decode().splitlines()[-1] == "[]"
+
+
+@pytest.mark.slow
+def test_the_command_ends_and_leaves_no_process(loaded, tmp_path):
+    """As a user runs it: its process group is empty afterwards, and stderr too."""
+    command = [sys.executable, "-m", "stages.search", "a red circle", "--uri", DATABASE]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        command,
+        cwd=loaded,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (0, b"")
+    assert len(json.loads(stdout)["hits"]) == 10
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert not list(tmp_path.glob("kdmcse-*"))
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_flickr8k_is_found_as_in_exact_search(tmp_path, monkeypatch):
+    """All captions and pictures, by a student of a few steps; 1,000 queries into each space."""
+    write_params(
+        tmp_path, REAL, {"train": {"steps": 2}, "index": {"items": ["captions", "images"]}}
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATA_MIRROR", str(SHARED / "mirror"))
+    run("download")
+    keep_few_dev_pairs(Path("data/evaluation"), 60)
+    for stage in ("features", "train"):
+        run(stage)
+    run("index", "--to", "milvus", "--uri", DATABASE)
+    with MilvusIndex.open(Address(DATABASE)) as index:
+        assert index.about.rows["images"] > 7_900
+        assert index.about.rows["texts"] > 39_000
+        for space, asked_by in (("texts", "texts"), ("grounded", "images"), ("images", "grounded")):
+            rows, queries = kept_vectors(space), kept_vectors(asked_by)[:1000]
+            exact = -np.sort(-(queries @ rows.T), axis=1)[:, :10]
+            found = index.search(space, queries, Window(10))
+            scores = np.array([[hit.score for hit in one] for one in found])
+            np.testing.assert_allclose(scores, exact, rtol=0, atol=1e-5)
+            assert (scores >= exact[:, -1:] - 1e-6).mean() == 1.0
+
+
+def kept_vectors(space: str) -> Vectors:
+    files = sorted(Path("data/vectors").glob(f"*/{space}-*.npy"))
+    return normalise(np.concatenate([np.load(file) for file in files]))

@@ -1,0 +1,127 @@
+"""Opening an index: what does not belong together, or is damaged, is refused by name."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.download.records import write_table
+from pipeline.errors import InputError, MissingArtifactError, StaleArtifactError
+from pipeline.index.layout import ROWS, Window
+from pipeline.index.opened import RowTable
+from pipeline.search import Searcher, require_corpus
+
+
+@pytest.fixture
+def copied(tiny_run, tmp_path):
+    shutil.copytree(tiny_run / "data/models/0", tmp_path / "model")
+    shutil.copytree(tiny_run / "data/index", tmp_path / "index")
+    return tmp_path
+
+
+def change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_an_index_of_another_model_is_refused(copied):
+    change(copied / "model/config.json", layer_norm_eps=1e-6)
+    with pytest.raises(StaleArtifactError, match="another student") as error:
+        Searcher.open(copied / "model", copied / "index")
+    assert "dvc repro -f index" in error.value.fix
+
+
+def test_an_index_of_another_version_is_refused(copied):
+    change(copied / "index/manifest.json", schema=2)
+    with pytest.raises(StaleArtifactError, match="another version"):
+        Searcher.open(copied / "model", copied / "index")
+
+
+def test_other_pairs_are_refused(tiny_run, copied):
+    require_corpus(
+        tiny_run / "data/pairs", Searcher.open(copied / "model", copied / "index").corpus
+    )
+    with pytest.raises(StaleArtifactError, match="other pairs") as error:
+        require_corpus(tiny_run / "data/pairs", "another")
+    assert "dvc repro index" in error.value.fix
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "texts.faiss",
+        "grounded.faiss",
+        "images.faiss",
+        "texts.parquet",
+        "images.parquet",
+        "manifest.json",
+        "query.onnx",
+        "tokenizer.json",
+    ],
+)
+@pytest.mark.parametrize("damage", ["gone", "rot", "half", "empty"])
+def test_damaged_files_are_named(copied, name, damage):
+    path = copied / "index" / name
+    content = path.read_bytes()
+    path.write_bytes({"rot": b"rot", "half": content[: len(content) // 2]}.get(damage, b""))
+    if damage == "gone":
+        path.unlink()
+    with pytest.raises((InputError, MissingArtifactError)) as error:
+        Searcher.open(copied / "model", copied / "index")
+    assert name in error.value.what or isinstance(error.value, MissingArtifactError)
+    assert "`dvc repro" in error.value.fix
+    assert "index" in error.value.fix
+
+
+def test_a_manifest_of_other_types_is_refused(copied):
+    change(copied / "index/manifest.json", spaces="texts")
+    with pytest.raises(InputError, match="names no spaces"):
+        Searcher.open(copied / "model", copied / "index")
+
+
+def test_files_that_do_not_belong_together_are_refused(copied):
+    rows = pd.read_parquet(copied / "index/texts.parquet")
+    write_table(copied / "index/texts.parquet", rows.iloc[:-3], ROWS)
+    with pytest.raises(InputError, match=r"texts.faiss does not fit its texts.parquet"):
+        Searcher.open(copied / "model", copied / "index")
+
+
+def test_a_table_of_other_columns_is_refused(copied):
+    rows = pd.read_parquet(copied / "index/images.parquet")
+    rows.drop(columns="count").to_parquet(copied / "index/images.parquet")
+    with pytest.raises(InputError, match=r"images.parquet has other columns"):
+        Searcher.open(copied / "model", copied / "index")
+
+
+def test_a_missing_index_names_the_stage(copied):
+    shutil.rmtree(copied / "index")
+    with pytest.raises(MissingArtifactError, match="dvc repro index"):
+        Searcher.open(copied / "model", copied / "index")
+
+
+def test_rows_are_found_whatever_their_row_group(tmp_path):
+    rows = 70_000  # three row groups
+    table = {name: [""] * rows for name in ("kind", "archive", "member")}
+    numbers = list(range(rows))
+    table |= {"id": numbers, "count": numbers, "text": [str(number) for number in numbers]}
+    write_table(tmp_path / "texts.parquet", table, ROWS)
+    opened = RowTable.open(tmp_path / "texts.parquet")
+    drawn = np.random.default_rng(0).integers(0, rows, 50).tolist()
+    wanted = [*drawn, 0, rows - 1, 32_768, 32_767]
+    found = opened.take(wanted)
+    assert {row: (one["id"], one["text"]) for row, one in found.items()} == {
+        row: (row, str(row)) for row in wanted
+    }
+    assert opened.take([]) == {}
+
+
+def test_a_text_only_student_answers_no_pictures(tiny_run):
+    searcher = Searcher.open(tiny_run / "data/models/0", tiny_run / "data/index")
+    blind = type(searcher.index)(
+        {"texts": searcher.index.searchers["texts"]}, {"texts": searcher.index.tables["texts"]}
+    )
+    query = np.ones((1, 128), dtype=np.float32)
+    assert blind.search("texts", query, Window(1))[0]
+    with pytest.raises(InputError, match="no images"):
+        blind.search("images", query, Window(1))
