@@ -45,5 +45,5 @@ clean: ## Remove the virtual environment and caches; data stays
 	@touch $@
 
 .venv/dev: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) --editable '.[dev,cluster]'
+	$(INSTALL) --editable '.[dev,app,cluster,milvus]'
 	@touch $@ .venv/base

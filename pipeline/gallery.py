@@ -1,20 +1,16 @@
 """Search results as one web page that needs no other file: pictures are in it."""
 
 import base64
-import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-import torch
-from PIL import Image
-from torch import Tensor
-
 from pipeline.features.encode import PackedImages
-from pipeline.features.images import Decoder, Rejection
+from pipeline.features.images import Rejection
 from pipeline.index.layout import Hit
 from pipeline.runtime import atomic_file
 from pipeline.search import Answer, require_corpus
+from pipeline.thumbnails import shrink
 
 _SIDE = 320
 """Pixels of a picture's longer side."""
@@ -72,17 +68,8 @@ def _figure(hit: Hit, content: bytes | Rejection) -> str:
 
 
 def _picture(hit: Hit, content: bytes | Rejection) -> str:
-    small = content if isinstance(content, Rejection) else Decoder(_shrink, _SIDE)(content)
+    small = content if isinstance(content, Rejection) else shrink(content, _SIDE)
     if isinstance(small, Rejection):
         return f'<div class="missing">{escape(hit.member)}: {small.reason}</div>'
-    data = base64.b64encode(small.numpy().tobytes()).decode("ascii")
+    data = base64.b64encode(small).decode("ascii")
     return f'<img src="data:image/jpeg;base64,{data}" alt="{escape(hit.text)}">'
-
-
-def _shrink(image: Image.Image) -> Tensor:
-    """The bytes of a small JPEG."""
-    small = image.copy()
-    small.thumbnail((_SIDE, _SIDE))
-    stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=85)
-    return torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8)

@@ -1,0 +1,119 @@
+"""What the API takes and gives, as /openapi.json describes it."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.index.layout import Target, Window
+
+MAX_RESULTS = 100
+MAX_OFFSET = 10_000
+
+
+class Problem(BaseModel):
+    """Why there is no answer."""
+
+    error: str
+    """What is wrong."""
+    fix: str
+    """What to do about it."""
+
+
+class Wanted(BaseModel):
+    """Which results are wanted; a parameter of another name is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    target: Target = "texts"
+    """What is ranked."""
+    k: Annotated[int, Field(ge=1, le=MAX_RESULTS)] = 10
+    """Results at most."""
+    offset: Annotated[int, Field(ge=0, le=MAX_OFFSET)] = 0
+    """Results left out before them."""
+    min_score: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = -1.0
+    """The lowest cosine."""
+    system: str | None = None
+    """Name of the model and index to ask; without it, the first."""
+
+    @property
+    def window(self) -> Window:
+        """One result more than wanted, which tells whether there are more."""
+        return Window(self.k + 1, self.offset, self.min_score)
+
+
+class WantedByText(Wanted):
+    """A search for a text."""
+
+    q: str
+    """The query, of 1 to 10,000 characters."""
+
+
+class Result(BaseModel):
+    """One result."""
+
+    rank: int
+    """From 1, best first."""
+    score: float
+    """Cosine of query and result."""
+    kind: Literal["caption", "sentence", "text", "image"]
+    id: int
+    """caption_id, row of the sentence, line of the own text, or image_id."""
+    text: str
+    """The text, or the first caption of the image."""
+    count: int
+    """How often it occurs."""
+    archive: str
+    """File name of the image's archive; empty where there is no image."""
+    member: str
+    """The image's name in it."""
+    picture: str | None
+    """Address of the picture on this server: a JPEG, larger with `?size=large`."""
+
+
+class Results(BaseModel):
+    """What one query found."""
+
+    system: str
+    target: Target
+    query: str | None
+    """The text; null where a picture was the query."""
+    results: list[Result]
+    more: bool
+    """Whether there are results after these."""
+
+
+class SystemInfo(BaseModel):
+    """A model with its index."""
+
+    name: str
+    by_text: list[Target]
+    """What can be ranked for a text."""
+    by_picture: list[Target]
+    """What can be ranked for a picture."""
+
+
+class Limits(BaseModel):
+    """What is refused beyond."""
+
+    query_characters: int
+    results: int
+    offset: int
+    upload_bytes: int
+
+
+class About(BaseModel):
+    """What can be searched."""
+
+    systems: list[SystemInfo]
+    images: int
+    """Rows of the corpus."""
+    captions: int
+    examples: list[str]
+    """Captions to begin with."""
+    limits: Limits
+
+
+class Health(BaseModel):
+    """That the server answers."""
+
+    status: Literal["ok"] = "ok"

@@ -1,0 +1,111 @@
+"""Serve the search page and its JSON API."""
+
+import os
+import sys
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import InputError, ResourceError
+from pipeline.runtime import log
+from pipeline.search import Searcher
+from stages import paths
+from stages._cli import read_params, run_stage
+
+_EXTRA = ("fastapi", "starlette", "uvicorn", "python_multipart")
+
+
+def main(
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8000,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Another name that browsers know this machine by.")
+    ] = None,
+    open_page: Annotated[
+        bool | None, typer.Option("--open/--no-open", help="Default: on a screen's terminal.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the model. Default: its folder.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Default: the first seed's student.")] = None,
+    index: Path = paths.INDEX,
+    beside_name: Annotated[
+        str | None, typer.Option(help="Of the other model. Default: its folder.")
+    ] = None,
+    beside_model: Annotated[
+        Path | None, typer.Option(help="Another experiment's student, to compare with.")
+    ] = None,
+    beside_index: Annotated[Path | None, typer.Option(help="Its index.")] = None,
+    pairs: Path = paths.PAIRS,
+) -> None:
+    """Serve the search page and its JSON API; prints the address, ends on Ctrl-C."""
+    _require_extra()
+    import torch
+
+    from pipeline.app.serve import address_of, is_local, listen, serve
+    from pipeline.app.server import create_app
+    from pipeline.app.service import System
+    from pipeline.features.teacher import Teacher
+
+    params = read_params()
+    folders = [(name, model or paths.first_model(params), index)]
+    folders += _beside(beside_name, beside_model, beside_index)
+    with listen(host, port) as listener:
+        systems = [
+            System(named or str(student), Searcher.open(student, folder))
+            for named, student, folder in folders
+        ]
+        app = create_app(
+            systems,
+            lambda: Teacher(params.teacher, torch.device("cpu")),
+            pairs,
+            [host, *(allow_host or [])],
+        )
+        if not is_local(host):
+            log.warning("others on the network can search here and see the corpus")
+        address = address_of(listener, host)
+        typer.echo(address)
+        if _has_screen() if open_page is None else open_page:
+            webbrowser.open(address)
+        serve(app, listener)
+
+
+def _beside(
+    name: str | None, model: Path | None, index: Path | None
+) -> list[tuple[str | None, Path, Path]]:
+    """The other system, if there is one."""
+    if model is None and index is None:
+        return []
+    if model is None or index is None:
+        missing = "--beside-model" if model is None else "--beside-index"
+        raise InputError(f"{missing} is missing.", "name both the other model and its index.")
+    return [(name, model, index)]
+
+
+def _require_extra() -> None:
+    try:
+        import fastapi
+        import python_multipart
+        import uvicorn
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRA:
+            raise
+        raise ResourceError(
+            f"the search page needs {error.name}, which is not installed.",
+            "run `pip install -e '.[app]'`.",
+        ) from None
+    del fastapi, python_multipart, uvicorn
+
+
+def _has_screen() -> bool:
+    """Whether a browser would open as a window; a text browser would take the terminal."""
+    if sys.platform in {"darwin", "win32"}:
+        return sys.stdout.isatty()
+    has_display = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    return has_display and sys.stdout.isatty()
+
+
+app = run_stage(main)
+
+if __name__ == "__main__":
+    app()
