@@ -46,4 +46,7 @@ clean: ## Remove the virtual environment and caches; data stays
 
 .venv/dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) --editable '.[dev,app,cluster,milvus]'
+	@# milvus-lite asks for faiss-cpu, whose files replace those of faiss-gpu
+	@if $(BIN)/python -m pip show --quiet faiss-gpu 2> /dev/null; then \
+	  $(INSTALL) --force-reinstall --no-deps faiss-gpu; fi
 	@touch $@ .venv/base

@@ -23,12 +23,14 @@ from pipeline.params.index import Kind
 _IP = faiss.METRIC_INNER_PRODUCT
 _LINKS = 32
 """Of a row of HNSW, twice as many in its lowest layer."""
-_CONSTRUCTION = 100
+_CONSTRUCTION = 64
 """Candidates looked at when a row joins HNSW."""
 _POINTS_A_CLUSTER = 64
 """Rows that k-means looks at for a cluster; FAISS asks for 39 to 256."""
 _ITERATIONS = 10
 """Of k-means."""
+_FEW_CLUSTERS = 64
+"""So many may all be read; of more, a quarter, beyond which exact search is as good."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,10 @@ def settings_of(kind: Kind, index: Any) -> list[list[Setting]]:
         return [[Setting()]]
     if kind == "hnsw":
         return [[Setting(1 << power) for power in range(4, 11)]]
-    efforts = [1 << power for power in range(_inverted(index).nlist.bit_length())]
+    most = max(_FEW_CLUSTERS, _inverted(index).nlist // 4)
+    efforts = [
+        1 << power for power in range(most.bit_length()) if 1 << power <= _inverted(index).nlist
+    ]
     reranks = (0,) if kind == "ivf-sq8" else (4, 16, 64)
     return [[Setting(effort, rerank) for effort in efforts] for rerank in reranks]
 

@@ -15,13 +15,15 @@ import json
 import logging
 import os
 import re
+import signal
 import tempfile
-from collections.abc import Collection, Iterator
+import threading
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
 
 from pipeline.errors import InputError, PipelineError, ResourceError, StaleArtifactError
@@ -35,7 +37,7 @@ from pipeline.index.layout import (
     normalise,
     require_space,
 )
-from pipeline.runtime import log, reports_unwritable
+from pipeline.runtime import defers_signals, log, reports_unwritable
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -367,12 +369,42 @@ def connect(address: Address, *, create: bool = False) -> Iterator["MilvusClient
         uri = address.uri
         if address.folder is not None:
             uri = stack.enter_context(_serve(address.folder, create=create))
-        with reports_refusals(address):
+        with reports_refusals(address), _in_one_piece():
             client = MilvusClient(
                 uri=uri, token=address.token, timeout=CONNECT_SECONDS, dedicated=True
             )
-        stack.callback(client.close)
-        yield client
+        whole = cast("MilvusClient", _InOnePiece(client))
+        stack.callback(whole.close)
+        yield whole
+
+
+@contextlib.contextmanager
+def _in_one_piece() -> Iterator[None]:
+    """Hold signals back: gRPC, left by an exception between its locks, may never end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with defers_signals() as came:
+        yield
+    number = came()
+    if number is not None:
+        signal.raise_signal(number)
+
+
+@dataclass(frozen=True)
+class _InOnePiece:
+    """A client whose calls end, by their answer or their time, before a signal is heard."""
+
+    client: "MilvusClient"
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self.client, name)
+
+        def call(*values: Any, **options: Any) -> Any:
+            with _in_one_piece():
+                return method(*values, **options)
+
+        return call
 
 
 def _warn_of_listeners(address: Address) -> None:
@@ -422,7 +454,8 @@ def _serve(folder: Path, *, create: bool) -> Iterator[str]:
         try:
             yield uri
         finally:
-            server.stop(grace=None).wait()
+            with _in_one_piece():
+                server.stop(grace=None).wait()
 
 
 @contextlib.contextmanager

@@ -456,7 +456,11 @@ def test_a_load_that_is_killed_leaves_the_former_one(tmp_path, small, number, ro
     process = start_load(tmp_path, small.uri, 60_000)
     read_until(process, rows)
     process.send_signal(number)
-    process.communicate(timeout=60)
+    try:
+        process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.wait()
     assert process.returncode != 0
     left = [path.name for path in (Path(small.uri) / "collections").iterdir()]
     assert len(left) == (2 if number == signal.SIGKILL else 1)
