@@ -133,7 +133,7 @@ def _compare(parts: Parts, queries: Vectors, rounds: int) -> dict[str, Any]:
     probe = Probe(parts, queries, np.full(len(queries), -1))
     vectors = np.concatenate(list(parts.blocks()))
     systems = {name: make(parts, vectors) for name, make in _makers().items()}
-    recalls = {name: _recall(probe, one.search(queries)) for name, one in systems.items()}
+    recalls = {name: probe.recall(one.search(queries)) for name, one in systems.items()}
     timed = [_time_all(systems, queries) for _ in range(rounds)]
     return {
         "rows": parts.rows,
@@ -210,13 +210,6 @@ def _autofaiss(parts: Parts, vectors: Vectors) -> System:
 
 def _faiss_system(index: Any, seconds: float, size: int, what: str) -> System:
     return System(lambda queries: index.search(queries, K)[1], seconds, size, what)
-
-
-def _recall(probe: Probe, rows: np.ndarray) -> float:
-    """As `Probe.recall`, of rows that were found already."""
-    vectors = probe.parts.take(rows.ravel()).reshape(*rows.shape, -1)
-    cosines = np.einsum("qkd,qd->qk", vectors, probe.queries)
-    return float(((cosines >= probe.kth[:, None] - 1e-6) & (rows >= 0)).mean())
 
 
 def _time_all(systems: Mapping[str, System], queries: Vectors) -> dict[str, tuple[float, float]]:

@@ -174,10 +174,12 @@ def check_query(query: str) -> None:
     """Refuse a text that cannot be searched for.
 
     Raises:
-        InputError: it is empty or longer than 10,000 characters.
+        InputError: it is empty, longer than 10,000 characters or no text.
     """
     if not query.strip():
         raise InputError("the query is empty.", 'search for something, such as "a red circle".')
+    if not query.isascii() and query.encode("utf-8", "replace").decode() != query:
+        raise InputError("the query is no UTF-8 text.", "type it again.")
     if len(query) > MAX_QUERY_CHARACTERS:
         raise InputError(
             f"the query has {len(query):,} characters, more than {MAX_QUERY_CHARACTERS:,}.",

@@ -73,7 +73,7 @@ def main(
         log.info("share %s is %s", share, "embedded and indexed" if made else "embedded")
         return
     if address is not None:
-        manifest = ensure_queries(out, model, corpus, items, vectors)
+        manifest = ensure_queries(out, model, corpus, vectors)
         load_items(address, manifest, items, spaces, milvus_index)
         return
     trials = build_index(out, model, corpus, items, spaces, params.index, vectors)

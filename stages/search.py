@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -108,7 +109,7 @@ def _read_queries(query: str | None, file: Path | None, by_image: Path | None) -
         check_query(query)
         return [query]
     if by_image is not None:
-        return [by_image.name]
+        return [os.fsencode(by_image.name).decode(errors="replace")]
     if file is not None:
         with reports_unreadable(file):
             return read_queries(file.read_bytes(), str(file))

@@ -55,9 +55,7 @@ def build_index(
         }
         write_rows(target, items, spaces)
         exported = export_queries(model, kept, target)
-        write_json(
-            target / "manifest.json", describe(model, pairs, items, spaces, exported=exported)
-        )
+        write_json(target / "manifest.json", describe(model, pairs, spaces, exported=exported))
     return trials
 
 
@@ -69,7 +67,7 @@ def write_rows(folder: Path, items: Items, spaces: Mapping[Space, Parts]) -> Non
 
 
 def describe(
-    model: Path, pairs: Pairs, items: Items, spaces: Mapping[Space, Parts], *, exported: bool
+    model: Path, pairs: Pairs, spaces: Mapping[Space, Parts], *, exported: bool
 ) -> dict[str, Any]:
     """The manifest."""
     return {
@@ -77,20 +75,20 @@ def describe(
         "model": hash_student(model),
         "corpus": pairs.fingerprint(),
         "spaces": list(spaces),
-        "texts": len(items.texts),
-        "images": len(items.images),
+        "rows": {space: len(parts) for space, parts in spaces.items()},
         "exported": exported,
     }
 
 
 def measure(folder: Path, items: Items, trials: Trials) -> dict[str, Any]:
     """Metrics: rows, what they stand for, bytes, and of each space what was taken and finds."""
-    counted = {"texts": items.texts, "images": items.images}
+    tables = {"texts": items.texts, "images": items.images}
+    counted = {TARGET_OF[space]: tables[TARGET_OF[space]] for space in trials}
     rows = {
         name: {"rows": len(one), "of": int(one["count"].sum())} for name, one in counted.items()
     }
     return {
-        **{name: count for name, count in rows.items() if count["rows"]},
+        **{str(name): count for name, count in rows.items()},
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),
         "spaces": {space: asdict(tried[0]) for space, tried in trials.items()},
     }

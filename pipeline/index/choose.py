@@ -101,11 +101,13 @@ class Probe:
             first += len(block)
         return np.asarray(best[:, -1], dtype=np.float32)
 
-    def recall(self, index: Any) -> float:
-        """The share of exact neighbours among the first k that the index finds; 1 of no others."""
+    def recall(self, rows: Int64[np.ndarray, "queries found"]) -> float:
+        """The share of exact neighbours among the first k of the rows found.
+
+        1 where there is nothing to miss; a query's own row does not count.
+        """
         if self.parts.rows < 2:  # noqa: PLR2004  # nothing to miss
             return 1.0
-        rows = index.search(self.queries, min(self.k + 1, index.ntotal))[1]
         found = [
             one[(one != own) & (one >= 0)][: self.k]
             for one, own in zip(rows, self.own, strict=True)
@@ -158,10 +160,10 @@ def choose_index(space: Space, probe: Probe, params: IndexParams, folder: Path) 
 
 
 def _kinds_in_question(params: IndexParams, rows: int) -> Sequence[Kind]:
+    if rows < kinds.LEAST_ROWS or (params.kind == "auto" and rows <= params.exact_until):
+        return ["flat"]
     if params.kind != "auto":
         return [params.kind]
-    if rows <= params.exact_until:
-        return ["flat"]
     of_any_size: list[Kind] = ["flat", "ivf-sq8", "ivf-pq"]
     return of_any_size if rows > _LARGEST_GRAPH else [*of_any_size, "hnsw"]
 
@@ -174,7 +176,7 @@ def _try_kind(kind: Kind, probe: Probe, params: IndexParams, path: Path) -> list
     ]
     found = [one for one in trials if _finds_enough(one, params)] or trials
     kinds.apply(kind, index, min(found, key=lambda one: one.cost).setting)
-    faiss.write_index(index, str(path))
+    kinds.write(index, path)
     size = path.stat().st_size
     return [replace(one, bytes=size) for one in trials]
 
@@ -183,13 +185,22 @@ def _sweep(kind: Kind, index: Any, settings: Sequence[Setting], probe: Probe) ->
     """Measure growing efforts until more of it finds no more."""
     recalls: list[float] = []
     for setting in settings:
-        kinds.apply(kind, index, setting)
-        recalls.append(probe.recall(index))
-        rate, latency = _time(index, probe)
-        cost = kinds.bytes_a_query(kind, index, setting, probe.queries, probe.k)
-        yield Trial(kind, setting.effort, setting.rerank, recalls[-1], rate, latency, cost)
+        trial = _try_setting(kind, index, setting, probe)
+        recalls.append(trial.recall)
+        yield trial
         if recalls[-1] >= _ENOUGH or _rose_by(recalls[-1 - _PATIENCE :]) < _RISE:
             return
+
+
+def _try_setting(kind: Kind, index: Any, setting: Setting, probe: Probe) -> Trial:
+    kinds.apply(kind, index, setting)
+    start = time.perf_counter()
+    k = min(probe.k + 1, index.ntotal)  # one more, as a query may find itself
+    rows, compared = kinds.search_counted(kind, index, probe.queries, k)
+    rate = len(probe.queries) / (time.perf_counter() - start)
+    cost = kinds.bytes_a_query(kind, index, setting, compared, probe.k)
+    alone = _time_alone(index, probe)
+    return Trial(kind, setting.effort, setting.rerank, probe.recall(rows), rate, alone, cost)
 
 
 def _rose_by(recalls: Sequence[float]) -> float:
@@ -197,17 +208,14 @@ def _rose_by(recalls: Sequence[float]) -> float:
     return recalls[-1] - recalls[0] if len(recalls) > _PATIENCE else 1.0
 
 
-def _time(index: Any, probe: Probe) -> tuple[float, float]:
-    """Queries a second when many come at once, and the median milliseconds of one that is alone."""
-    start = time.perf_counter()
-    index.search(probe.queries, probe.k)
-    rate = len(probe.queries) / (time.perf_counter() - start)
+def _time_alone(index: Any, probe: Probe) -> float:
+    """The median milliseconds of a query that is alone."""
     alone = []
     for query in probe.queries[:_ALONE, None]:
         start = time.perf_counter()
         index.search(query, probe.k)
         alone.append(time.perf_counter() - start)
-    return rate, 1000 * statistics.median(alone)
+    return 1000 * statistics.median(alone)
 
 
 def _finds_enough(trial: Trial, params: IndexParams) -> bool:

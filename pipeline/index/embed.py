@@ -79,10 +79,29 @@ class Parts:
         drawn = np.random.default_rng(seed).choice(self.rows, min(most, self.rows), replace=False)
         return np.sort(drawn).astype(np.int64)
 
+    @property
+    def name(self) -> str:
+        """The space."""
+        return self.files[0].stem.partition("-")[0]
+
     def beside(self, name: str) -> Path:
         """Where an index of these rows is kept."""
-        space = self.files[0].stem.partition("-")[0]
-        return self.files[0].with_name(f"{space}-{name}.faiss")
+        return self.files[0].with_name(f"{self.name}-{name}.faiss")
+
+    def is_complete(self) -> bool:
+        """Whether all parts are there, and whole."""
+        return not self.missing()
+
+    def missing(self) -> list[int]:
+        """The parts that are not there, or damaged."""
+        return [part for part in range(len(self.files)) if not self._is_there(part)]
+
+    def _is_there(self, part: int) -> bool:
+        rows = min(ROWS_A_PART, self.rows - part * ROWS_A_PART)
+        try:
+            return len(self._map(part)) == rows
+        except (OSError, ValueError, EOFError):
+            return False
 
     def take(self, rows: Int64[np.ndarray, " wanted"]) -> Vectors:
         """The named rows, in the given order, L2-normalised."""
@@ -152,7 +171,8 @@ def _fill(folder: Path, space: Space, rows: int, embed: Embed, share: Share | No
     """Embed the parts that are this machine's and not there."""
     starts = range(0, rows, ROWS_A_PART)
     files = [folder / f"{space}-{part:05d}.npy" for part in range(len(starts))]
-    missing = [part for part in range(len(files)) if not files[part].is_file()]
+    parts = Parts(files, rows)
+    missing = parts.missing()
     own = [part for part in missing if share is None or part % share.of == share.number - 1]
     bar = counter(f"embedding {space}", "part", len(files), done=len(files) - len(missing))
     with bar:
@@ -161,7 +181,7 @@ def _fill(folder: Path, space: Space, rows: int, embed: Embed, share: Share | No
             with atomic_file(files[part]) as temporary, temporary.open("wb") as stream:
                 np.save(stream, vectors)
             bar.update()
-    return Parts(files, rows)
+    return parts
 
 
 def _key(model_hash: str, items: Items, features: Features) -> str:

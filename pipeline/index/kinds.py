@@ -13,14 +13,20 @@ import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import faiss
+import numpy as np
+from jaxtyping import Float32, Int64
 
-from pipeline.index.layout import Vectors
+from pipeline.errors import InputError
+from pipeline.index.layout import REBUILD, Vectors
 from pipeline.params.index import Kind
 
 _IP = faiss.METRIC_INNER_PRODUCT
+_FAISS: Any = faiss
+"""For what its type stubs leave out."""
 _LINKS = 32
 """Of a row of HNSW, twice as many in its lowest layer."""
 _CONSTRUCTION = 64
@@ -29,8 +35,16 @@ _POINTS_A_CLUSTER = 64
 """Rows that k-means looks at for a cluster; FAISS asks for 39 to 256."""
 _ITERATIONS = 10
 """Of k-means."""
+_TUNED_FOR = 10
+"""Rows that a query asks for while effort is measured."""
+_DEPTH = 4
+"""How many times the rows asked for are to be in the clusters that are read."""
+_MOST_RERANKED = 65_536
+"""Rows that are compared again for one query, where more than ten are asked for."""
+LEAST_ROWS = 256
+"""Fewer are always searched exactly."""
 _FEW_CLUSTERS = 64
-"""So many may all be read; of more, a quarter, beyond which exact search is as good."""
+"""So many may all be read; of more, an eighth, beyond which exact search is as good."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +81,29 @@ def train(kind: Kind, sample: Vectors, rows: int, seed: int) -> Any:
     if kind == "hnsw":
         return _graph(dim)
     index = _clusters(kind, dim, clusters_of(rows), sample, seed)
-    if kind == "ivf-sq8":
+    return index if kind == "ivf-sq8" else _reranked(index, sample[:1])
+
+
+def finish(kind: Kind, index: Any) -> Any:
+    """The index as it is saved, once all rows are in: product codes are laid out for FastScan.
+
+    They are not before, as lists in that layout cannot be merged.
+    """
+    if kind != "ivf-pq":
         return index
-    precise: Any = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, _IP)
-    precise.train(sample[:1])
+    plain: Any = faiss.downcast_index(index.base_index)
+    fast: Any = faiss.IndexIVFPQFastScan(plain)
+    plain.own_fields = False  # the clusters are the other's now
+    fast.own_fields = True
+    index.base_index = fast
+    fast.this.disown()
+    plain.thisown = True  # freed here
+    return index
+
+
+def _reranked(index: Any, any_row: Vectors) -> Any:
+    precise: Any = faiss.IndexScalarQuantizer(index.d, faiss.ScalarQuantizer.QT_fp16, _IP)
+    precise.train(any_row)
     ranked = faiss.IndexRefine(index, precise)
     ranked.own_fields = ranked.own_refine_index = True
     index.this.disown()
@@ -92,8 +125,9 @@ def _clusters(kind: Kind, dim: int, clusters: int, sample: Vectors, seed: int) -
         bits = faiss.ScalarQuantizer.QT_8bit
         index = faiss.IndexIVFScalarQuantizer(coarse, dim, clusters, bits, _IP, True)
     else:
-        index = faiss.IndexIVFPQFastScan(coarse, dim, clusters, _code_parts(dim), 4, _IP)
-        index.pq.cp.seed = seed
+        index = faiss.IndexIVFPQ(coarse, dim, clusters, _code_parts(dim), 4, _IP)
+        index.by_residual = False
+        index.pq.cp.seed = _as_int(seed)
     index.own_fields = True
     coarse.this.disown()
     index.quantizer_trains_alone = 1  # the centroids are there already
@@ -104,12 +138,17 @@ def _clusters(kind: Kind, dim: int, clusters: int, sample: Vectors, seed: int) -
 def _find_centroids(coarse: Any, clusters: int, sample: Vectors, seed: int) -> None:
     """k-means on the sphere, on GPUs where there are any; the centroids are put into `coarse`."""
     means = faiss.Clustering(sample.shape[1], clusters)
-    means.seed = seed & 0x7FFFFFFF  # a C int
+    means.seed = _as_int(seed)
     means.niter = _ITERATIONS
     means.max_points_per_centroid = _POINTS_A_CLUSTER
     means.spherical = True
     means.train(sample, on_gpus(faiss.IndexFlatIP(sample.shape[1])))
     coarse.add(faiss.vector_to_array(means.centroids).reshape(clusters, -1))
+
+
+def _as_int(seed: int) -> int:
+    """A seed as C has it."""
+    return seed & 0x7FFFFFFF
 
 
 def _code_parts(dim: int) -> int:
@@ -170,7 +209,7 @@ def settings_of(kind: Kind, index: Any) -> list[list[Setting]]:
         return [[Setting()]]
     if kind == "hnsw":
         return [[Setting(1 << power) for power in range(4, 11)]]
-    most = max(_FEW_CLUSTERS, _inverted(index).nlist // 4)
+    most = max(_FEW_CLUSTERS, _inverted(index).nlist // 8)
     efforts = [
         1 << power for power in range(most.bit_length()) if 1 << power <= _inverted(index).nlist
     ]
@@ -193,21 +232,97 @@ def _inverted(index: Any) -> Any:
     return faiss.downcast_index(index.base_index) if hasattr(index, "base_index") else index
 
 
-def bytes_a_query(kind: Kind, index: Any, setting: Setting, queries: Vectors, k: int) -> float:
-    """Bytes of vectors that one query reads: its cost, the same on every machine and in every run.
+def search_counted(
+    kind: Kind, index: Any, queries: Vectors, k: int
+) -> tuple[Int64[np.ndarray, "queries found"], float]:
+    """The rows found for each query, and with how many rows a query was compared, as FAISS counts.
 
-    Counted by FAISS during a search of `queries` under `setting`, which is to be applied before.
+    Of a re-ranked index, those that are compared again are not counted.
     """
-    width = 4 * index.d
-    if kind == "flat":
-        return float(width * index.ntotal)
-    counted: Any = faiss.cvar
+    counted = _FAISS.cvar
     counts = counted.hnsw_stats if kind == "hnsw" else counted.indexIVF_stats
     counts.reset()
-    index.search(queries, k)
-    compared = counts.ndis / len(queries)
-    if kind == "hnsw":
+    rows = index.search(queries, k)[1]
+    compared = index.ntotal if kind == "flat" else counts.ndis / len(queries)
+    return rows, float(compared)
+
+
+def bytes_a_query(kind: Kind, index: Any, setting: Setting, compared: float, k: int) -> float:
+    """Bytes of vectors that one query reads: its cost, the same in every run.
+
+    Args:
+        kind: of the index.
+        index: whose vectors.
+        setting: as applied.
+        compared: rows that a query is compared with.
+        k: rows that it asks for.
+    """
+    width = 4 * index.d
+    if kind in {"flat", "hnsw"}:
         return float(compared * width)
     clusters = _inverted(index)
     again = setting.rerank * k * 2 * index.d
     return float(clusters.nlist * width + compared * clusters.code_size + again)
+
+
+def search(
+    index: Any, queries: Vectors, k: int
+) -> tuple[Float32[np.ndarray, "queries found"], Int64[np.ndarray, "queries found"]]:
+    """Cosines and rows of the k nearest rows, best first; -1 where none is left.
+
+    Effort is tuned for ten rows. Where more are asked for, it grows with them, so that the clusters
+    that are read hold several times k rows and as many candidates are kept.
+    """
+    deeper = None if k <= _TUNED_FOR else _deeper(index, k)
+    found: Any = index.search(queries, k, params=deeper)
+    return found[0], found[1]
+
+
+def _deeper(index: Any, k: int) -> Any:
+    if isinstance(index, faiss.IndexHNSW):
+        return _FAISS.SearchParametersHNSW(efSearch=max(index.hnsw.efSearch, 2 * k))
+    clusters = _inverted(index)
+    if not isinstance(clusters, faiss.IndexIVF):
+        return None
+    wanted = math.ceil(_DEPTH * k * clusters.nlist / max(1, clusters.ntotal))
+    probe = _FAISS.SearchParametersIVF(nprobe=min(clusters.nlist, max(clusters.nprobe, wanted)))
+    if clusters is index:
+        return probe
+    rerank = max(1.0, min(index.k_factor, _MOST_RERANKED / k))
+    return _FAISS.IndexRefineSearchParameters(k_factor=rerank, base_index_params=probe)
+
+
+def write(index: Any, path: Path) -> None:
+    """Write an index; FAISS by itself does not notice when the last bytes find no room.
+
+    Raises:
+        OSError: the system's, such as a full disk.
+    """
+    refusals: list[OSError] = []
+
+    def put(content: bytes) -> None:
+        try:
+            stream.write(content)
+        except OSError as error:
+            refusals.append(error)
+            raise
+
+    with path.open("wb") as stream:
+        try:
+            faiss.write_index(index, _FAISS.PyCallbackIOWriter(put, 1 << 20))
+        except Exception:
+            if refusals:
+                raise refusals[0] from None
+            raise
+
+
+def read(path: Path) -> Any:
+    """Open an index, mapped where FAISS can: all but the codes of ivf-pq, which are read.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError:  # faiss raises nothing narrower
+        raise InputError(f"{path} is missing or damaged.", REBUILD) from None

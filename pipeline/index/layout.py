@@ -170,7 +170,8 @@ def read_manifest(folder: Path, model: Path) -> dict[str, Any]:
                 f"than {model}.",
                 REBUILD,
             )
-    if not isinstance(manifest.get("spaces"), list):
+    spaces = manifest.get("spaces")
+    if not isinstance(spaces, list) or any(space not in list(TARGET_OF) for space in spaces):
         raise InputError(f"{path} names no spaces.", REBUILD)
     return manifest
 

@@ -77,16 +77,13 @@ def check_target(address: Address, folder: Path, model: Path, pairs: Pairs) -> N
         used_load(client, address)
 
 
-def ensure_queries(
-    folder: Path, model: Path, pairs: Pairs, items: Items, kept: Path
-) -> dict[str, Any]:
+def ensure_queries(folder: Path, model: Path, pairs: Pairs, kept: Path) -> dict[str, Any]:
     """The manifest of the index that queries are embedded with.
 
     Args:
         folder: left as it is where it is there; made, without rows, where it is not.
         model: the student.
         pairs: the corpus.
-        items: what Milvus holds.
         kept: where the exported student is kept.
 
     Raises:
@@ -95,7 +92,7 @@ def ensure_queries(
     if not folder.exists():
         with atomic_folder(folder) as target:
             exported = export_queries(model, kept, target)
-            manifest = describe(model, pairs, items, {}, exported=exported)
+            manifest = describe(model, pairs, {}, exported=exported)
             write_json(target / "manifest.json", manifest)
     return read_manifest(folder, model)
 

@@ -4,15 +4,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
 from pipeline.errors import InputError
+from pipeline.index import kinds
 from pipeline.index.layout import (
     REBUILD,
     ROWS,
@@ -91,7 +91,7 @@ class FileIndex:
 
     @classmethod
     def open(cls, folder: Path, spaces: Sequence[Space]) -> "FileIndex":
-        """Map the files, so that only what a search touches is read.
+        """Map the files, but for the codes of ivf-pq, which are read.
 
         Args:
             folder: the index.
@@ -102,7 +102,7 @@ class FileIndex:
         """
         targets = {TARGET_OF[space] for space in spaces}
         tables = {target: RowTable.open(folder / f"{target}.parquet") for target in targets}
-        searchers = {space: _map(folder / f"{space}.faiss") for space in spaces}
+        searchers = {space: kinds.read(folder / f"{space}.faiss") for space in spaces}
         for space, searcher in searchers.items():
             if searcher.ntotal != len(tables[TARGET_OF[space]]):
                 raise InputError(
@@ -132,10 +132,15 @@ class FileIndex:
     def nearest(
         self, space: Space, queries: Vectors, k: int
     ) -> tuple[Float32[np.ndarray, "queries found"], Int64[np.ndarray, "queries found"]]:
-        """Cosines and row numbers of the k nearest vectors, best first; -1 where none is left."""
+        """Cosines and row numbers of the k nearest vectors, best first; -1 where none is left.
+
+        Raises:
+            InputError: the vectors are of another width than the queries.
+        """
         searcher = self.searchers[space]
-        found = searcher.search(normalise(queries), min(k, searcher.ntotal))
-        return cast(tuple[Any, Any], found)
+        if searcher.d != queries.shape[1]:
+            raise InputError(f"{space}.faiss is of another width than its queries.", REBUILD)
+        return kinds.search(searcher, normalise(queries), min(k, searcher.ntotal))
 
 
 def _cut(
@@ -148,10 +153,3 @@ def _cut(
 
 def _as_hit(rank: int, score: float, row: dict[str, Any]) -> Hit:
     return Hit(rank=rank, score=score, **row)
-
-
-def _map(path: Path) -> Any:
-    try:
-        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-    except RuntimeError:  # faiss raises nothing narrower
-        raise InputError(f"{path} is missing or damaged.", REBUILD) from None

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from pipeline.errors import InputError, PipelineError
-from pipeline.index.layout import QUERY, REBUILD, TOKENIZER, Target, Vectors
+from pipeline.errors import InputError, ResourceError
+from pipeline.index.layout import QUERY, REBUILD, SCHEMA, TOKENIZER, Target, Vectors
 from pipeline.runtime import atomic_folder, log
 from pipeline.student_files import hash_student
 
@@ -121,18 +121,27 @@ def export_queries(model: Path, kept: Path, folder: Path) -> bool:
     Raises:
         ResourceError: the disk is full, or the place cannot be written.
     """
-    made = kept / f"query-{hash_student(model)[:32]}"
+    made = kept / f"query-{SCHEMA}-{hash_student(model)[:32]}"
     try:
-        if not made.is_dir():
+        if not _opens(made):
             with atomic_folder(made) as target:
                 _export(model, target)
-    except PipelineError:
+    except ResourceError:
         raise
     except Exception as error:  # noqa: BLE001  # exporters raise whatever a graph makes them
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         log.warning("queries will be embedded by torch, which starts slower: %s", reason)
         return False
-    shutil.copytree(made, folder, dirs_exist_ok=True)
+    for path in made.iterdir():
+        shutil.copyfile(path, folder / path.name)
+    return True
+
+
+def _opens(folder: Path) -> bool:
+    try:
+        ExportedQueries.open(folder)
+    except InputError:
+        return False
     return True
 
 

@@ -1,39 +1,51 @@
 """Filling an index shard by shard, on one machine or several, and merging the shards.
 
-    <kept>/<key>/<space>-<kind>-<seed>.faiss         trained on a sample, without rows
-    <kept>/<key>/<space>-<kind>-<seed>-00000.faiss   the rows of one shard
+    <kept>/<key>/<space>-<kind>-<seed>.faiss              trained on a sample, without rows
+    <kept>/<key>/<space>-<kind>-<seed>-<hash>-00000.faiss  the rows of one shard of that training
 
 Shards are kept beside the vectors, so that a kill loses one of them at most and other machines can
-make them; whoever makes them, their bytes are the same. An index of one shard is filled at once,
-and so is a graph, whose rows cannot be merged.
+make them. All use the one training that was there first. An index of one shard is filled at once;
+so are a graph, whose rows cannot be merged, and a flat index, which is the vectors themselves.
 """
 
+import contextlib
+import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import faiss
 
+from pipeline.errors import InputError
 from pipeline.index import kinds
 from pipeline.index.embed import Parts, Share
 from pipeline.index.layout import Space, Vectors
 from pipeline.params.index import IndexParams, Kind
-from pipeline.runtime import atomic_file, counter
+from pipeline.runtime import atomic_file, hash_file, progress, reports_unwritable
 
 PARTS_A_SHARD = 64
 """Together a million rows."""
 
 
 def filled(kind: Kind, parts: Parts, seed: int) -> Any:
-    """An index of a kind with all rows, from the shards that are there and those it makes."""
-    if kind == "hnsw" or _count(parts) == 1:
+    """An index of a kind with all rows, from the shards that are there and those it makes.
+
+    Raises:
+        InputError: a shard has other rows than it should.
+        ResourceError: the disk is full, or the place cannot be written.
+    """
+    if _is_whole(kind, parts):
         index = kinds.train(kind, _sample(parts, seed), parts.rows, seed)
         kinds.fill(index, kind, parts.blocks())
-        return index
-    index = _trained(kind, parts, seed)
+        return kinds.finish(kind, index)
+    index = _read(_train(kind, parts, seed))
     for number in range(_count(parts)):
-        kinds.merge(index, _shard(kind, parts, seed, number))
-    return index
+        kinds.merge(index, _read(_make(kind, parts, seed, number)))
+    if index.ntotal != parts.rows:
+        folder = parts.files[0].parent
+        raise InputError(f"the shards in {folder} have other rows.", f"delete {folder}.")
+    return kinds.finish(kind, index)
 
 
 def make_shards(spaces: Mapping[Space, Parts], params: IndexParams, share: Share) -> bool:
@@ -45,20 +57,23 @@ def make_shards(spaces: Mapping[Space, Parts], params: IndexParams, share: Share
         share: whose shards.
 
     Returns:
-        Whether there was anything to be made from.
+        Whether there was anything to be made.
+
+    Raises:
+        ResourceError: the disk is full, or the place cannot be written.
     """
-    whole = all(file.is_file() for parts in spaces.values() for file in parts.files)
-    if not whole or params.kind in {"auto", "hnsw"}:
+    if params.kind == "auto" or not all(parts.is_complete() for parts in spaces.values()):
         return False
-    kind = cast(Kind, params.kind)
-    for space, parts in spaces.items():
+    sharded = [parts for parts in spaces.values() if not _is_whole(params.kind, parts)]
+    for parts in sharded:
         own = range(share.number - 1, _count(parts), share.of)
-        bar = counter(f"shards of {space}", "shard", len(own))
-        with bar:
-            for number in own:
-                _shard(kind, parts, params.seed, number)
-                bar.update()
-    return True
+        for number in progress(own, what=f"shards of {parts.name}", unit="shard"):
+            _make(params.kind, parts, params.seed, number)
+    return bool(sharded)
+
+
+def _is_whole(kind: Kind, parts: Parts) -> bool:
+    return kind in {"flat", "hnsw"} or _count(parts) == 1
 
 
 def _count(parts: Parts) -> int:
@@ -69,29 +84,39 @@ def _sample(parts: Parts, seed: int) -> Vectors:
     return parts.take(parts.draw(kinds.sample_size(parts.rows), seed))
 
 
-def _trained(kind: Kind, parts: Parts, seed: int) -> Any:
+def _train(kind: Kind, parts: Parts, seed: int) -> Path:
+    """The file of the trained index; of several machines that train, the first one's stays."""
     path = parts.beside(f"{kind}-{seed}")
-    if path.is_file():
-        return faiss.read_index(str(path))
-    index = kinds.train(kind, _sample(parts, seed), parts.rows, seed)
-    _write(index, path)
-    return index
+    if not path.is_file():
+        index = kinds.train(kind, _sample(parts, seed), parts.rows, seed)
+        with reports_unwritable(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            kinds.write(index, Path(folder) / path.name)
+            with contextlib.suppress(FileExistsError):
+                os.link(Path(folder) / path.name, path)
+    return path
 
 
-def _shard(kind: Kind, parts: Parts, seed: int, number: int) -> Any:
-    path = parts.beside(f"{kind}-{seed}-{number:05d}")
-    if path.is_file():
+def _make(kind: Kind, parts: Parts, seed: int, number: int) -> Path:
+    """The file of a shard."""
+    trained = _train(kind, parts, seed)
+    path = parts.beside(f"{kind}-{seed}-{hash_file(trained)[:12]}-{number:05d}")
+    if not path.is_file():
+        index = _read(trained)
+        kinds.fill(index, kind, _rows(parts, number))
+        with atomic_file(path) as temporary:
+            kinds.write(index, temporary)
+    return path
+
+
+def _read(path: Path) -> Any:
+    """In memory, to be added to."""
+    try:
         return faiss.read_index(str(path))
-    index = _trained(kind, parts, seed)
-    kinds.fill(index, kind, _rows(parts, number))
-    _write(index, path)
-    return index
+    except RuntimeError:  # faiss raises nothing narrower
+        raise InputError(
+            f"{path} is damaged.", "delete it and run the same command again."
+        ) from None
 
 
 def _rows(parts: Parts, number: int) -> Iterator[Vectors]:
     return parts.blocks(range(number * PARTS_A_SHARD, (number + 1) * PARTS_A_SHARD))
-
-
-def _write(index: Any, path: Path) -> None:
-    with atomic_file(path) as temporary:
-        faiss.write_index(index, str(temporary))
