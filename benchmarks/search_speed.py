@@ -89,16 +89,16 @@ def main(
 
 
 def _captions(folder: Path, model: Path) -> tuple[Parts, Vectors]:
-    """All captions of Flickr30k, and some of Flickr8k."""
+    """All captions of Flickr30k, and some of Flickr8k that are not among them."""
     archive = SHARED / "mirror" / "caption_datasets.zip"
-    rows, queries = folder / "flickr30k", folder / "flickr8k.npy"
-    if not queries.is_file():
-        encoder = SentenceEncoder.load(model, "mean")
-        texts = _read_captions(archive, "flickr30k")
+    encoder = SentenceEncoder.load(model, "mean")
+    texts = _read_captions(archive, "flickr30k")
+    rows = folder / f"flickr30k-{model.name}"
+    if not rows.is_dir():
         _save(rows, encoder.encode(texts, batch_size=128, show_progress=True))
-        drawn = np.random.default_rng(0).choice(_read_captions(archive, "flickr8k"), QUERIES)
-        np.save(queries, normalise(encoder.encode(drawn.tolist(), batch_size=128)))
-    return _open(rows), np.load(queries)
+    others = sorted(set(_read_captions(archive, "flickr8k")) - set(texts))
+    drawn = np.random.default_rng(0).choice(others, QUERIES, replace=False)
+    return _open(rows), normalise(encoder.encode(drawn.tolist(), batch_size=128))
 
 
 def _read_captions(archive: Path, name: str) -> list[str]:
@@ -114,8 +114,9 @@ def _clustered(folder: Path, rows: int, dim: int) -> tuple[Parts, Vectors]:
         noise = drawn.standard_normal((count, dim), dtype=np.float32)
         return normalise(centres[drawn.integers(0, len(centres), count)] + SPREAD * noise)
 
-    _save(folder / "clustered", around(rows))
-    return _open(folder / "clustered"), around(QUERIES)
+    place = folder / f"clustered-{rows}-{dim}"
+    _save(place, around(rows))
+    return _open(place), around(QUERIES)
 
 
 def _save(folder: Path, vectors: Vectors) -> None:
