@@ -8,13 +8,12 @@ from typing import Annotated
 
 import typer
 
-from pipeline.errors import InputError, ResourceError
+from pipeline.errors import InputError
+from pipeline.extras import require_extra
 from pipeline.runtime import log
 from pipeline.search import Searcher
 from stages import paths
 from stages._cli import read_params, run_stage
-
-_EXTRA = ("fastapi", "starlette", "uvicorn", "python_multipart")
 
 
 def main(
@@ -39,7 +38,7 @@ def main(
     pairs: Path = paths.PAIRS,
 ) -> None:
     """Serve the search page and its JSON API; prints the address, ends on Ctrl-C."""
-    _require_extra()
+    require_extra("app", "the search page", "fastapi", "uvicorn", "python_multipart")
     import torch
 
     from pipeline.app.serve import address_of, is_local, listen, serve
@@ -80,21 +79,6 @@ def _beside(
         missing = "--beside-model" if model is None else "--beside-index"
         raise InputError(f"{missing} is missing.", "name both the other model and its index.")
     return [(name, model, index)]
-
-
-def _require_extra() -> None:
-    try:
-        import fastapi
-        import python_multipart
-        import uvicorn
-    except ModuleNotFoundError as error:
-        if error.name not in _EXTRA:
-            raise
-        raise ResourceError(
-            f"the search page needs {error.name}, which is not installed.",
-            "run `pip install -e '.[app]'`.",
-        ) from None
-    del fastapi, python_multipart, uvicorn
 
 
 def _has_screen() -> bool:

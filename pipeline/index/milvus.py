@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
 
 from pipeline.errors import InputError, PipelineError, ResourceError, StaleArtifactError
+from pipeline.extras import require_extra
 from pipeline.index.layout import (
     ROWS,
     SCHEMA,
@@ -56,7 +57,6 @@ CONNECT_SECONDS = 10.0
 SECONDS = 60.0
 """For one answer of a server; milvus-lite, in this process, takes the time that it takes."""
 _PREFIX = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
-_EXTRA = ("pymilvus", "milvus_lite", "grpc")
 _SERVER = "use one such as http://localhost:19530."
 _MISSING = 100
 """Milvus' code of a collection that is not there."""
@@ -359,7 +359,7 @@ def connect(address: Address, *, create: bool = False) -> Iterator["MilvusClient
         ResourceError: pymilvus is not installed, the server does not answer, or another process
             uses the folder.
     """
-    _require_extra()
+    require_extra("milvus", "Milvus", "pymilvus", "milvus_lite", "grpc")
     from pymilvus import MilvusClient
 
     for name in ("pymilvus", "milvus_lite"):  # they log tracebacks of what is reported here
@@ -412,20 +412,6 @@ def _warn_of_listeners(address: Address) -> None:
     is_local = parts.hostname in {"localhost", "127.0.0.1", "::1"}
     if address.token and parts.scheme == "http" and not is_local:
         log.warning("the token goes to %s unencrypted; use https where you can", parts.hostname)
-
-
-def _require_extra() -> None:
-    try:
-        import milvus_lite
-        import pymilvus
-    except ModuleNotFoundError as error:
-        if error.name not in _EXTRA:
-            raise
-        raise ResourceError(
-            f"Milvus needs {error.name}, which is not installed.",
-            "run `pip install -e '.[milvus]'`.",
-        ) from None
-    del milvus_lite, pymilvus
 
 
 @contextlib.contextmanager

@@ -100,3 +100,19 @@ def test_a_page_holds_its_pictures_and_nothing_unescaped(in_tiny_run, tmp_path):
 )
 def test_a_wrong_command_says_what_to_do(in_tiny_run, arguments, words):
     assert_clear_error(invoke("search", *arguments), words)
+
+
+def test_a_text_query_imports_neither_torch_nor_transformers(tiny_run):
+    """What makes a search start fast."""
+    heavy = ["torch", "transformers", "pandas.io.excel", "h5py", "sklearn"]
+    script = (
+        "import sys, stages.search; "
+        "stages.search.app(['a red circle', '--images'], standalone_mode=False); "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(
+        command, capture_output=True, cwd=tiny_run, env=environment(), check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode().splitlines()[-1] == "[]"
