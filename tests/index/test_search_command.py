@@ -104,7 +104,7 @@ def test_a_wrong_command_says_what_to_do(in_tiny_run, arguments, words):
 
 def test_a_text_query_imports_neither_torch_nor_transformers(tiny_run):
     """What makes a search start fast."""
-    heavy = ["torch", "transformers", "pandas.io.excel", "h5py", "sklearn"]
+    heavy = ["torch", "transformers", "h5py", "sklearn"]
     script = (
         "import sys, stages.search; "
         "stages.search.app(['a red circle', '--images'], standalone_mode=False); "
