@@ -1,7 +1,8 @@
 """An index in files, opened: faiss finds the rows, Parquet says what they are."""
 
+import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,13 @@ from pipeline.index.layout import (
 
 @dataclass(frozen=True)
 class RowTable:
-    """What the vectors are; a row group is read when one of its rows is found."""
+    """What the vectors are; a row group is read when one of its rows is found.
+
+    Threads may share it: Arrow's reader is of one thread, so they take turns.
+    """
 
     file: pq.ParquetFile
+    _turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: Path) -> "RowTable":
@@ -76,7 +81,8 @@ class RowTable:
 
     def _read(self, group: int) -> pa.Table:
         try:
-            return self.file.read_row_group(group)
+            with self._turn:
+                return self.file.read_row_group(group)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"a table of the index is damaged: {error}.", REBUILD) from None
 

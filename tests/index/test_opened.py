@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -100,20 +101,36 @@ def test_a_missing_index_names_the_stage(copied):
         Searcher.open(copied / "model", copied / "index")
 
 
-def test_rows_are_found_whatever_their_row_group(tmp_path):
-    rows = 70_000  # three row groups
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory):
+    """A table of three row groups in which row n is n."""
+    rows = 70_000
     table = {name: [""] * rows for name in ("kind", "archive", "member")}
     numbers = list(range(rows))
     table |= {"id": numbers, "count": numbers, "text": [str(number) for number in numbers]}
-    write_table(tmp_path / "texts.parquet", table, ROWS)
-    opened = RowTable.open(tmp_path / "texts.parquet")
-    drawn = np.random.default_rng(0).integers(0, rows, 50).tolist()
-    wanted = [*drawn, 0, rows - 1, 32_768, 32_767]
-    found = opened.take(wanted)
+    path = tmp_path_factory.mktemp("numbered") / "texts.parquet"
+    write_table(path, table, ROWS)
+    return RowTable.open(path)
+
+
+def require_rows(table, wanted):
+    found = table.take(wanted)
     assert {row: (one["id"], one["text"]) for row, one in found.items()} == {
         row: (row, str(row)) for row in wanted
     }
-    assert opened.take([]) == {}
+
+
+def test_rows_are_found_whatever_their_row_group(numbered):
+    drawn = np.random.default_rng(0).integers(0, len(numbered), 50).tolist()
+    require_rows(numbered, [*drawn, 0, len(numbered) - 1, 32_768, 32_767])
+    assert numbered.take([]) == {}
+
+
+def test_many_threads_may_read_one_table(numbered):
+    """Arrow's reader is of one thread: two at once found "no matching cache entry"."""
+    drawn = np.random.default_rng(0).integers(0, len(numbered), (400, 3)).tolist()
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda wanted: require_rows(numbered, wanted), drawn))
 
 
 def test_a_text_only_student_answers_no_pictures(tiny_run):
