@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test test-all lint types check demo clean
+.PHONY: help repro test test-all faults lint types check audit licences sbom demo clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -20,6 +20,9 @@ test: .venv/dev ## Run the quick tests (offline, no GPU)
 test-all: .venv/dev ## Run the slow and real tests too; those that cannot run here skip loudly
 	$(BIN)/python -m pytest -m '' -rs
 
+faults: .venv/dev ## Break the pipeline in every way, the long form; prints a table
+	$(BIN)/python -m tests.faults
+
 lint: .venv/dev ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -29,6 +32,16 @@ types: .venv/dev ## Check types
 
 check: ## Run what CI runs
 	bash .ci/run
+
+audit: .venv/dev ## Look for known vulnerabilities of the pins (asks PyPI)
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
+
+licences: .venv/dev ## Write docs/licences.md
+	$(BIN)/pip-licenses --from=mixed --with-system --order=name --format=markdown --ignore-packages kdmcse --output-file docs/licences.md
+
+sbom: .venv/dev ## Write dist/sbom.json (CycloneDX)
+	mkdir -p dist
+	$(BIN)/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --of JSON -o dist/sbom.json $(BIN)/python
 
 demo: .venv/base ## Rebuild the embedded teacher and student (data/demo)
 	$(BIN)/python -m stages.demo

@@ -2,17 +2,17 @@
 
 import difflib
 import math
-import textwrap
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import ParamsError
+from pipeline.params.text import read_plain_yaml
+from pipeline.redact import one_line
 
 B = TypeVar("B", bound="Block")
 T = TypeVar("T")
@@ -32,16 +32,23 @@ class Block(BaseModel):
 
 def _number(value: object) -> object:
     """Read text such as `1e-5`, which YAML 1.1 writers leave as a string, as its number."""
-    if not isinstance(value, str):
-        return value
-    try:
+    if isinstance(value, str) and re.fullmatch(NUMBER_TEXT, value, re.ASCII):
         return float(value)
-    except ValueError:
-        return value
+    return value
 
+
+NUMBER_TEXT = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
+"""Text that stands for a number: digits, a point, an exponent."""
 
 Number = Annotated[float, BeforeValidator(_number)]
 """A float that may stand in YAML as an integer or in scientific notation."""
+
+Text = Annotated[str, Field(min_length=1, max_length=8192, pattern=r"^[^\x00]*$")]
+"""A name, path or address, for which the operating system can be asked."""
+
+
+UNIQUE = Field(json_schema_extra={"uniqueItems": True})
+"""What `distinct` asks for, in the words of JSON schema."""
 
 
 def distinct(values: list[T]) -> list[T]:
@@ -74,38 +81,60 @@ def load_params(path: Path, schema: type[B]) -> B:
     Raises:
         ParamsError: naming every fault of the file at once.
     """
-    content = _read_yaml(path)
+    content = read_plain_yaml(path)
+    if content is None:
+        raise ParamsError(f"{path}: the file is empty.", "run `git checkout params.yaml`.")
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        faults = [_describe(fault, schema) for fault in error.errors(include_url=False)]
         raise ParamsError(
-            f"{path}: " + "; ".join(faults) + ".",
+            f"{path}: {_list_faults(error, schema)}.",
             f"mend {path}, or pass another value with `dvc exp run -S KEY=VALUE`.",
         ) from None
 
 
-def _read_yaml(path: Path) -> object:
-    try:
-        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ParamsError(
-            f"{path} does not exist.", "run the command in the project's folder."
-        ) from None
-    except (YAMLError, UnicodeDecodeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ParamsError(f"{path} cannot be read: {reason}.", "mend the YAML.") from None
+_MOST_FAULTS = 40
+
+
+def _list_faults(error: ValidationError, schema: type[Block]) -> str:
+    faults = error.errors(include_url=False)
+    shown = [_describe(fault, schema) for fault in faults[:_MOST_FAULTS]]
+    more = [f"and {len(faults) - _MOST_FAULTS:,} more"] if len(faults) > _MOST_FAULTS else []
+    return "; ".join(shown + more)
 
 
 def _describe(fault: ErrorDetails, schema: type[Block]) -> str:
     location = [part for part in fault["loc"] if isinstance(part, str)]
-    key = ".".join(_without_union_tags(location, schema)) or "the file"
+    shown = one_line(".".join(_without_union_tags(location, schema)), _LONGEST) or "the file"
     if fault["type"] == "extra_forbidden":
-        return f"unknown key {key}{_did_you_mean(location, schema)}"
+        return f"unknown key {shown}{_did_you_mean(location, schema)}"
     if fault["type"] == "missing":
-        return f"{key} is missing"
+        return f"{shown} is missing"
+    if fault["type"] == "invalid_key":
+        return f"a key is {_shorten(fault['input'])}, which is no text"
+    return f"{shown}: {_reason(fault)}, got {_shorten(fault['input'])}{_did_you_mean_value(fault)}"
+
+
+def _reason(fault: ErrorDetails) -> str:
+    if fault["type"] in _REASONS:
+        return _REASONS[fault["type"]]
     reason = fault["msg"].removeprefix("Value error, ")
-    return f"{key}: {reason[0].lower()}{reason[1:]}, got {_shorten(fault['input'])}"
+    return f"{reason[0].lower()}{reason[1:]}"
+
+
+_REASONS = {
+    "model_type": "input should be keys with values",
+    "string_pattern_mismatch": "input should be text without NUL",
+}
+"""Reasons that the library words for programmers."""
+
+
+def _did_you_mean_value(fault: ErrorDetails) -> str:
+    if fault["type"] != "literal_error" or not isinstance(fault["input"], str):
+        return ""
+    known = re.findall("'([^']*)'", fault["ctx"]["expected"])
+    close = difflib.get_close_matches(fault["input"][:_LONGEST], known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _without_union_tags(location: list[str], schema: type[Block]) -> list[str]:
@@ -133,10 +162,15 @@ def _did_you_mean(location: list[str], schema: type[Block]) -> str:
     for part in location[:-1]:
         block = _inner_block(block, part) if block else None
     known = list(block.model_fields) if block else []
-    close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(location[-1][:_LONGEST], known, n=1, cutoff=0.5)
     return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(known)})"
 
 
 def _shorten(value: object) -> str:
-    text = "nan" if isinstance(value, float) and math.isnan(value) else repr(value)
-    return textwrap.shorten(text, 60, placeholder="...")
+    if isinstance(value, float) and math.isnan(value):
+        return "nan"
+    return one_line(repr(value), _LONGEST)
+
+
+_LONGEST = 60
+"""Characters of a key or value in a message."""

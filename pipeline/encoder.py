@@ -7,6 +7,7 @@ A student directory loads in plain `transformers.AutoModel` and in
     modules.json, 1_Pooling/, sentence_bert_config.json   sentence-transformers
     heads.json, heads.safetensors                  the grounding heads and their objective
     README.md                                      the model card
+    checksums.json                                 sha256 of the files that make an embedding
 """
 
 import json
@@ -32,8 +33,9 @@ from pipeline.errors import (
     PipelineError,
     StaleArtifactError,
 )
+from pipeline.redact import one_line
 from pipeline.runtime import length_batches, progress
-from pipeline.student_files import POOLING_FILE
+from pipeline.student_files import POOLING_FILE, require_sealed_student, seal_student
 
 Pooling = Literal["cls", "mean"]
 Tokens = Mapping[str, Int[Tensor, "batch tokens"]]
@@ -397,6 +399,7 @@ def save_student(folder: Path, student: Student, card: str) -> None:
     }
     _write(folder / "heads.json", about)
     (folder / "README.md").write_text(card, encoding="utf-8")
+    seal_student(folder)
 
 
 def load_student(folder: Path, device: torch.device) -> Student:
@@ -404,8 +407,9 @@ def load_student(folder: Path, device: torch.device) -> Student:
 
     Raises:
         ModelError: it cannot be loaded.
-        InputError: the heads are missing or do not fit.
+        InputError: the heads are missing or do not fit, or a file is not what was saved.
     """
+    require_sealed_student(folder)
     encoder = SentenceEncoder.load(folder)
     try:
         about = json.loads((folder / "heads.json").read_text(encoding="utf-8"))
@@ -515,7 +519,7 @@ def _load_transformers(name: str | Path) -> tuple[nn.Module, Any]:
 
     _silence_transformers()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name))
+        tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
         backbone, info = AutoModel.from_pretrained(
             str(name),
             dtype=torch.float32,
@@ -572,4 +576,4 @@ def _write(path: Path, content: Any) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return one_line((str(error).strip() or type(error).__name__).splitlines()[0], 300)

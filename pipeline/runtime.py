@@ -7,16 +7,18 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
 import tempfile
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from pipeline.errors import InterruptedRunError, ResourceError
 
@@ -85,6 +87,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
             yield temporary
             _sync(temporary)
             temporary.chmod(0o666 & ~_umask())
+            _require_going_on()
             temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -106,6 +109,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             for path in sorted(temporary.rglob("*")):
                 _sync(path)
             temporary.chmod(0o777 & ~_umask())
+            _require_going_on()
             _swap(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -153,12 +157,79 @@ def reports_unwritable(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _REMEDIES:
+        number = _number_of(error)
+        if number not in _REMEDIES:
             raise
         raise ResourceError(
-            f"{target} could not be written: {os.strerror(error.errno).lower()}.",
-            _REMEDIES[error.errno],
+            f"{target} could not be written: {os.strerror(number).lower()}.", _REMEDIES[number]
         ) from error
+
+
+def _number_of(error: OSError) -> int:
+    """Its errno; numpy has none where fewer bytes than it asked for found room."""
+    if error.errno is None and _SHORT.search(str(error)):
+        return errno.ENOSPC
+    return error.errno or 0
+
+
+_SHORT = re.compile("requested and [0-9]+ written|problem writing element")
+
+
+class Output:
+    """A file for libraries that tell otherwise than by OSError that it could not be written."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.refusal: OSError | None = None
+        """What the system said."""
+
+    def write(self, content: Any) -> int:
+        """As a file's."""
+        try:
+            return self._stream.write(content)
+        except OSError as error:
+            self.refusal = error
+            raise
+
+    def flush(self) -> None:
+        """As a file's."""
+        self._stream.flush()
+
+
+@contextlib.contextmanager
+def output_file(path: Path) -> Iterator[Output]:
+    """A new file, for the writers of FAISS, numpy and torch.
+
+    Raises:
+        OSError: the system's, such as a full disk, whatever the library made of it.
+    """
+    with path.open("wb") as stream:
+        output = Output(stream)
+        try:
+            yield output
+        except Exception:
+            if output.refusal is not None:
+                raise output.refusal from None
+            raise
+
+
+def save_array(path: Path, array: "NDArray[Any]") -> None:
+    """Write an array as .npy; errors as `output_file`."""
+    import numpy as np
+
+    with output_file(path) as stream:
+        np.save(cast(IO[bytes], stream), array, allow_pickle=False)
+
+
+_OUT_OF_MEMORY = re.compile(
+    "out of memory|allocate memory|bad_?alloc|bad allocation", re.IGNORECASE
+)
+"""How native libraries word it, on GPU and CPU, in an error that is no MemoryError."""
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether an error, of whatever type, says that memory ran out."""
+    return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
 
 
 def _sync(path: Path) -> None:
@@ -219,16 +290,35 @@ def ends_on_signal(command: str) -> Iterator[None]:
         # Workers that the same signal ended are no error of their own any more.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         name = signal.Signals(number).name
-        raise InterruptedRunError(
-            f"{command} was stopped by {name}; nothing half-written was left.",
-            "run the same command again.",
+        _stops.append(
+            InterruptedRunError(
+                f"{command} was stopped by {name}; nothing half-written was left.",
+                "run the same command again.",
+            )
         )
+        raise _stops[-1]
 
+    _stops.clear()
     previous = _install({signal.SIGTERM: stop, signal.SIGINT: stop})
     try:
         yield
+        _require_going_on()
     finally:
         _install(previous)
+        _stops.clear()
+
+
+_stops: list[InterruptedRunError] = []
+"""The signals that came."""
+
+
+def _require_going_on() -> None:
+    """End a run that was stopped while a native library ran, which may have swallowed the error.
+
+    Nothing gets its final name any more: what was made since may lack what was to be done then.
+    """
+    if _stops:
+        raise _stops[-1]
 
 
 @contextlib.contextmanager
@@ -271,16 +361,35 @@ def progress(
     items: Iterable[T], *, what: str, unit: str, total: int | None = None, show: bool = True
 ) -> Iterator[T]:
     """Yield `items` under a progress bar on stderr, with rate and time left."""
-    from tqdm import tqdm
-
-    yield from tqdm(items, total=total, desc=what, unit=unit, mininterval=0.5, disable=not show)
+    bar = _bar(items, total=total, desc=what, unit=unit, disable=not show)
+    yield from bar
 
 
 def counter(what: str, unit: str, total: int, *, done: int = 0, show: bool = True) -> "tqdm[Any]":
     """A progress bar on stderr, with rate and time left, that is moved on by `update`."""
+    return _bar(total=total, initial=done, desc=what, unit=unit, disable=not show)
+
+
+def bytes_counter(what: str, total: int | None, done: int) -> "tqdm[Any]":
+    """A progress bar of bytes, as `counter`."""
+    return _bar(total=total, initial=done, desc=what, unit="B", unit_scale=True)
+
+
+def _bar(*items: Iterable[Any], **settings: Any) -> "tqdm[Any]":
     from tqdm import tqdm
 
-    return tqdm(total=total, initial=done, desc=what, unit=unit, mininterval=0.5, disable=not show)
+    bar: tqdm[Any] = cast(Any, tqdm)(*items, mininterval=0.5, **settings)
+    _bars.add(bar)
+    return bar
+
+
+_bars: "weakref.WeakSet[tqdm[Any]]" = weakref.WeakSet()
+
+
+def end_bars() -> None:
+    """End the lines of progress bars that an error left open, so that what is said stands alone."""
+    for bar in list(_bars):
+        bar.close()
 
 
 def ahead(

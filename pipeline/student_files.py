@@ -1,8 +1,9 @@
-"""Which files of a student directory make its embeddings; read without torch."""
+"""Which files of a student directory make its embeddings, and their checksums; without torch."""
 
 from pathlib import Path
 
 from pipeline.runtime import hash_file, hash_strings
+from pipeline.seal import require_sealed, seal
 
 POOLING_FILE = Path("1_Pooling/config.json")
 _IDENTITY_FILES = (
@@ -21,3 +22,23 @@ def hash_student(folder: Path) -> str:
     """A hash of everything in a student directory that changes an embedding."""
     names = [name for name in _IDENTITY_FILES if (folder / name).is_file()]
     return hash_strings(part for name in names for part in (str(name), hash_file(folder / name)))
+
+
+def seal_student(folder: Path) -> None:
+    """Note the checksums of a student's files, the pooling's own and the model card left out."""
+    seal(folder, *_sealed(folder))
+
+
+def require_sealed_student(folder: Path) -> None:
+    """Refuse a student whose files are not those that were saved.
+
+    Raises:
+        InputError: naming the file.
+    """
+    fix = "run `dvc repro -f train`, or get the model again."
+    require_sealed(folder, *_sealed(folder), fix=fix)
+
+
+def _sealed(folder: Path) -> list[str]:
+    names = map(str, _IDENTITY_FILES)
+    return [name for name in names if "/" not in name and (folder / name).is_file()]

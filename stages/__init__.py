@@ -1,1 +1,39 @@
-"""One typer command a step of the pipeline."""
+"""One typer command a step of the pipeline.
+
+The modules of a command take seconds to import. Until it begins, the few lines below see to it that
+`python -m stages.X` ends in one line too where it is stopped, and that no file it opens takes the
+place of a standard stream that was closed: what libraries print would go into that file.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from types import FrameType
+
+
+def _end_quietly(number: int, _frame: FrameType | None) -> None:
+    command = sys.orig_argv[sys.orig_argv.index("-m") + 1].removeprefix("stages.")
+    name = signal.Signals(number).name
+    what = f"error: {command} was stopped by {name}; nothing half-written was left."
+    with contextlib.suppress(OSError):
+        os.write(2, f"{what}\n  fix: run the same command again.\n".encode())
+    os._exit(1)
+
+
+def _open_standard_streams() -> None:
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
+if sys.argv[0] == "-m":  # as it is only while the module of a command is being looked for
+    _open_standard_streams()
+    signal.signal(signal.SIGINT, _end_quietly)
+    signal.signal(signal.SIGTERM, _end_quietly)

@@ -1,9 +1,12 @@
 """What all commands share: checked params, logs on stderr, one red line and exit 1."""
 
+import contextlib
+import errno
 import functools
+import inspect
+import io
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,13 +20,11 @@ from rich.text import Text
 from pipeline.config import load_params
 from pipeline.errors import InterruptedRunError, PipelineError
 from pipeline.params.schema import Params
-from pipeline.runtime import ends_on_signal, keep_freed_memory
+from pipeline.redact import redact
+from pipeline.runtime import end_bars, ends_on_signal, keep_freed_memory, ran_out_of_memory
 
 PARAMS_FILE = Path("params.yaml")
 DEBUG_VARIABLE = "KDMCSE_DEBUG"
-
-_OUT_OF_MEMORY = re.compile("out of memory|allocate memory")
-"""How torch words it, on GPU and CPU, in an error that is no MemoryError."""
 
 P = ParamSpec("P")
 
@@ -41,13 +42,17 @@ def run_stage(main: Callable[P, None]) -> typer.Typer:
 
 
 def _reporting_errors(main: Callable[P, None]) -> Callable[P, None]:
+    stage = Path(inspect.getfile(main)).stem
+
     @functools.wraps(main)
     def command(*args: P.args, **kwargs: P.kwargs) -> None:
-        _log_to_stderr()
+        _print_any_character()
+        _log_to_stderr(stage)
         keep_freed_memory()
         try:
-            with ends_on_signal(Path(sys.argv[0]).stem):
+            with ends_on_signal(stage):
                 main(*args, **kwargs)
+            sys.stdout.flush()
         except (PipelineError, InterruptedRunError) as error:
             _fail(error.what, error.fix)
         except BrokenPipeError:
@@ -58,25 +63,75 @@ def _reporting_errors(main: Callable[P, None]) -> Callable[P, None]:
     return command
 
 
+def _print_any_character() -> None:
+    """Escape what a terminal's encoding has no letter for, such as file names of other systems."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _fail_unexpectedly(error: Exception) -> None:
     if os.environ.get(DEBUG_VARIABLE):
-        traceback.print_exc()
+        sys.stderr.write(redact(traceback.format_exc()))
     reason = " ".join(str(error).split())[:300]
-    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(reason):
+    if ran_out_of_memory(error):
         _fail("memory ran out.", "lower the batch size, or use a machine with more memory.")
+    if isinstance(error, OSError) and error.filename is None and error.errno in _OF_STREAMS:
+        _drop_output()
+        _fail(
+            f"the output could not be written: {os.strerror(error.errno).lower()}.",
+            "send it to a place that can be written.",
+        )
     _fail(
         f"unexpected {type(error).__name__}: {reason}",
         f"this is a bug; run again with {DEBUG_VARIABLE}=1 and report the traceback.",
     )
 
 
+_OF_STREAMS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""What a full disk or a terminal that is gone answers to output."""
+
+
+def _drop_output() -> None:
+    """Let what is still to be written go nowhere, so that Python does not try again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def _fail(what: str, fix: str) -> None:
+    end_bars()
     console = Console(stderr=True, soft_wrap=True)
-    console.print(Text.assemble(("error: ", "bold red"), (what, "red")))
-    console.print(Text(f"  fix: {fix}"))
+    console.print(Text.assemble(("error: ", "bold red"), (_shown(what), "red")))
+    console.print(Text(f"  fix: {_shown(fix)}"))
     raise typer.Exit(1)
 
 
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+def _shown(text: str) -> str:
+    """One line without secrets, in characters that do nothing to a terminal."""
+    line = " ".join(redact(text).split())
+    return "".join(part if part.isprintable() else repr(part)[1:-1] for part in line)
+
+
+class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Lines on stderr, each on its own also while a progress bar stands there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        bars = sys.modules.get("tqdm")
+        with bars.tqdm.external_write_mode(sys.stderr) if bars else contextlib.nullcontext():
+            super().emit(record)
+
+
+class _Format(logging.Formatter):
+    """Time, stage and message on one line, without secrets."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(f"%(asctime)s {stage}: %(message)s", datefmt="%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _shown(super().format(record))
+
+
+def _log_to_stderr(stage: str) -> None:
+    handler = _Handler()
+    handler.setFormatter(_Format(stage))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("kdmcse").setLevel(logging.INFO)

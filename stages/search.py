@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,9 +15,20 @@ from pipeline.download.archives import reports_unreadable
 from pipeline.errors import InputError
 from pipeline.index.layout import Target, Window
 from pipeline.index.milvus import DEFAULT_PREFIX, Address, MilvusIndex
-from pipeline.search import Answer, Searcher, check_query, read_picture, read_queries
+from pipeline.redact import one_line
+from pipeline.search import (
+    MAX_QUERY_CHARACTERS,
+    Answer,
+    Searcher,
+    check_query,
+    read_picture,
+    read_queries,
+)
 from stages import paths
 from stages._cli import read_params, run_stage
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 _AT_ONCE = 64
 """Queries that are answered before the first of them is printed."""
@@ -119,21 +130,28 @@ def _read_queries(query: str | None, file: Path | None, by_image: Path | None) -
 
 
 def _print_json(answer: Answer) -> Answer:
-    typer.echo(json.dumps(asdict(answer), ensure_ascii=False))
+    text = json.dumps(asdict(answer), ensure_ascii=False)
+    typer.echo("".join(part if part.isprintable() else json.dumps(part)[1:-1] for part in text))
     return answer
 
 
 def _print_table(answer: Answer) -> Answer:
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    table = Table("rank", "cosine", "text", "count", "image", title=Text(answer.query))
+    table = Table("rank", "cosine", "text", "count", "image", title=_plain(answer.query))
     for hit in answer.hits:
-        cells = (Text(hit.text), str(hit.count), Text(hit.member))
+        cells = (_plain(hit.text), str(hit.count), _plain(hit.member))
         table.add_row(str(hit.rank), f"{hit.score:.4f}", *cells)
     Console().print(table)
     return answer
+
+
+def _plain(text: str) -> "Text":
+    """Text that cannot steer a terminal."""
+    from rich.text import Text
+
+    return Text(one_line(text, MAX_QUERY_CHARACTERS))
 
 
 app = run_stage(main)

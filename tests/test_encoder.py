@@ -18,7 +18,7 @@ from pipeline.encoder import (
 )
 from pipeline.errors import InputError, MissingArtifactError, ModelError
 from pipeline.student_files import hash_student
-from tests.conftest import ROOT
+from tests.conftest import ROOT, unseal
 
 START = ROOT / "data/demo/student"
 SENTENCES = [
@@ -140,6 +140,9 @@ def test_the_hash_follows_what_changes_an_embedding(saved):
 
 def test_damage_is_named(saved):
     (saved / "heads.safetensors").write_bytes(b"rot")
+    with pytest.raises(InputError, match=r"heads\.safetensors is damaged: its sha256"):
+        load_student(saved, torch.device("cpu"))
+    unseal(saved)
     with pytest.raises(InputError, match="no usable grounding heads"):
         load_student(saved, torch.device("cpu"))
     (saved / "model.safetensors").write_bytes(b"rot")
@@ -225,5 +228,6 @@ def test_the_seed_travels_with_the_student(saved, tmp_path_factory):
     assert load_student(folder, torch.device("cpu")).seed == 7
     about = json.loads((folder / "heads.json").read_text())
     del about["seed"]
+    unseal(folder)
     (folder / "heads.json").write_text(json.dumps(about))
     assert load_student(folder, torch.device("cpu")).seed is None

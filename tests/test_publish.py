@@ -28,7 +28,7 @@ from pipeline.evaluate.report import System, describe_encoder, write_report
 from pipeline.evaluate.scores import Score
 from pipeline.features.store import Features, TeacherIdentity, write_features
 from pipeline.publish import _folder_md5, push
-from tests.conftest import ROOT, assert_clear_error, invoke, write_params
+from tests.conftest import ROOT, assert_clear_error, invoke, unseal, write_params
 
 BASE = ROOT / "data/demo/student"
 SENTENCES = ["a red circle above a blue square", "a blue square below a red circle"]
@@ -400,10 +400,13 @@ def edit(path: str, change: dict) -> None:
 
 def test_parts_of_different_runs_are_refused(run):
     shutil.copytree("data/models/0", "kept")
+    for seed in "01":
+        unseal(Path("data/models", seed))
     shutil.copy("data/models/1/model.safetensors", "data/models/0/model.safetensors")
     assert_clear_error(invoke("publish"), "reports/evaluate/0.json", "another student")
     shutil.rmtree("data/models/0")
     shutil.copytree("kept", "data/models/0")
+    unseal(Path("data/models/0"))
     edit("data/models/0/config.json", {"note": "touched"})  # no weight, so only dvc.lock knows
     assert_clear_error(invoke("publish"), "dvc.lock", "train@0")
     edit("data/models/1/heads.json", {"seed": 0})

@@ -1,20 +1,26 @@
 import errno
+import os
+import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import ResourceError
+from pipeline.errors import InterruptedRunError, ResourceError
 from pipeline.runtime import (
     ahead,
     atomic_file,
     atomic_folder,
+    ends_on_signal,
     hash_strings,
     length_batches,
+    ran_out_of_memory,
+    save_array,
     write_json,
 )
 from tests.conftest import ROOT
@@ -151,3 +157,45 @@ def test_ahead_that_is_closed_starts_nothing_more():
     count = len(started)
     time.sleep(0.05)
     assert len(started) <= count + 1 < 1000
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_that_a_library_swallows_ends_the_run_before_anything_is_renamed(tmp_path, number):
+    def swallow() -> None:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        except BaseException:  # noqa: BLE001  # as native code does that calls Python back
+            return
+
+    with pytest.raises(InterruptedRunError, match=number.name), ends_on_signal("stage"):
+        swallow()
+        with atomic_file(tmp_path / "file") as temporary:
+            temporary.write_text("made after the stop")
+    with pytest.raises(InterruptedRunError, match=number.name), ends_on_signal("stage"):
+        swallow()
+    assert list(tmp_path.iterdir()) == []
+    with ends_on_signal("stage"), atomic_folder(tmp_path / "folder"):
+        pass  # another run in this process is not stopped
+    assert (tmp_path / "folder").is_dir()
+
+
+def test_a_disk_that_fills_up_under_numpy_is_told(tmp_path):
+    """numpy's own message for that has no errno."""
+    with pytest.raises(ResourceError, match="no space left"), atomic_file(tmp_path / "x"):
+        raise OSError("76800 requested and 992 written")
+    with pytest.raises(ResourceError, match="no space left"), atomic_file(tmp_path / "x") as path:
+        path.unlink()
+        path.symlink_to("/dev/full")
+        save_array(path, np.zeros(100_000))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_that_ran_out_is_known_by_its_words():
+    for error in (
+        MemoryError(),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("CUDA out of memory"),
+    ):
+        assert ran_out_of_memory(error)
+    assert not ran_out_of_memory(ValueError("no such key"))

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import lzma
 import os
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from pipeline.errors import InputError, PipelineError, ResourceError
+from pipeline.redact import one_line
 
 MAX_MEMBER_BYTES = 256 * 1024**2
 """No single member of an archive may be larger when unpacked."""
@@ -25,14 +27,25 @@ _FAULTS = (
     tarfile.TarError,
     zlib.error,
     lzma.LZMAError,
+    struct.error,
+    ArithmeticError,
+    AttributeError,
     EOFError,
+    LookupError,
     OSError,
     RuntimeError,
+    TypeError,
+    ValueError,
 )
+"""What the libraries raise about damaged bytes; they let pass what their own code stumbles over."""
+
 _SAID_OF_DAMAGE = (None, errno.EINVAL, errno.EOVERFLOW)
 """The errno of decoders, and of a seek to where only a damaged archive would point."""
 
 _TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
+
+_LONGEST = 120
+"""Characters of a member's name, or of what a library says, in a message."""
 
 _Entry = zipfile.ZipInfo | tarfile.TarInfo
 
@@ -109,7 +122,8 @@ class Archive:
         size = self.sizes[member]
         if size > MAX_MEMBER_BYTES:
             raise InputError(
-                f"{self.path}: {member} unpacks to {size:,} bytes, more than {MAX_MEMBER_BYTES:,}.",
+                f"{self.path}: {one_line(member, _LONGEST)} unpacks to {size:,} bytes, "
+                f"more than {MAX_MEMBER_BYTES:,}.",
                 "remove it from the archive, or get the archive from its source again.",
             )
         try:
@@ -149,9 +163,10 @@ class Archive:
     def _fault(self, error: Exception, member: str = "") -> PipelineError:
         if isinstance(error, OSError) and error.errno not in _SAID_OF_DAMAGE:
             return refusal(self.path, error)
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(" ".join(str(error).split()) or type(error).__name__, _LONGEST)
+        where = f"{self.path}: {one_line(member, _LONGEST)}" if member else self.path
         return InputError(
-            f"{self.path}{': ' + member if member else ''} is damaged or truncated ({reason}).",
+            f"{where} is damaged or truncated ({reason}).",
             f"delete {self.path.name} and fetch it again.",
         )
 

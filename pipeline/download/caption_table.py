@@ -11,6 +11,7 @@ from pipeline.download.archives import reports_unreadable
 from pipeline.download.parquet import ParquetRows, require_column
 from pipeline.errors import InputError
 from pipeline.params.download import FolderParams
+from pipeline.redact import one_line
 
 _BLOCK = "download.folder"
 _LONGEST_LINE = 1 << 26
@@ -147,7 +148,7 @@ class _Records(Iterator[tuple[int, list[str]]]):
             return next(self._reader)
         except csv.Error as error:
             raise InputError(
-                f"{self._path} line {line:,} is malformed: {error}.",
+                f"{self._path} line {line:,} is malformed: {one_line(str(error), 120)}.",
                 'close every quoted field, and double the quotes (") inside it.',
             ) from None
 

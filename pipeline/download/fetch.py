@@ -2,27 +2,39 @@
 
 A transfer that breaks leaves `NAME.part`, and the next one from the same address asks for the rest
 of it (HTTP Range, if the file there is still the same). The sha256 of every file is recorded at
-first use in `checksums.json` beside it, with the address it came from; the same address must give
-the same bytes ever after.
+first use in `checksums.json` beside it, with the address it came from, less its secrets; the same
+address must give the same bytes ever after. Several runs may want the same file: they take turns.
 """
 
-import json
+import contextlib
+import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from pathlib import Path
+from typing import IO
 from urllib.parse import quote
 
 import requests
+from pydantic import TypeAdapter, ValidationError
 from requests.adapters import HTTPAdapter
-from tqdm import tqdm
+from urllib3 import BaseHTTPResponse
 from urllib3.util import Retry
 
 from pipeline.download.sources import RemoteFile
 from pipeline.errors import DownloadError
-from pipeline.runtime import atomic_file, hash_file, log, reports_unwritable, write_json
+from pipeline.redact import one_line, redact
+from pipeline.runtime import (
+    atomic_file,
+    bytes_counter,
+    hash_file,
+    log,
+    reports_unwritable,
+    write_json,
+)
 
 MIRROR_VARIABLE = "DATA_MIRROR"
 CHECKSUMS = "checksums.json"
@@ -31,6 +43,8 @@ _HUB = "hf://"
 _TIMEOUT = (20, 60)
 _CHUNK = 1 << 16
 _BREAKS = 5
+_PATIENCE = 3600
+"""Seconds that a server may ask to wait."""
 
 
 @dataclass(frozen=True)
@@ -56,21 +70,62 @@ def fetch(file: RemoteFile, folder: Path, mirror: str | None) -> Fetched:
     """
     address = _address(file, mirror)
     target, part = folder / file.name, folder / f"{file.name}.part"
-    known = _read_checksums(folder).get(file.name, {})
-    expected = known["sha256"] if known.get("address") == address else None
+    folder.mkdir(parents=True, exist_ok=True)
+    with _turn(folder, file.name):
+        return _find_or_transfer(address, target, part)
+
+
+@contextlib.contextmanager
+def _turn(folder: Path, name: str) -> Iterator[None]:
+    """Wait until no other run transfers the file, on file systems that know locks."""
+    path = folder / f".{name}.lock"
+    with reports_unwritable(path):
+        lock = path.open("ab")
+    with lock:
+        _take(lock, name)
+        if not _is_at(lock, path):  # the run before us was the last and took the file away
+            with _turn(folder, name):
+                yield
+            return
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _take(lock: IO[bytes], name: str) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("another run fetches %s; waiting for it", name)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError:
+        log.warning("no locks here: let one run at a time fetch %s", name)
+
+
+def _is_at(lock: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _find_or_transfer(address: str, target: Path, part: Path) -> Fetched:
+    folder, name = target.parent, target.name
+    known = _read_checksums(folder).get(name)
+    expected = known.sha256 if known is not None and known.address == redact(address) else None
     if target.is_file() and expected is not None:
         _verify(target, hash_file(target), expected, f"delete {target} to fetch it again.")
         return Fetched(target, expected, address)
-    folder.mkdir(parents=True, exist_ok=True)
-    _transfer(address, file.name, part)
+    _transfer(address, name, part)
     digest = hash_file(part)
     if expected is not None and digest != expected:
         part.unlink()
-        _verify(address, digest, expected, _ACCEPT.format(folder / CHECKSUMS, file.name))
+        _verify(address, digest, expected, _ACCEPT.format(folder / CHECKSUMS, name))
     part.replace(target)
     _note_of(part).unlink(missing_ok=True)
-    checksums = _read_checksums(folder) | {file.name: {"sha256": digest, "address": address}}
-    write_json(folder / CHECKSUMS, checksums)
+    checksums = _read_checksums(folder) | {name: _Checksum(digest, redact(address))}
+    write_json(folder / CHECKSUMS, {name: asdict(one) for name, one in checksums.items()})
     return Fetched(target, digest, address)
 
 
@@ -85,14 +140,25 @@ def _address(file: RemoteFile, mirror: str | None) -> str:
     return str(Path(mirror) / file.name)
 
 
-def _read_checksums(folder: Path) -> dict[str, dict[str, str]]:
+@dataclass(frozen=True)
+class _Checksum:
+    sha256: str
+    address: str
+
+
+_CHECKSUMS = TypeAdapter(dict[str, _Checksum])
+
+
+def _read_checksums(folder: Path) -> dict[str, _Checksum]:
     path = folder / CHECKSUMS
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return _CHECKSUMS.validate_json(path.read_bytes(), strict=True)
     except FileNotFoundError:
         return {}
-    except (ValueError, OSError) as error:
-        raise DownloadError(f"{path} cannot be read: {error}.", "delete it.") from None
+    except ValidationError:
+        raise DownloadError(f"{path} is no table of checksums.", "delete it.") from None
+    except OSError as error:
+        raise DownloadError(f"{path} cannot be read: {error.strerror}.", "delete it.") from None
 
 
 def _verify(path: Path | str, digest: str, expected: str, fix: str) -> None:
@@ -172,7 +238,7 @@ def _append(address: str, part: Path) -> int | None:
         response.raise_for_status()
         start = offset if _continues(response, offset) else 0
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
-        write_json(_note_of(part), {"address": address, "validator": validator})
+        write_json(_note_of(part), {"address": redact(address), "validator": validator})
         total = _whole_size(response, start)
         with reports_unwritable(part), part.open("ab" if start else "wb") as stream:
             for chunk in _watched(response, part.stem, total, start):
@@ -206,23 +272,26 @@ def _note_of(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
-def _read_note(part: Path) -> dict[str, str]:
+_NOTE = TypeAdapter(dict[str, str | None])
+
+
+def _read_note(part: Path) -> dict[str, str | None]:
     try:
-        return dict(json.loads(_note_of(part).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return _NOTE.validate_json(_note_of(part).read_bytes(), strict=True)
+    except (OSError, ValidationError):
         return {}
 
 
 def _drop_foreign_part(part: Path, address: str) -> None:
     """A part of another address, or of nobody knows which, cannot be continued."""
-    if _read_note(part).get("address") != address:
+    if _read_note(part).get("address") != redact(address):
         part.unlink(missing_ok=True)
 
 
 def _watched(
     response: requests.Response, name: str, total: int | None, start: int
 ) -> Iterator[bytes]:
-    with tqdm(desc=name, total=total, initial=start, unit="B", unit_scale=True) as bar:
+    with bytes_counter(name, total, start) as bar:
         for chunk in response.iter_content(_CHUNK):
             yield chunk
             bar.update(len(chunk))
@@ -236,9 +305,30 @@ def _whole_size(response: requests.Response, offset: int) -> int | None:
     return offset + int(length) if length.isdigit() else None
 
 
+class _Patient(Retry):
+    """Waits as long as a server asks for, and says so; gives up where that is over an hour."""
+
+    def sleep_for_retry(self, response: BaseHTTPResponse) -> bool:
+        """As urllib3's; raises DownloadError."""
+        seconds = self.get_retry_after(response) or 0
+        if seconds >= _PATIENCE:
+            raise DownloadError(
+                f"the server is busy and asks to be left alone for {seconds:,.0f} s.",
+                "run the same command again after that; what was already transferred is kept.",
+            )
+        if seconds:
+            log.info("the server is busy and asks to wait %.0f s", seconds)
+        return super().sleep_for_retry(response)
+
+
 def _session() -> requests.Session:
     """A session that waits and retries on busy servers, honouring Retry-After."""
-    retry = Retry(total=4, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504))
+    retry = _Patient(
+        total=4,
+        backoff_factor=0.5,
+        status_forcelist=(429, 500, 502, 503, 504),
+        retry_after_max=sys.maxsize,
+    )
     session = requests.Session()
     for scheme in ("http://", "https://"):
         session.mount(scheme, HTTPAdapter(max_retries=retry))
@@ -255,7 +345,7 @@ def _size(path: Path) -> int:
 
 
 def _unreachable(address: str, error: Exception) -> DownloadError:
-    reason = " ".join(str(error).split())[:200]
+    reason = one_line(" ".join(str(error).split()), 200)
     return DownloadError(
         f"{address} cannot be fetched: {reason}",
         f"check the network, or put the file into a folder and name that in {MIRROR_VARIABLE}; "

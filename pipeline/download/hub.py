@@ -18,6 +18,7 @@ from pipeline.download.splits import SPLIT_OF_NAME, draw_split
 from pipeline.download.webdataset import Shard, add_shards
 from pipeline.errors import DownloadError, InputError
 from pipeline.params.download import HubParams, SplitsParams
+from pipeline.redact import one_line
 from pipeline.runtime import hash_strings, log, progress
 
 _KEY = "download.hub"
@@ -245,7 +246,7 @@ def open_table(path: Path, file: str, params: HubParams) -> ParquetRows:
     kind = table.schema.field(params.image_column).type
     if not _has_bytes(kind):
         raise InputError(
-            f"{file} has a column {params.image_column} of {kind}, no images.",
+            f"{file} has a column {params.image_column} of {one_line(str(kind), 120)}, no images.",
             f"set {_KEY}.image_column to a column of bytes, or of {{bytes, path}}.",
         )
     return table

@@ -10,6 +10,11 @@ import pandas as pd
 from pipeline.download.archives import Archive
 from pipeline.download.splits import SPLIT_OF_NAME
 from pipeline.errors import InputError
+from pipeline.redact import one_line
+
+_LARGEST_ID = (1 << 63) - 1
+_LONGEST = 120
+"""Characters of what is wrong, in a message."""
 
 
 def read_karpathy(
@@ -45,9 +50,10 @@ def _read_json(splits: Path, name: str) -> list[Any]:
     with Archive(splits) as archive:
         try:
             images = json.loads(archive.read(name))["images"]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            reason = one_line(str(error), _LONGEST)
             raise InputError(
-                f"{splits} holds no usable {name}: {error}.", "fetch the archive again."
+                f"{splits} holds no usable {name}: {reason}.", "fetch the archive again."
             ) from None
     if not isinstance(images, list) or not images:
         raise InputError(f"{splits}: {name} lists no images.", "fetch the archive again.")
@@ -74,9 +80,13 @@ def _image_row(
             SPLIT_OF_NAME[image["split"]],
             image["filename"],
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _malformed(where, error) from None
-    fallback = (next(iter(members.values()), ("", ""))[0], str(name))
+    if not (isinstance(name, str) and _is_text(name)):
+        raise _malformed(where, "filename")
+    if not 0 <= image_id <= _LARGEST_ID:
+        raise _malformed(where, "imgid")
+    fallback = (next(iter(members.values()), ("", ""))[0], name)
     archive, member = members.get(name, fallback)
     return {"image_id": image_id, "split": split, "archive": archive, "member": member}
 
@@ -86,10 +96,21 @@ def _caption_rows(image: Any, where: str) -> list[tuple[int, str]]:
         raw = [str(sentence["raw"]) for sentence in image["sentences"]]
     except (KeyError, TypeError) as error:
         raise _malformed(where, error) from None
+    if not all(map(_is_text, raw)):
+        raise _malformed(where, "sentence, but half of a character")
     return [(int(image["imgid"]), " ".join(text.split())) for text in raw]
 
 
-def _malformed(where: str, error: Exception) -> InputError:
+def _is_text(text: str) -> bool:
+    """Whether it can be written: JSON may hold one half of a character of two (RFC 8259, 8.2)."""
+    try:
+        return bool(text.encode("utf-8")) or not text
+    except UnicodeEncodeError:
+        return False
+
+
+def _malformed(where: str, error: Exception | str) -> InputError:
     return InputError(
-        f"{where} has no usable {error}.", "fetch caption_datasets.zip again from its source."
+        f"{where} has no usable {one_line(str(error), _LONGEST)}.",
+        "fetch caption_datasets.zip again from its source.",
     )

@@ -1,5 +1,6 @@
 """From images and captions of one's own to rows: numbered from 0, cleaned, counted."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,8 +18,12 @@ _BATCH = 4096
 
 def clean_caption(text: str) -> str:
     """A caption on one line, as UTF-8 can hold it, without characters that are no text."""
-    shown = text.replace("\0", " ").encode("utf-8", "replace").decode("utf-8")
+    shown = _CONTROLS.sub(" ", text).encode("utf-8", "replace").decode("utf-8")
     return " ".join(shown.split())
+
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""Those of Unicode's category Cc, of which terminals take some for commands."""
 
 
 class PairRows:

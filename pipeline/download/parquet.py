@@ -9,8 +9,12 @@ import pyarrow.parquet as pq
 
 from pipeline.download.archives import refusal
 from pipeline.errors import InputError, PipelineError
+from pipeline.redact import one_line
 
 _BUFFER = 1 << 20
+_FAULTS = (pa.ArrowException, OSError, UnicodeDecodeError)
+_LONGEST = 200
+"""Characters of what Arrow says, in a message."""
 
 
 def has_text(kind: pa.DataType) -> bool:
@@ -42,11 +46,12 @@ class ParquetRows:
         self._columns = list(dict.fromkeys(keys.values()))
         try:
             self._file = pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
-        except (pa.ArrowException, OSError) as error:
+            self.schema = self._file.schema_arrow
+            names = self.schema.names
+        except _FAULTS as error:
             raise self._fault(error) from None
-        self.schema = self._file.schema_arrow
         for key, column in keys.items():
-            require_column(self.name, self.schema.names, key, column)
+            require_column(self.name, names, key, column)
 
     @property
     def count(self) -> int:
@@ -62,7 +67,7 @@ class ParquetRows:
         kind = self.schema.field(column).type
         if not has_text(kind):
             raise InputError(
-                f"{self.name} has a column {column} of {kind}, no text.",
+                f"{self.name} has a column {column} of {one_line(str(kind), 120)}, no text.",
                 f"name another column as {key}, or store it as text.",
             )
 
@@ -82,7 +87,7 @@ class ParquetRows:
     def _next(self, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch | None:
         try:
             return next(batches, None)
-        except (pa.ArrowException, OSError) as error:
+        except _FAULTS as error:
             raise self._fault(error) from None
 
     def _cells(self, batch: pa.RecordBatch, start: int) -> list[dict[str, Any]]:
@@ -100,7 +105,8 @@ class ParquetRows:
     def _fault(self, error: Exception) -> PipelineError:
         if isinstance(error, OSError) and error.errno is not None:
             return refusal(self.name, error)
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = one_line(first, _LONGEST).rstrip(".")
         return InputError(
             f"{self.name} cannot be read as Parquet: {reason}.", "get or write the file again."
         )
@@ -121,7 +127,7 @@ def require_column(table: str, columns: Sequence[str], key: str, wanted: str) ->
     if columns.count(wanted) == 1:
         return
     problem = "has several columns" if wanted in columns else "has no column"
-    shown = ", ".join(repr(column)[:40] for column in columns[:_SHOWN])
+    shown = one_line(", ".join(repr(column)[:40] for column in columns[:_SHOWN]), _LONGEST)
     raise InputError(
         f"{table} {problem} {wanted!r:.60}; its columns are {shown or 'none'}.",
         f"set {key} to the right one.",

@@ -4,6 +4,7 @@
     pairs/captions.parquet     caption_id, image_id, caption
     pairs/archives.parquet     archive, bytes, modified (ns since 1970); only of shards elsewhere
     pairs/<archive>            the images, packed as downloaded (zip or tar)
+    */checksums.json           sha256 of the tables, which are held against it when they are read
     text/sentences.parquet     sentence
     evaluation/sts.parquet     task, subset, split, sentence1, sentence2, score
     evaluation/transfer.parquet task, split, sentence1, sentence2 (or null), label
@@ -34,6 +35,7 @@ from numpy.typing import ArrayLike
 
 from pipeline.errors import InputError, MissingArtifactError
 from pipeline.runtime import atomic_file, hash_strings
+from pipeline.seal import require_sealed, seal
 
 SPLITS = ("train", "val", "test")
 _ELSEWHERE = "archives.parquet"
@@ -274,6 +276,7 @@ def _open_table(path: Path, schema: pa.Schema) -> Iterator["_TableWriter"]:
         pq.ParquetWriter(temporary, schema, compression="zstd") as file,
     ):
         yield _TableWriter(file, schema)
+    seal(path.parent, path.name)
 
 
 class _TableWriter:
@@ -332,6 +335,7 @@ def read_table(
 
 
 def _load(path: Path, redo: str) -> pa.Table:
+    require_sealed(path.parent, path.name, fix=redo)
     try:
         return pq.read_table(path)
     except (pa.ArrowException, OSError) as error:

@@ -17,6 +17,7 @@ import pandas as pd
 from pipeline.download.archives import Archive
 from pipeline.download.records import STS, TRANSFER
 from pipeline.errors import InputError
+from pipeline.redact import one_line
 
 STS_SUBSETS: Mapping[str, tuple[str, ...]] = {
     "STS12": ("MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),
@@ -27,6 +28,8 @@ STS_SUBSETS: Mapping[str, tuple[str, ...]] = {
 }
 """STS13's SMT is not public: its gold file stands without its input."""
 
+_LONGEST = 160
+"""Characters of what is wrong with a row, in a message."""
 _STS_SCALE = (0.0, 5.0)
 _SICK_SCALE = (1.0, 5.0)
 
@@ -129,7 +132,8 @@ class _Files:
     def malformed(self, name: str, number: int, problem: str) -> InputError:
         """An error that names file and row."""
         return InputError(
-            f"{self.archive.path}: {name} row {number:,} {problem}.", "fetch it again."
+            f"{self.archive.path}: {name} row {number:,} {one_line(problem, _LONGEST)}.",
+            "fetch it again.",
         )
 
 

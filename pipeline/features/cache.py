@@ -24,7 +24,6 @@ import itertools
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,15 +31,20 @@ from typing import Any, Literal
 
 import h5py
 import numpy as np
-from jaxtyping import Bool, Float16, Float32, Int64, UInt8, UInt32
+from jaxtyping import Bool, Float16, Float32, Int64, UInt8
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError, PipelineError, ResourceError
 from pipeline.features.files import (
     HEADER_BYTES,
+    KEY_BYTES,
+    DamagedFeaturesError,
     ShardHeader,
     read_header,
+    read_piece,
     reports_unreadable,
+    row_checksums,
+    tables_of,
     unreadable,
 )
 from pipeline.features.identity import TeacherIdentity
@@ -54,21 +58,10 @@ KINDS: tuple[Kind, ...] = ("images", "captions")
 
 _SCHEMA = 2
 _DAMAGED = ".damaged"
-_KEY_BYTES = 16
 _PROBE_TOLERANCE = 1e-3
 """Largest difference of probe features, relative to their length, that rounding can explain."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
 """How file systems say that folders cannot be locked; NFS the last, of an exclusive lock."""
-
-
-class DamagedShardError(InputError):
-    """A shard whose content does not fit its checksums."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(
-            f"{path} is damaged ({reason}).", "run `dvc repro -f features`: it is made again."
-        )
-        self.path = path
 
 
 class KeySet:
@@ -145,7 +138,7 @@ class FeatureCache:
 
         Raises:
             InputError: a key is in no shard any more.
-            DamagedShardError: later, when rows of a damaged shard are read.
+            DamagedFeaturesError: later, when rows of a damaged shard are read.
             ResourceError: now or later, a shard cannot be read.
         """
         paths, tables = _unzip(self._load_keys(kind))
@@ -188,7 +181,7 @@ class FeatureCache:
         for path in _shards(self.folder / kind):
             try:
                 keys = _read_keys(path, self.teacher.fingerprint)
-            except DamagedShardError:
+            except DamagedFeaturesError:
                 self.drop(path)
             else:
                 yield path, keys
@@ -216,34 +209,19 @@ def read_shard(path: Path) -> Float16[np.ndarray, "rows dim"]:
     """The features of a shard, every row verified.
 
     Raises:
-        DamagedShardError: its bytes are no shard, or a row does not fit its checksum.
+        DamagedFeaturesError: its bytes are no shard, or a row does not fit its checksum.
         ResourceError: it cannot be read.
     """
     with reports_unreadable(path):
         content = path.read_bytes()
     try:
-        keys, features, checksums = _tables_of(content)
+        keys, features, checksums = tables_of(content)
     except ValueError as error:
-        raise DamagedShardError(path, str(error)) from None
-    wrong = _checksums(keys, features) != checksums
+        raise DamagedFeaturesError(path, str(error)) from None
+    wrong = row_checksums(features, keys) != checksums
     if wrong.any():
-        raise DamagedShardError(path, f"row {int(np.argmax(wrong))} does not fit its checksum")
+        raise DamagedFeaturesError(path, f"row {int(np.argmax(wrong))} does not fit its checksum")
     return features
-
-
-def _tables_of(
-    content: bytes,
-) -> tuple[Keys, Float16[np.ndarray, "rows dim"], UInt32[np.ndarray, " rows"]]:
-    """Keys, features and checksums of a shard.
-
-    Raises:
-        ValueError: it is none, or is cut off.
-    """
-    header = ShardHeader.parse(content)
-    keys = np.frombuffer(content, np.uint8, header.rows * _KEY_BYTES, header.keys)
-    features = np.frombuffer(content, np.float16, header.rows * header.dim, header.features)
-    checksums = np.frombuffer(content, np.uint32, header.rows, header.checksums)
-    return keys.reshape(-1, _KEY_BYTES), features.reshape(-1, header.dim), checksums
 
 
 @dataclass(frozen=True)
@@ -352,7 +330,7 @@ def _pack_shard(
     keys: Keys, features: Float16[np.ndarray, "rows dim"], teacher: str, kind: Kind
 ) -> bytes:
     """The bytes of a shard; made in memory, so that a full disk is met by a plain write."""
-    tables = {"keys": keys, "features": features, "checksums": _checksums(keys, features)}
+    tables = {"keys": keys, "features": features, "checksums": row_checksums(features, keys)}
     with h5py.File(
         "shard", "w", driver="core", backing_store=False, userblock_size=HEADER_BYTES
     ) as file:
@@ -366,26 +344,17 @@ def _pack_shard(
     return header.pack() + content  # an image comes without the user block
 
 
-def _checksums(
-    keys: Keys, features: Float16[np.ndarray, "rows dim"]
-) -> UInt32[np.ndarray, " rows"]:
-    pairs = zip(np.ascontiguousarray(keys), np.ascontiguousarray(features), strict=True)
-    return np.array([zlib.crc32(row, zlib.crc32(key)) for key, row in pairs], np.uint32)
-
-
 def _read_keys(path: Path, fingerprint: str) -> Keys:
     """The keys of a shard, without its features."""
     try:
         with reports_unreadable(path), path.open("rb") as stream:
             header = ShardHeader.parse(stream.read(HEADER_BYTES))
-            stream.seek(header.keys)
-            content = stream.read(header.rows * _KEY_BYTES)
+            content = read_piece(stream, header.keys, header.rows * KEY_BYTES)
     except ValueError as error:
-        raise DamagedShardError(path, str(error)) from None
-    keys = np.frombuffer(content[: len(content) // _KEY_BYTES * _KEY_BYTES], np.uint8)
-    keys = keys.reshape(-1, _KEY_BYTES)
+        raise DamagedFeaturesError(path, str(error)) from None
+    keys = np.frombuffer(content, np.uint8).reshape(-1, KEY_BYTES)
     if header.teacher != fingerprint or _name(keys) != path.stem:
-        raise DamagedShardError(path, "its keys are not those it was written with")
+        raise DamagedFeaturesError(path, "its keys are not those it was written with")
     return keys
 
 
@@ -422,7 +391,7 @@ def _dim_of(paths: Sequence[Path]) -> int:
     try:
         return read_header(paths[0]).dim
     except ValueError as error:
-        raise DamagedShardError(paths[0], str(error)) from None
+        raise DamagedFeaturesError(paths[0], str(error)) from None
 
 
 def _teacher_folders(root: Path) -> list[Path]:

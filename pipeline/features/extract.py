@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from pipeline.download.records import Pairs
 from pipeline.errors import InputError
-from pipeline.features.cache import DamagedShardError, FeatureCache, Keys, first_of_each, text_keys
+from pipeline.features.cache import FeatureCache, Keys, first_of_each, text_keys
 from pipeline.features.encode import NewCaptions, PackedImages, Work
+from pipeline.features.files import DamagedFeaturesError
 from pipeline.features.images import Rejection
 from pipeline.features.store import Features, write_features
 from pipeline.params.features import FeaturesParams
@@ -135,7 +136,7 @@ def write_extraction(
                 params.layout,
                 show_progress=show_progress,
             )
-        except DamagedShardError as error:
+        except DamagedFeaturesError as error:
             if error.path in dropped:
                 raise
             dropped.add(error.path)

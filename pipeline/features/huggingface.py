@@ -23,10 +23,13 @@ from pipeline.features.identity import (
 )
 from pipeline.features.images import CONVENTION, Decoder
 from pipeline.features.tokens import Tokens
+from pipeline.redact import one_line
 
 _KINDS = ("clip", "siglip")
 _OLD_END = 2
 """CLIP configurations that name this end-of-text token mean the highest id of a text."""
+_LONGEST = 200
+"""Characters of what the library says, in a message."""
 _NO_CODE = {"trust_remote_code": False}
 """Unless told so, transformers asks at the terminal whether to run a folder's code."""
 
@@ -184,7 +187,8 @@ def _reported(name: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = one_line(said, _LONGEST)
         raise ModelError(
             f"teacher {name} cannot be loaded with transformers: {reason}",
             "check the folder or hub name, and that config.json, model.safetensors, "

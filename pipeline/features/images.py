@@ -1,7 +1,8 @@
 """Image bytes -> what the teacher's own resize and crop make of them, or why there is nothing.
 
 Pictures are made upright (EXIF), RGB and eight bits before the teacher's transform sees them.
-Nothing that a file contains raises here; decoders run in threads and other processes.
+Nothing that a file contains raises here, but want of memory does, which is no fault of a file;
+decoders run in threads and other processes.
 """
 
 import io
@@ -75,7 +76,11 @@ class Decoder:
     side: int
 
     def __call__(self, content: bytes) -> Tensor | Rejection:
-        """Pixels (3, height, width), uint8 or float32, or why there are none."""
+        """Pixels (3, height, width), uint8 or float32, or why there are none.
+
+        Raises:
+            MemoryError: the machine has no memory left.
+        """
         _silence()
         try:
             return self.transform(self._read(content))
@@ -140,12 +145,23 @@ def _make_upright(picture: Image.Image, source: Image.Image) -> Image.Image:
     return picture if turn is None else picture.transpose(turn)
 
 
+def _require_memory() -> None:
+    """Tell a file that asks for absurd amounts from a machine that has none left.
+
+    Raises:
+        MemoryError: there is less than the largest safe picture needs.
+    """
+    bytearray(4 * (Image.MAX_IMAGE_PIXELS or 0))
+
+
 def _reject(error: Exception) -> Rejection:
     if isinstance(error, _UnfitError):
         return error.rejection
     if isinstance(error, UnidentifiedImageError):
         return Rejection("unreadable", "no known image format")
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, MemoryError):
+        _require_memory()
     if isinstance(error, Image.DecompressionBombError | MemoryError):
         return Rejection("huge", text)
     ends_early = isinstance(error, EOFError) or "truncated" in text.lower()

@@ -32,12 +32,16 @@ from pipeline.features.identity import (
 from pipeline.features.images import CONVENTION, Decoder, to_pixels
 from pipeline.features.tokens import Tokens
 from pipeline.params.teacher import TeacherParams
+from pipeline.redact import one_line
 
 Tokenizer = Callable[[list[str]], Int[Tensor, "captions context"]]
 Clean = Callable[[str], str]
 
 _OF_PICTURES = (Resize, ResizeKeepRatio, CenterCrop, CenterCropOrPad, MaybeConvertMode)
 """Steps of a transform that make a picture of a picture."""
+
+_LONGEST = 200
+"""Characters of what the library says, in a message."""
 
 _WORDS = 1 << 18
 """Words whose token ids are kept."""
@@ -343,7 +347,8 @@ def _load(params: TeacherParams, device: torch.device) -> tuple[nn.Module, Any, 
     with _reports_loading(params):
         config = open_clip.get_model_config(params.model) or {}
     _refuse_code(params.model, config)
-    is_of_transformers = bool(config.get("text_cfg", {}).get("hf_tokenizer_name"))
+    with _reports_loading(params):
+        is_of_transformers = bool(config.get("text_cfg", {}).get("hf_tokenizer_name"))
     with _reports_loading(params):
         model, transform = open_clip.create_model_from_pretrained(
             params.model,
@@ -362,7 +367,8 @@ def _reports_loading(params: TeacherParams) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # open_clip raises bare RuntimeError, KeyError, OSError, ...
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = one_line(said, _LONGEST)
         raise ModelError(
             f"teacher {params.model} ({params.pretrained}) cannot be loaded: {reason}",
             "check teacher.model and teacher.pretrained; `open_clip.list_pretrained()` names "

@@ -3,13 +3,24 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float16, Int64
 from numpy.typing import NDArray
 
-Opener = Callable[[Path], Float16[np.ndarray, "file dim"]]
 Places = Int64[np.ndarray, " chosen"]
+
+
+class FileRows(Protocol):
+    """The rows of a file, as an array or what reads them."""
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> Float16[np.ndarray, "chosen dim"]:
+        """The rows at the given places, as a new array."""
+        ...
+
+
+Opener = Callable[[Path], FileRows]
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,29 @@
 """CONTRACT of the teacher features: one HDF5 file a data set.
 
-    /image/features    (images, dim) float16, as the teacher gives them, not normalised
-    /image/ids         (images,) int64, image_id
-    /caption/features  (captions, dim) float16
-    /caption/ids       (captions,) int64, caption_id
-    /caption/image     (captions,) int64, row of the caption's image in /image
-    attributes         schema, the teacher's identity, corpus fingerprint, digest, normalised
+    /image/features      (images, dim) float16, as the teacher gives them, not normalised
+    /image/checksums     (images,) uint32, CRC-32 of each row of features
+    /image/ids           (images,) int64, image_id
+    /caption/features    (captions, dim) float16
+    /caption/checksums   (captions,) uint32
+    /caption/ids         (captions,) int64, caption_id
+    /caption/image       (captions,) int64, row of the caption's image in /image
+    attributes           schema, the teacher's identity, corpus fingerprint, digest, normalised
 
 The file is written whole under a temporary name, synced and renamed; equal content gives equal
 bytes. It is not compressed: reading random rows of a compressed file is hundreds of times slower.
-Reading takes features of up to IN_MEMORY bytes into memory and maps larger ones, so that only the
-rows in use are read, by the operating system and not through HDF5.
 
-In the layout `virtual`, instead of features:
+Any HDF5 reader shows it. This one does not use HDF5, which must not be given damaged bytes
+(`files.py`): a header in front says where the tables are, holds the attributes again, and the
+CRC-32 of all that is neither header nor features. A row is held against its checksum when it is
+read. Features of up to IN_MEMORY bytes are taken into memory, larger ones mapped, so that only the
+rows in use are read.
 
-    /image/files       (files,) absolute paths of shards of the cache
-    /image/runs        (runs, 3) int64: number of the file, row there, row here, of each run of rows
-                       that follow each other in both; attribute dim
-    /caption/...       the same
+In the layout `virtual`, instead of features and their checksums:
+
+    /image/files         (files,) absolute paths of shards of the cache, filled up with zeros
+    /image/runs          (runs, 3) int64: number of the file, row there, row here, of each run of
+                         rows that follow each other in both
+    /caption/...         the same
 
 and, where they are up to VIRTUAL_RUNS, features as a virtual data set, which any HDF5 reader shows
 as one table; HDF5's time to write one grows with the square of their number. Such a file belongs to
@@ -30,19 +36,35 @@ order to be computed: it is the same for equal rows, in both layouts.
 import contextlib
 import errno
 import hashlib
+import json
+import math
 import os
 import re
+import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, TypeGuard
 
 import h5py
 import numpy as np
-from jaxtyping import Float16, Int64, UInt8
+from jaxtyping import Float16, Int64, UInt8, UInt32
+from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt
 
-from pipeline.errors import InputError, MissingArtifactError, StaleArtifactError
-from pipeline.features.files import map_table, mapped_shards, open_hdf5, place_of
+from pipeline.errors import InputError, MissingArtifactError, ModelError, StaleArtifactError
+from pipeline.features.files import (
+    CheckedRows,
+    cut_table,
+    map_file,
+    mapped_shards,
+    pack_header,
+    parse_header,
+    place_of,
+    read_piece,
+    reports_unreadable,
+    row_checksums,
+)
 from pipeline.features.identity import TeacherIdentity, hash_teacher_source
 from pipeline.features.rows import JoinedRows, Places, Runs
 from pipeline.params.teacher import TeacherParams
@@ -51,7 +73,7 @@ from pipeline.runtime import atomic_file, counter
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-SCHEMA = 3
+SCHEMA = 4
 IN_MEMORY = 1 << 30
 """Features of images and captions together that are read into memory, bytes."""
 VIRTUAL_RUNS = 1 << 12
@@ -66,12 +88,57 @@ _BLOCK = 1 << 22
 """Bytes that are read at a time."""
 _PIECE = 128 << 20
 """Bytes of rows that are put in order before they are written."""
+_CHECKSUM_BYTES = 4
 _SLACK = 1 << 20
 """Bytes that HDF5 itself takes at most."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNKNOWN = "digest".ljust(64, "-")
 """Stands where the digest is written once it is known."""
 _REDO = "run `dvc repro -f features`."
+_PLACES_BYTES = 1024
+"""Room for the places of all tables in a header."""
+_MOST_HEADER = 1 << 16
+"""Bytes in which a header ends."""
+_MOST_COLUMNS = 1 << 20
+_HDF5 = b"\x89HDF"
+"""What a file without a header begins with."""
+_KINDS: dict[str, np.dtype[Any]] = {
+    "features": np.dtype(np.float16),
+    "checksums": np.dtype(np.uint32),
+    "ids": np.dtype(np.int64),
+    "image": np.dtype(np.int64),
+    "runs": np.dtype(np.int64),
+    "files": np.dtype(np.uint8),
+}
+"""Types of the tables; files as rows of bytes."""
+_RANKS = {"features": 2, "checksums": 1, "ids": 1, "image": 1, "runs": 2, "files": 2}
+_IDS = ("image/ids", "caption/ids", "caption/image")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a table is."""
+
+    offset: NonNegativeInt
+    shape: list[NonNegativeInt]
+
+    def bytes_of(self, name: str) -> int:
+        return math.prod(self.shape) * _kind_of(name).itemsize
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a feature file says of itself, in front of what is HDF5's."""
+
+    attributes: dict[str, str | int | bool]
+    tables: dict[str, _Place]
+    dim: Annotated[int, Field(ge=0, le=_MOST_COLUMNS)]
+    length: NonNegativeInt
+    """Of the header, bytes."""
+    size: NonNegativeInt
+    """Of the file, bytes."""
+    rest: NonNegativeInt
+    """CRC-32 of all bytes that are neither header nor features."""
 
 
 @dataclass(frozen=True)
@@ -116,21 +183,26 @@ def write_features(
         show_progress: whether to show rate and time left on stderr.
 
     Raises:
-        DamagedShardError: a shard of the cache is damaged; nothing is written then.
+        DamagedFeaturesError: a shard of the cache is damaged; nothing is written then.
         ResourceError: a shard cannot be read, or the file cannot be written.
     """
     tables = {"image": features.images, "caption": features.captions}
-    digest = hashlib.sha256()
     with atomic_file(path) as temporary:
-        digest_at = _reserve(temporary, features, _attributes(teacher, corpus), layout)
+        attributes = _attributes(teacher, corpus)
+        length, digest_at = _reserve(temporary, features, attributes, layout)
         with _open_to_write(temporary) as file:
             _add_ids(file, features)
-            offsets = {name: _add_table(file[name], tables[name], layout) for name in tables}
+            for name, rows in tables.items():
+                _add_table(file[name], rows, layout)
+            places = dict(_places(file))
         bar = counter("joined", "row", sum(map(len, tables.values())), show=show_progress)
         with bar, temporary.open("r+b", buffering=0) as stream:
-            for name, rows in tables.items():
-                digest.update(_copy_rows(rows, stream.fileno(), offsets[name], bar))
-            _write_all(stream.fileno(), memoryview(digest.hexdigest().encode()), digest_at)
+            digest = _copy_tables(tables, stream.fileno(), places, bar)
+            _write_all(stream.fileno(), memoryview(digest.encode()), digest_at)
+            size = os.fstat(stream.fileno()).st_size
+            header = _Header(attributes | {"digest": digest}, places, features.dim, length, size, 0)
+            header = replace(header, rest=_checksum_rest(stream, header))
+            _write_all(stream.fileno(), memoryview(pack_header(header, length)), 0)
 
 
 def read_features(path: Path, teacher: TeacherParams, corpus: str) -> Features:
@@ -149,14 +221,10 @@ def read_features(path: Path, teacher: TeacherParams, corpus: str) -> Features:
             `virtual` raise that later, too, when they are asked for.
         StaleArtifactError: another teacher or corpus made it.
     """
-    if not path.is_file():
-        raise MissingArtifactError(path, made_by="features")
-    try:
-        with open_hdf5(path) as file:
-            _check_identity(path, dict(file.attrs), teacher, corpus)
-            features = _read_datasets(path, file)
-    except ValueError as error:
-        raise InputError(f"{path} is no readable feature file: {error}.", _REDO) from None
+    header = _read_header(path)
+    _check_identity(path, header.attributes, teacher, corpus)
+    with _reports_damage(path):
+        features = _read_tables(path, header)
     _check_values(path, features)
     return features
 
@@ -168,16 +236,13 @@ def read_identity(path: Path) -> TeacherIdentity:
         MissingArtifactError: there is no such file.
         InputError: it is not a feature file.
         ResourceError: it cannot be read.
+        StaleArtifactError: another version of the project made it.
     """
-    if not path.is_file():
-        raise MissingArtifactError(path, made_by="features")
-    try:
-        with open_hdf5(path) as file:
-            return TeacherIdentity(
-                **{field.name: str(file.attrs[field.name]) for field in fields(TeacherIdentity)}
-            )
-    except ValueError as error:
-        raise InputError(f"{path} is no readable feature file: {error}.", _REDO) from None
+    found = _read_header(path).attributes
+    with _reports_damage(path):
+        return TeacherIdentity(
+            **{field.name: str(found[field.name]) for field in fields(TeacherIdentity)}
+        )
 
 
 def blocks(rows: FeatureRows) -> Iterator[tuple[int, Float16[np.ndarray, "block dim"]]]:
@@ -192,22 +257,38 @@ def _attributes(teacher: TeacherIdentity, corpus: str) -> dict[str, Any]:
     return known | {"digest": _UNKNOWN}
 
 
-def _reserve(path: Path, features: Features, attributes: dict[str, Any], layout: Layout) -> int:
+def _reserve(
+    path: Path, features: Features, attributes: dict[str, Any], layout: Layout
+) -> tuple[int, int]:
     """Write an HDF5 file of attributes alone, and make room on the disk for all the rest.
 
     Of a full disk HDF5 would speak on stderr, and long after; here it is an error of the system's.
 
     Returns:
-        Where the digest is to be written.
+        Bytes that are left free in front, and where the digest is to be written.
     """
-    with h5py.File("features", "w", driver="core", backing_store=False) as file:
+    length = _header_length(attributes)
+    with h5py.File(
+        "features", "w", driver="core", backing_store=False, userblock_size=length
+    ) as file:
         file.attrs.update(attributes)
         file.flush()
-        content = bytes(file.id.get_file_image())
+        content = bytes(length) + file.id.get_file_image()  # which comes without what is in front
     with path.open("wb", buffering=0) as stream:
         _write_all(stream.fileno(), memoryview(content), 0)
         _allocate(stream.fileno(), len(content) + _size_of(features, layout))
-    return content.index(_UNKNOWN.encode())
+    return length, content.index(_UNKNOWN.encode())
+
+
+def _header_length(attributes: dict[str, Any]) -> int:
+    """A power of two, as HDF5 wants it, with room for attributes and places."""
+    length = 1 << (len(json.dumps(attributes)) + _PLACES_BYTES).bit_length()
+    if length > _MOST_HEADER:
+        raise ModelError(
+            f"the teacher's name and settings are {len(json.dumps(attributes)):,} characters long.",
+            "name a teacher whose path is shorter.",
+        )
+    return length
 
 
 def _allocate(handle: int, size: int) -> None:
@@ -226,9 +307,9 @@ def _size_of(features: Features, layout: Layout) -> int:
     size = _SLACK + sum(column.nbytes for column in ids)
     for rows in (features.images, features.captions):
         if _is_pointed_to(rows, layout):
-            size += 24 * len(rows.runs) + 512 * (len(rows.runs.paths) + VIRTUAL_RUNS)
+            size += 24 * len(rows.runs) + 512 * VIRTUAL_RUNS + _file_names(rows).nbytes
         else:
-            size += 2 * rows.shape[0] * rows.shape[1]
+            size += rows.shape[0] * (2 * rows.shape[1] + _CHECKSUM_BYTES)
     return size
 
 
@@ -255,30 +336,62 @@ def _add_ids(file: h5py.File, features: Features) -> None:
     file["caption/image"] = features.caption_image
 
 
-def _add_table(group: h5py.Group, rows: FeatureRows, layout: Layout) -> int | None:
-    """Make room for features, or point to them.
-
-    Returns:
-        Where the rows go in the file, in bytes; None where they stay where they are.
-    """
+def _add_table(group: h5py.Group, rows: FeatureRows, layout: Layout) -> None:
+    """Make room for features and their checksums, or point to where the rows stay."""
     if _is_pointed_to(rows, layout):
         _add_pointers(group, rows)
-        return None
+        return
     at_once = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     at_once.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    table = group.create_dataset("features", rows.shape, np.float16, dcpl=at_once)
-    return place_of(table)[0]
+    group.create_dataset("features", rows.shape, np.float16, dcpl=at_once)
+    group.create_dataset("checksums", rows.shape[:1], np.uint32, dcpl=at_once)
 
 
 def _add_pointers(group: h5py.Group, rows: JoinedRows) -> None:
-    paths = [path.resolve() for path in rows.runs.paths]
-    names = np.array([os.fsencode(path) for path in paths], dtype=object)
-    group.create_dataset("files", data=names, dtype=h5py.string_dtype())
     columns = (rows.runs.file, rows.runs.source, rows.runs.start)
+    group["files"] = _file_names(rows)
     group["runs"] = np.stack(columns, axis=1)
-    group["runs"].attrs["dim"] = rows.shape[1]
     if len(rows.runs) <= VIRTUAL_RUNS:
         group.create_virtual_dataset("features", _virtual_table(rows))
+
+
+def _file_names(rows: JoinedRows) -> NDArray[Any]:
+    return np.array([os.fsencode(path.resolve()) for path in rows.runs.paths], dtype=np.bytes_)
+
+
+def _places(file: h5py.File) -> Iterator[tuple[str, _Place]]:
+    """Where all tables are; one that HDF5 joins from other files is nowhere."""
+    for name in ("image", "caption"):
+        for column, table in file[name].items():
+            if not table.is_virtual:
+                width = [table.dtype.itemsize] if column == "files" else []
+                yield f"{name}/{column}", _Place(place_of(table), [*table.shape, *width])
+
+
+def _kind_of(name: str) -> np.dtype[Any]:
+    return _KINDS[_column_of(name)]
+
+
+def _column_of(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _rest(header: _Header) -> Iterator[tuple[int, int]]:
+    """Where the bytes that are neither header nor features begin and end."""
+    start = header.length
+    for name, place in sorted(header.tables.items(), key=lambda table: table[1].offset):
+        if name.endswith("/features") and place.bytes_of(name):
+            yield start, place.offset
+            start = place.offset + place.bytes_of(name)
+    yield start, header.size
+
+
+def _checksum_rest(stream: BinaryIO, header: _Header) -> int:
+    checksum = 0
+    for start, stop in _rest(header):
+        for begin in range(start, stop, _BLOCK):
+            checksum = zlib.crc32(read_piece(stream, begin, min(_BLOCK, stop - begin)), checksum)
+    return checksum
 
 
 def _virtual_table(rows: JoinedRows) -> h5py.VirtualLayout:
@@ -291,15 +404,33 @@ def _virtual_table(rows: JoinedRows) -> h5py.VirtualLayout:
     return table
 
 
-def _copy_rows(rows: FeatureRows, handle: int, offset: int | None, bar: "tqdm[Any]") -> bytes:
-    """Read all rows, and write them where they are to go; returns what identifies them."""
-    hashes = np.empty((len(rows), 8), np.uint8)
+def _copy_tables(
+    tables: dict[str, FeatureRows], handle: int, places: dict[str, _Place], bar: "tqdm[Any]"
+) -> str:
+    """Read all rows, write those that have a place to it; returns the digest."""
+    digest = hashlib.sha256()
+    for name, rows in tables.items():
+        place = places.get(f"{name}/features")
+        hashes, checksums = _copy_rows(rows, handle, place, bar)
+        if place is not None:
+            content = memoryview(checksums.tobytes())
+            _write_all(handle, content, places[f"{name}/checksums"].offset)
+        digest.update(str(rows.shape).encode() + hashes.tobytes())
+    return digest.hexdigest()
+
+
+def _copy_rows(
+    rows: FeatureRows, handle: int, place: _Place | None, bar: "tqdm[Any]"
+) -> tuple[UInt8[np.ndarray, "rows 8"], UInt32[np.ndarray, " rows"]]:
+    """What identifies each row, and its checksum, where there is a place for it."""
+    hashes, checksums = np.empty((len(rows), 8), np.uint8), np.empty(len(rows), np.uint32)
     for places, piece in _pieces(rows):
         hashes[places] = _hash_rows(piece)
-        if offset is not None:
-            _put_rows(handle, offset, places, piece)
+        if place is not None:
+            checksums[places] = row_checksums(piece)
+            _put_rows(handle, place.offset, places, piece)
         bar.update(len(places))
-    return str(rows.shape).encode() + hashes.tobytes()
+    return hashes, checksums
 
 
 def _pieces(rows: FeatureRows) -> Iterator[tuple[Places, Float16[np.ndarray, "piece dim"]]]:
@@ -336,40 +467,102 @@ def _write_all(handle: int, content: memoryview, offset: int) -> None:
         content, offset = content[written:], offset + written
 
 
-def _read_datasets(path: Path, file: h5py.File) -> Features:
-    images, captions = _find_rows(path, file["image"], file["caption"])
-    if (len(images) + len(captions)) * 2 * images.shape[1] <= IN_MEMORY:
+@contextlib.contextmanager
+def _reports_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyError as error:
+        raise InputError(f"{path} is no readable feature file: it lacks {error}.", _REDO) from None
+    except ValueError as error:
+        raise InputError(f"{path} is no readable feature file: {error}.", _REDO) from None
+
+
+def _read_header(path: Path) -> _Header:
+    if not path.is_file():
+        raise MissingArtifactError(path, made_by="features")
+    with reports_unreadable(path), path.open("rb") as stream:
+        content, size = stream.read(_MOST_HEADER), os.fstat(stream.fileno()).st_size
+    if content.startswith(_HDF5):
+        raise StaleArtifactError(f"{path} was made by an older version of the project.", _REDO)
+    with _reports_damage(path):
+        header = parse_header(content, _Header)
+        if header.size != size:
+            raise ValueError(f"it has {size:,} bytes instead of {header.size:,}")
+    return header
+
+
+def _read_tables(path: Path, header: _Header) -> Features:
+    _check_shapes(header.tables)
+    with reports_unreadable(path), path.open("rb") as stream:
+        if _checksum_rest(stream, header) != header.rest:
+            raise ValueError("it is damaged")
+        ids = [_read_table(stream, header, name) for name in _IDS]
+        runs = [_read_runs(path, stream, header, name) for name in ("image", "caption")]
+    images, captions = _find_rows(path, header, runs)
+    if (len(images) + len(captions)) * 2 * header.dim <= IN_MEMORY:
         images, captions = _load_rows(images), _load_rows(captions)
-    return Features(
-        images=images,
-        image_ids=file["image/ids"][:],
-        captions=captions,
-        caption_ids=file["caption/ids"][:],
-        caption_image=file["caption/image"][:],
-        teacher=str(file.attrs["weights"]),
-        digest=str(file.attrs["digest"]),
-    )
+    weights, digest = (str(header.attributes[name]) for name in ("weights", "digest"))
+    return Features(images, ids[0], captions, ids[1], ids[2], weights, digest)
 
 
-def _find_rows(path: Path, *groups: h5py.Group) -> list[FeatureRows]:
-    """The features of each group, mapped; the maps of shards are shared."""
-    runs = [_read_runs(path, group) if "runs" in group else None for group in groups]
-    maps = mapped_shards(len({shard for one in runs if one is not None for shard in one.paths}))
+def _check_shapes(tables: dict[str, _Place]) -> None:
+    for name, place in tables.items():
+        if len(place.shape) != _RANKS[_column_of(name)]:
+            raise ValueError(f"/{name} has {len(place.shape)} dimensions")
+    for group, known in (("image", "ids"), ("caption", "ids"), ("caption", "image")):
+        rows = tables[f"{group}/{known}"].shape[0]
+        for column in ("ids", "features", "checksums"):
+            other = tables.get(f"{group}/{column}")
+            if other is not None and other.shape[0] != rows:
+                raise ValueError(f"/{group} has tables of unequal length")
+
+
+def _read_table(stream: BinaryIO, header: _Header, name: str) -> NDArray[Any]:
+    place = header.tables[name]
+    content = read_piece(stream, place.offset, place.bytes_of(name))
+    return cut_table(content, _kind_of(name), 0, place.shape).copy()
+
+
+def _find_rows(path: Path, header: _Header, runs: list[Runs | None]) -> list[FeatureRows]:
+    """The features of images and captions; the maps of shards are shared."""
+    shards = {shard for one in runs if one is not None for shard in one.paths}
+    maps = mapped_shards(len(shards), header.dim)
     return [
-        map_table(path, *place_of(group["features"]))
-        if one is None
-        else JoinedRows(one, int(group["runs"].attrs["dim"]), maps)
-        for one, group in zip(runs, groups, strict=True)
+        _map_rows(path, header, name) if one is None else JoinedRows(one, header.dim, maps)
+        for one, name in zip(runs, ("image", "caption"), strict=True)
     ]
 
 
-def _read_runs(path: Path, group: h5py.Group) -> Runs:
-    shards = [Path(os.fsdecode(name)) for name in group["files"][:]]
+def _map_rows(path: Path, header: _Header, name: str) -> JoinedRows:
+    """The rows that stand in the file itself, as one run of them."""
+    content = map_file(path)
+    table = f"{name}/features"
+    features, checksums = (
+        cut_table(content, _kind_of(part), header.tables[part].offset, header.tables[part].shape)
+        for part in (table, f"{name}/checksums")
+    )
+    rows = CheckedRows(path, features, checksums, table=table)
+    start = np.zeros(1, np.int64)
+    runs = Runs([path], start, start, start, len(features))
+    return JoinedRows(runs, features.shape[1], lambda _: rows)
+
+
+def _read_runs(path: Path, stream: BinaryIO, header: _Header, name: str) -> Runs | None:
+    """Where the rows of images or captions are, if not in the file itself."""
+    if f"{name}/runs" not in header.tables:
+        return None
+    names = _read_table(stream, header, f"{name}/files")
+    shards = [Path(os.fsdecode(bytes(one).rstrip(b"\0"))) for one in names]
     for shard in shards:
         if not shard.is_file():
             raise InputError(f"{path} points to {shard}, which is gone.", _REDO)
-    file, source, start = np.ascontiguousarray(group["runs"][:].T)
-    return Runs(shards, file, source, start, len(group["ids"]))
+    runs = _read_table(stream, header, f"{name}/runs")
+    file, source, start = np.ascontiguousarray(runs.T)
+    rows = header.tables[f"{name}/ids"].shape[0]
+    bounds = np.concatenate([[0], start[1:], [rows]])
+    if start[:1] != 0 or (np.diff(bounds) <= 0).any() or not np.isin(file, range(len(names))).all():
+        raise ValueError(f"/{name}/runs are no runs of its rows")
+    return Runs(shards, file, source, start, rows)
 
 
 def _load_rows(rows: FeatureRows) -> Float16[np.ndarray, "rows dim"]:
@@ -412,18 +605,13 @@ def _short(value: object) -> str:
 
 
 def _check_values(path: Path, features: Features) -> None:
-    rows = len(features.captions)
-    aligned = len(features.caption_ids) == len(features.caption_image) == rows
-    if not aligned or len(features.image_ids) != len(features.images) or rows == 0:
-        raise InputError(f"{path} has no rows, or tables of unequal length.", _REDO)
+    if not len(features.captions) or not len(features.images):
+        raise InputError(f"{path} has no rows.", _REDO)
+    if features.caption_image.min() < 0 or features.caption_image.max() >= len(features.images):
+        raise InputError(f"{path}: /caption/image names a row that /image does not have.", _REDO)
     for name, values in (("image", features.images), ("caption", features.captions)):
-        if _is_in_memory(values):
+        if isinstance(values, np.ndarray):  # mapped rows have their checksums
             _check_finite(path, name, values)
-
-
-def _is_in_memory(rows: FeatureRows) -> bool:
-    """Mapped rows are not read for a check; they were verified when they were written."""
-    return isinstance(rows, np.ndarray) and not isinstance(rows, np.memmap)
 
 
 def _check_finite(path: Path, name: str, rows: FeatureRows) -> None:

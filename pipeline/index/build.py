@@ -12,10 +12,10 @@ from pipeline.errors import InputError
 from pipeline.index.choose import Trial, choose_index, hold_out
 from pipeline.index.embed import Parts
 from pipeline.index.items import Items
-from pipeline.index.layout import ROWS, SCHEMA, TARGET_OF, Space
+from pipeline.index.layout import ROWS, SCHEMA, TARGET_OF, Space, write_manifest
 from pipeline.index.query import export_queries
 from pipeline.params.index import IndexParams
-from pipeline.runtime import atomic_folder, write_json
+from pipeline.runtime import atomic_folder
 from pipeline.student_files import hash_student
 
 Trials = dict[Space, list[Trial]]
@@ -55,7 +55,7 @@ def build_index(
         }
         write_rows(target, items, spaces)
         exported = export_queries(model, kept, target)
-        write_json(target / "manifest.json", describe(model, pairs, spaces, exported=exported))
+        write_manifest(target, describe(model, pairs, spaces, exported=exported))
     return trials
 
 

@@ -20,7 +20,8 @@ from pipeline.errors import InputError
 from pipeline.features.store import Features
 from pipeline.index.items import Items
 from pipeline.index.layout import SCHEMA, Space, Vectors, normalise
-from pipeline.runtime import atomic_file, counter, hash_strings
+from pipeline.runtime import atomic_file, counter, hash_strings, save_array
+from pipeline.seal import add_checksum, is_whole
 
 ROWS_A_PART = 1 << 14
 
@@ -94,14 +95,7 @@ class Parts:
 
     def missing(self) -> list[int]:
         """The parts that are not there, or damaged."""
-        return [part for part in range(len(self.files)) if not self._is_there(part)]
-
-    def _is_there(self, part: int) -> bool:
-        rows = min(ROWS_A_PART, self.rows - part * ROWS_A_PART)
-        try:
-            return len(self._map(part)) == rows
-        except (OSError, ValueError, EOFError):
-            return False
+        return [part for part, path in enumerate(self.files) if not is_whole(path)]
 
     def take(self, rows: Int64[np.ndarray, " wanted"]) -> Vectors:
         """The named rows, in the given order, L2-normalised."""
@@ -178,8 +172,9 @@ def _fill(folder: Path, space: Space, rows: int, embed: Embed, share: Share | No
     with bar:
         for part in own:
             vectors = embed(slice(starts[part], min(starts[part] + ROWS_A_PART, rows)))
-            with atomic_file(files[part]) as temporary, temporary.open("wb") as stream:
-                np.save(stream, vectors)
+            with atomic_file(files[part]) as temporary:
+                save_array(temporary, vectors)
+                add_checksum(temporary)
             bar.update()
     return parts
 

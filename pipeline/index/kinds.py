@@ -23,6 +23,7 @@ from jaxtyping import Float32, Int64
 from pipeline.errors import InputError
 from pipeline.index.layout import REBUILD, Vectors
 from pipeline.params.index import Kind
+from pipeline.runtime import output_file
 
 _IP = faiss.METRIC_INNER_PRODUCT
 _FAISS: Any = faiss
@@ -298,22 +299,8 @@ def write(index: Any, path: Path) -> None:
     Raises:
         OSError: the system's, such as a full disk.
     """
-    refusals: list[OSError] = []
-
-    def put(content: bytes) -> None:
-        try:
-            stream.write(content)
-        except OSError as error:
-            refusals.append(error)
-            raise
-
-    with path.open("wb") as stream:
-        try:
-            faiss.write_index(index, _FAISS.PyCallbackIOWriter(put, 1 << 20))
-        except Exception:
-            if refusals:
-                raise refusals[0] from None
-            raise
+    with output_file(path) as stream:
+        faiss.write_index(index, _FAISS.PyCallbackIOWriter(stream.write, 1 << 20))
 
 
 def read(path: Path) -> Any:

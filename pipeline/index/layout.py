@@ -8,6 +8,7 @@
     query.onnx       the student for queries (and query.onnx.data), where it could be exported
     tokenizer.json   the student's, beside it
     manifest.json    schema, model hash, corpus fingerprint, spaces, numbers of rows, exported
+    checksums.json   sha256 of all of them, held against files of up to 256 MiB when they are opened
 
 Scores are cosines. A text that occurs several times, or an image with the same features as another
 one, is one row with its `count`; `id`, `archive` and `member` are those of the first. An image's
@@ -18,7 +19,7 @@ alone. A GPU index is never saved: the files open anywhere.
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -28,6 +29,8 @@ import pyarrow as pa
 from jaxtyping import Float32
 
 from pipeline.errors import InputError, MissingArtifactError, StaleArtifactError
+from pipeline.runtime import write_json
+from pipeline.seal import SEALS, require_sealed, seal
 from pipeline.student_files import hash_student
 
 SCHEMA = 3
@@ -40,6 +43,10 @@ Vectors = Float32[np.ndarray, "rows dim"]
 QUERY = "query.onnx"
 TOKENIZER = "tokenizer.json"
 REBUILD = "run `dvc repro -f index`."
+MANIFEST = "manifest.json"
+_READ_AT_ONCE = 1 << 28
+"""Bytes of a file that is read and held against its checksum when it is opened; larger ones are
+mapped, and opening them must not mean reading them."""
 
 ROWS = pa.schema(
     [
@@ -147,6 +154,21 @@ def normalise(vectors: Vectors) -> Vectors:
     return np.ascontiguousarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
 
 
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write what the index says of itself, and then the checksums: it is complete."""
+    write_json(folder / MANIFEST, manifest)
+    seal(folder, *sorted(path.name for path in folder.iterdir() if path.name != SEALS))
+
+
+def require_whole(folder: Path, *names: str) -> None:
+    """Refuse files of an index that are not what was written.
+
+    Raises:
+        InputError: naming the file.
+    """
+    require_sealed(folder, *names, fix=REBUILD, most=_READ_AT_ONCE)
+
+
 def read_manifest(folder: Path, model: Path) -> dict[str, Any]:
     """What the index says of itself.
 
@@ -161,8 +183,9 @@ def read_manifest(folder: Path, model: Path) -> dict[str, Any]:
     """
     if not model.is_dir():
         raise MissingArtifactError(model, made_by="train")
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     manifest = _load(path)
+    require_whole(folder, MANIFEST)
     for key, wanted in (("schema", SCHEMA), ("model", hash_student(model))):
         if manifest.get(key) != wanted:
             raise StaleArtifactError(

@@ -17,7 +17,14 @@ from pipeline.errors import InputError, ResourceError, StaleArtifactError
 from pipeline.index.build import describe
 from pipeline.index.embed import Parts
 from pipeline.index.items import Items
-from pipeline.index.layout import ROWS, SCHEMA, TARGET_OF, Space, read_manifest
+from pipeline.index.layout import (
+    ROWS,
+    SCHEMA,
+    TARGET_OF,
+    Space,
+    read_manifest,
+    write_manifest,
+)
 from pipeline.index.milvus import (
     PROPERTY,
     ROW,
@@ -30,7 +37,7 @@ from pipeline.index.milvus import (
     require_rows,
 )
 from pipeline.index.query import export_queries
-from pipeline.runtime import atomic_folder, counter, log, write_json
+from pipeline.runtime import atomic_folder, counter, log
 
 if TYPE_CHECKING:
     from pymilvus import CollectionSchema, MilvusClient
@@ -92,8 +99,7 @@ def ensure_queries(folder: Path, model: Path, pairs: Pairs, kept: Path) -> dict[
     if not folder.exists():
         with atomic_folder(folder) as target:
             exported = export_queries(model, kept, target)
-            manifest = describe(model, pairs, {}, exported=exported)
-            write_json(target / "manifest.json", manifest)
+            write_manifest(target, describe(model, pairs, {}, exported=exported))
     return read_manifest(folder, model)
 
 

@@ -25,7 +25,9 @@ from pipeline.index.layout import (
     Window,
     normalise,
     require_space,
+    require_whole,
 )
+from pipeline.redact import one_line
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ class RowTable:
             with self._turn:
                 return self.file.read_row_group(group)
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"a table of the index is damaged: {error}.", REBUILD) from None
+            reason = one_line(str(error).splitlines()[0], 200)
+            raise InputError(f"a table of the index is damaged: {reason}.", REBUILD) from None
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ class FileIndex:
             InputError: a file is missing or damaged, or two do not belong together.
         """
         targets = {TARGET_OF[space] for space in spaces}
+        require_whole(folder, *(f"{name}.faiss" for name in spaces))
+        require_whole(folder, *(f"{target}.parquet" for target in targets))
         tables = {target: RowTable.open(folder / f"{target}.parquet") for target in targets}
         searchers = {space: kinds.read(folder / f"{space}.faiss") for space in spaces}
         for space, searcher in searchers.items():

@@ -16,8 +16,17 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from pipeline.errors import InputError, ResourceError
-from pipeline.index.layout import QUERY, REBUILD, SCHEMA, TOKENIZER, Target, Vectors
-from pipeline.runtime import atomic_folder, log
+from pipeline.index.layout import (
+    QUERY,
+    REBUILD,
+    SCHEMA,
+    TOKENIZER,
+    Target,
+    Vectors,
+    require_whole,
+)
+from pipeline.runtime import atomic_folder, log, ran_out_of_memory
+from pipeline.seal import seal
 from pipeline.student_files import hash_student
 
 if TYPE_CHECKING:
@@ -62,6 +71,7 @@ class ExportedQueries:
         import onnxruntime
         from tokenizers import Tokenizer
 
+        require_whole(folder, TOKENIZER, QUERY, f"{QUERY}.data")
         try:
             tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
             session = onnxruntime.InferenceSession(
@@ -88,7 +98,12 @@ class ExportedQueries:
         ids = np.zeros(mask.shape, dtype=np.int64)
         ids[mask] = np.concatenate(encoded)
         tokens = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
-        (vectors,) = self.session.run([target], tokens)
+        try:
+            (vectors,) = self.session.run([target], tokens)
+        except Exception as error:
+            if ran_out_of_memory(error):
+                raise
+            raise InputError(f"{QUERY} of the index is damaged.", REBUILD) from None
         return np.asarray(vectors, dtype=np.float32)
 
 
@@ -128,12 +143,14 @@ def export_queries(model: Path, kept: Path, folder: Path) -> bool:
                 _export(model, target)
     except ResourceError:
         raise
-    except Exception as error:  # noqa: BLE001  # exporters raise whatever a graph makes them
+    except Exception as error:
+        if ran_out_of_memory(error):
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         log.warning("queries will be embedded by torch, which starts slower: %s", reason)
         return False
-    for path in made.iterdir():
-        shutil.copyfile(path, folder / path.name)
+    for name in (TOKENIZER, QUERY, f"{QUERY}.data"):
+        shutil.copyfile(made / name, folder / name)
     return True
 
 
@@ -155,12 +172,14 @@ def _export(model: Path, folder: Path) -> None:
     tokenizer = Tokenizer.from_file(str(model / TOKENIZER))
     tokenizer.enable_truncation(student.encoder.max_length)
     tokenizer.no_padding()
-    tokenizer.save(str(folder / TOKENIZER))
-    _export_graph(student, folder / QUERY)
+    (folder / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
+    _export_graph(student).save(folder / QUERY, external_data=True)
     _compare(student, ExportedQueries.open(folder))
+    seal(folder, *(path.name for path in folder.iterdir()))
 
 
-def _export_graph(student: "Student", path: Path) -> None:
+def _export_graph(student: "Student") -> Any:
+    """The graph, in memory: its exporter would not say why a file cannot be written."""
     import torch
 
     ids = torch.tensor([[2, 3, 4], [5, 6, 7]])
@@ -168,15 +187,13 @@ def _export_graph(student: "Student", path: Path) -> None:
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     with warnings.catch_warnings(), torch.inference_mode(), _quiet():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
+        return torch.onnx.export(
             _as_module(student),
             kwargs=tokens,
-            f=str(path),
             input_names=list(tokens),
             output_names=["texts", "images"],
             dynamic_shapes=dict.fromkeys(tokens, free),
             dynamo=True,
-            external_data=True,
             verbose=False,
         )
 

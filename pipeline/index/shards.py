@@ -23,6 +23,7 @@ from pipeline.index.embed import Parts, Share
 from pipeline.index.layout import Space, Vectors
 from pipeline.params.index import IndexParams, Kind
 from pipeline.runtime import atomic_file, hash_file, progress, reports_unwritable
+from pipeline.seal import add_checksum, is_whole
 
 PARTS_A_SHARD = 64
 """Together a million rows."""
@@ -87,10 +88,12 @@ def _sample(parts: Parts, seed: int) -> Vectors:
 def _train(kind: Kind, parts: Parts, seed: int) -> Path:
     """The file of the trained index; of several machines that train, the first one's stays."""
     path = parts.beside(f"{kind}-{seed}")
-    if not path.is_file():
+    if not is_whole(path):
+        path.unlink(missing_ok=True)
         index = kinds.train(kind, _sample(parts, seed), parts.rows, seed)
         with reports_unwritable(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
             kinds.write(index, Path(folder) / path.name)
+            add_checksum(Path(folder) / path.name)
             with contextlib.suppress(FileExistsError):
                 os.link(Path(folder) / path.name, path)
     return path
@@ -100,11 +103,12 @@ def _make(kind: Kind, parts: Parts, seed: int, number: int) -> Path:
     """The file of a shard."""
     trained = _train(kind, parts, seed)
     path = parts.beside(f"{kind}-{seed}-{hash_file(trained)[:12]}-{number:05d}")
-    if not path.is_file():
+    if not is_whole(path):
         index = _read(trained)
         kinds.fill(index, kind, _rows(parts, number))
         with atomic_file(path) as temporary:
             kinds.write(index, temporary)
+            add_checksum(temporary)
     return path
 
 

@@ -4,31 +4,30 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config import Block, Number
+from pipeline.config import Block, Number, Text
 
-Name = Annotated[str, Field(min_length=1)]
 Share = Annotated[Number, Field(ge=0, lt=1)]
 
 
 class FolderParams(Block):
     """A folder of images and a table of captions."""
 
-    images: Name | None
+    images: Text | None
     """The folder of the images."""
-    captions: Name | None
+    captions: Text | None
     """The table: .csv, .tsv, .jsonl or .parquet."""
-    image_column: Name
+    image_column: Text
     """The column of an image's path, seen from `images`."""
-    caption_column: Name
+    caption_column: Text
     """The column of a caption, or of a list of captions (.jsonl, .parquet)."""
-    split_column: Name | None
+    split_column: Text | None
     """The column of the split; None: drawn by `splits`."""
 
 
 class WebdatasetParams(Block):
     """Shards as img2dataset writes them."""
 
-    shards: Name | Annotated[list[Name], Field(min_length=1)] | None
+    shards: Text | Annotated[list[Text], Field(min_length=1, max_length=10_000)] | None
     """Local paths or http(s) URLs, with ranges such as {00000..00331}; local ones may be globs."""
     damaged: Literal["error", "skip"]
     """What to do about a damaged shard: stop, or leave all of it out."""
@@ -37,15 +36,15 @@ class WebdatasetParams(Block):
 class HubParams(Block):
     """A data set of the Hugging Face hub, in Parquet files or webdataset shards."""
 
-    dataset: Name | None
-    """ORG/NAME."""
-    revision: Name | None
+    dataset: Text | None
+    """Its name there, ORG/NAME."""
+    revision: Text | None
     """A branch, tag or commit; None: the newest commit of the main branch."""
-    files: Name | None
+    files: Text | None
     """A glob of the files to read, in which * stands for / too; None: all, of one config."""
-    image_column: Name
+    image_column: Text
     """The column of the images' bytes, in Parquet files."""
-    caption_column: Name
+    caption_column: Text
     """The column of a caption or of a list of captions, in Parquet files."""
 
 
@@ -53,9 +52,9 @@ class SplitsParams(Block):
     """Shares of the images for a source that names no splits; the rest is train."""
 
     val: Share
-    """Share of the images in val."""
+    """Share of the images in val, 0 to below 1."""
     test: Share
-    """Share of the images in test."""
+    """Share of the images in test, 0 to below 1."""
 
     @model_validator(mode="after")
     def _leave_some_for_train(self) -> "SplitsParams":
@@ -69,15 +68,15 @@ class ScenesParams(Block):
     """Size of the embedded world; each part is drawn from `seed` on its own."""
 
     images: Annotated[int, Field(ge=100, le=200_000)]
-    """Pictures to render."""
+    """Images to render."""
     captions_per_image: Annotated[int, Field(ge=1, le=10)]
-    """Differently worded captions of each picture."""
+    """Differently worded captions of each image."""
     sentences: Annotated[int, Field(ge=100, le=2_000_000)]
     """Text-only sentences."""
     sts_pairs: Annotated[int, Field(ge=300, le=100_000)]
     """Graded sentence pairs over train, dev and test together; the transfer tasks grow with it."""
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    """Seed of the whole world."""
+    """Seed of the whole world, no unit."""
 
 
 class DownloadParams(Block):

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from pipeline.config import Block
+from pipeline.config import UNIQUE, Block, distinct
 
 Convention = Literal["senteval", "mteb"]
 Part = Literal["sts", "transfer", "retrieval"]
@@ -14,12 +14,12 @@ PARTS: tuple[Part, ...] = get_args(Part)
 class EvaluateParams(Block):
     """Settings of scoring."""
 
-    tasks: Annotated[list[Part], Field(min_length=1)]
+    tasks: Annotated[list[Part], Field(min_length=1), AfterValidator(distinct), UNIQUE]
     """What is measured; retrieval is left out for a model that cannot."""
     convention: Convention
     """Whose pairs and text STS-B and SICK-R are scored on."""
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    """Seed of the transfer classifiers and of the bootstrap."""
+    """Seed of the transfer classifiers and of the bootstrap, no unit."""
     resamples: Annotated[int, Field(ge=100, le=100_000)]
     """Bootstrap samples of an interval."""
     batch_size: Annotated[int, Field(ge=1, le=65_536)]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.config import Block, Number, distinct
+from pipeline.config import UNIQUE, Block, Number, Text, distinct
 
 Item = Literal["captions", "images", "sentences", "texts"]
 Kind = Literal["flat", "hnsw", "ivf-sq8", "ivf-pq"]
@@ -13,20 +13,20 @@ Kind = Literal["flat", "hnsw", "ivf-sq8", "ivf-pq"]
 class IndexParams(Block):
     """Settings of the search index."""
 
-    items: Annotated[list[Item], Field(min_length=1), AfterValidator(distinct)]
+    items: Annotated[list[Item], Field(min_length=1), AfterValidator(distinct), UNIQUE]
     """What can be found."""
-    texts: str | None
+    texts: Text | None
     """A file of your own texts, UTF-8, one a line; null where `items` does not name texts."""
     kind: Literal["auto", "flat", "hnsw", "ivf-sq8", "ivf-pq"]
     """FAISS index; `auto` measures recall and takes the cheapest."""
     recall: Annotated[Number, Field(gt=0, le=1)]
     """Share of the 10 nearest rows that the index must find, where it is not flat."""
-    max_bytes: Annotated[int, Field(ge=1)] | None
+    max_bytes: Annotated[int, Field(ge=1, le=2**63 - 1)] | None
     """The most bytes of one file of vectors; null: no limit."""
-    exact_until: Annotated[int, Field(ge=0)]
+    exact_until: Annotated[int, Field(ge=0, le=10**12)]
     """Rows up to which `auto` searches exactly without trying anything else."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
-    """Of clusters and of the queries that recall is measured with."""
+    """Seed of clusters and of the queries that recall is measured with; no unit."""
     batch_size: Annotated[int, Field(ge=1, le=65_536)]
     """Texts a forward pass."""
 

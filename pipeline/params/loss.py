@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.config import Block, Number, distinct
+from pipeline.config import UNIQUE, Block, Number, distinct
 
 Margin = Annotated[Number, Field(ge=0, lt=math.pi)]
 Gate = Literal["margin", "shift"]
@@ -24,8 +24,9 @@ class FilterParams(Block):
     drop: Literal["above", "below"]
     """Remove the negatives above the threshold (false negatives; released code), or those below it
     (easy negatives; the paper's indicator as it is printed)."""
-    threshold: Number
-    """A cosine (-1 to 1), a dot product or a percentile (0 to 100), as `kind` says."""
+    threshold: Annotated[Number, Field(ge=-1e6, le=1e6)]
+    """A cosine (-1 to 1), a dot product or a percentile (0 to 100), as `kind` says;
+    no unit."""
 
     @model_validator(mode="after")
     def _threshold_fits_kind(self) -> "FilterParams":
@@ -37,7 +38,7 @@ class FilterParams(Block):
 
 
 _THRESHOLDS = {
-    "off": (-math.inf, math.inf),
+    "off": (-1e6, 1e6),
     "cosine": (-1.0, 1.0),
     "dot": (-1e6, 1e6),
     "percentile": (0.0, 100.0),
@@ -57,10 +58,10 @@ class LossParams(Block):
     text_margin: Margin
     """Fixed margin m1 of the text loss, radians."""
     temperature: Annotated[Number, Field(gt=0, le=10)]
-    """tau of all losses."""
+    """tau of all losses, which divides cosines; no unit."""
     weight: Annotated[Number, Field(ge=0, le=1000)]
-    """lambda: weight of the grounded losses against the text loss."""
-    terms: Annotated[list[Term], Field(min_length=1), AfterValidator(distinct)]
+    """lambda: weight of the grounded losses against the text loss, no unit."""
+    terms: Annotated[list[Term], Field(min_length=1), AfterValidator(distinct), UNIQUE]
     """The grounded losses of kdmcse."""
     combine: Literal["sum", "average"]
     """How two grounded losses become one: their sum (released code), or their average (paper)."""

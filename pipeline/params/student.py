@@ -4,21 +4,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.config import Block
+from pipeline.config import UNIQUE, Block, Text
 
 
 class StudentParams(Block):
     """A BERT-like encoder, its pooling and its heads."""
 
-    encoder: Annotated[str, Field(min_length=1)]
+    encoder: Text
     """A transformers directory or hub name."""
     pooling: Literal["cls", "mean"]
     """Sentence vector: the first token, or the mean over all tokens that are not padding."""
     max_length: Annotated[int, Field(ge=4, le=8192)]
     """Tokens a training sentence is cut to (scoring and search never cut below the model's own)."""
     grounding_dim: Annotated[int, Field(ge=2, le=8192)]
-    """Dimension of the space shared with the teacher."""
-    matryoshka: list[Annotated[int, Field(ge=2, le=8192)]]
+    """Dimensions of the space shared with the teacher."""
+    matryoshka: Annotated[list[Annotated[int, Field(ge=2, le=8192)]], UNIQUE]
     """Shorter embeddings, by their first dimensions, that are trained along (arXiv 2205.13147);
     empty: the whole vector only."""
 

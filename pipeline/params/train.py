@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.config import Block, Number, distinct
+from pipeline.config import UNIQUE, Block, Number, distinct
 
 _LARGEST_POOL = 16_384
 """Captions; their similarities then take 1 GB."""
@@ -30,11 +30,13 @@ class TrainParams(Block):
 
     objective: Literal["simcse", "mcse", "kdmcse"]
     """simcse: text only; mcse: plus images, no margin, no filter; kdmcse: all of the method."""
-    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(distinct)]
-    """One run each: seeds of heads, dropout and both streams."""
-    steps: Annotated[int, Field(ge=1)] | None
+    seeds: Annotated[
+        list[Seed], Field(min_length=1, max_length=10_000), AfterValidator(distinct), UNIQUE
+    ]
+    """One run each: seeds of heads, dropout and both streams; no unit."""
+    steps: Annotated[int, Field(ge=1, le=10**9)] | None
     """Optimiser steps; null: as many as `epochs` give."""
-    epochs: Annotated[int, Field(ge=1)]
+    epochs: Annotated[int, Field(ge=1, le=10**6)]
     """Passes over text and pairs; used where `steps` is null."""
     batch_size: Annotated[int, Field(ge=2, le=65_536)]
     """Sentences a batch, over all processes; in-batch negatives need at least 2."""
@@ -42,14 +44,15 @@ class TrainParams(Block):
     """Batches whose gradients make one step. Negatives come from the own batch only: a step of 4
     batches of 64 has 63 negatives an anchor, not 255."""
     learning_rate: Annotated[Number, Field(gt=0, le=1)]
-    """AdamW's peak rate, decayed linearly to 0 without warm-up."""
+    """AdamW's peak rate, decayed linearly to 0 without warm-up; change of a weight
+    a step, no other unit."""
     buckets: Annotated[int, Field(ge=1, le=65_536)]
     """Successive batches whose sentences are sorted by length together, so that a batch needs
     little padding; 1: random batches. Negatives are then about as long as their anchor."""
     unpad: bool | Literal["auto"]
     """Whether a forward pass leaves out padding, with the same vectors and gradients; auto: on a
     CPU, where the encoder allows it and `compile` is off."""
-    chunk: Annotated[int, Field(ge=1)] | None
+    chunk: Annotated[int, Field(ge=1, le=65_536)] | None
     """Sentences encoded at a time, where a batch does not fit into memory: negatives and gradient
     stay those of the whole batch, for a second forward pass. None: the whole batch."""
     gather_negatives: bool
@@ -60,11 +63,13 @@ class TrainParams(Block):
     Weights, optimiser, similarities and losses are float32 in any."""
     compile: bool
     """Whether torch.compile makes kernels of the encoder first, which takes a minute."""
-    track: list[Literal["tensorboard", "wandb", "dvclive"]]
+    track: Annotated[
+        list[Literal["tensorboard", "wandb", "dvclive"]], AfterValidator(distinct), UNIQUE
+    ]
     """Where curves go as well while they are drawn; each must be installed."""
-    pair_every: Annotated[int, Field(ge=1)] | Literal["auto"]
+    pair_every: Annotated[int, Field(ge=1, le=10**9)] | Literal["auto"]
     """Every how many steps a batch of pairs comes; auto: text batches // pair batches."""
-    evaluate_every: Annotated[int, Field(ge=1)]
+    evaluate_every: Annotated[int, Field(ge=1, le=10**9)]
     """Steps between two scores on STS dev; the best student is kept."""
     pairs: PairParams
     """The make-up of batches of pairs."""

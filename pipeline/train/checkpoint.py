@@ -4,9 +4,10 @@ import hashlib
 import os
 import pickle
 import time
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from pipeline.runtime import (
     hash_strings,
     hash_weights,
     log,
+    output_file,
 )
 from pipeline.train.batches import TrainingData
 from pipeline.train.run_params import RunParams
@@ -42,6 +44,7 @@ _UNREADABLE = (
     TypeError,
     EOFError,
     pickle.UnpicklingError,
+    zipfile.BadZipFile,
 )
 _LIBRARIES = ("accelerate", "numpy", "tokenizers", "torch", "transformers")
 
@@ -65,6 +68,7 @@ class Checkpoint:
     def load(self) -> State | None:
         """The state to go on from; None where there is none, or it belongs to another run."""
         try:
+            _require_whole(self._path)
             content = torch.load(self._path, map_location="cpu", weights_only=True)
             key, state = content["key"], content["state"]
         except FileNotFoundError:
@@ -90,8 +94,8 @@ class Checkpoint:
             ResourceError: the disk is full, or the place cannot be written; the file of before
                 stays.
         """
-        with atomic_file(self._path) as temporary:
-            torch.save({"key": self._key, "state": state}, temporary)
+        with atomic_file(self._path) as temporary, output_file(temporary) as stream:
+            torch.save({"key": self._key, "state": state}, cast(IO[bytes], stream))
         self._saved = time.monotonic()
 
     def remove(self) -> None:
@@ -103,6 +107,18 @@ class Checkpoint:
         """Remove what a kill in the middle of a saving left."""
         for leftover in self._path.parent.glob(f".{self._path.name}.*"):
             leftover.unlink(missing_ok=True)
+
+
+def _require_whole(path: Path) -> None:
+    """Hold every record against its CRC-32, which torch writes and does not look at.
+
+    Raises:
+        ValueError: one is another than was written.
+        OSError, BadZipFile: the file cannot be read.
+    """
+    with zipfile.ZipFile(path) as file:
+        if damaged := file.testzip():
+            raise ValueError(f"{damaged} is damaged")
 
 
 def run_fingerprint(data: TrainingData, params: RunParams, seed: int, dev: pd.DataFrame) -> str:

@@ -22,7 +22,7 @@ from jaxtyping import Int32, Int64
 from torch import Tensor
 
 from pipeline.encoder import SentenceEncoder
-from pipeline.runtime import atomic_folder, hash_strings, log, progress
+from pipeline.runtime import atomic_folder, hash_strings, log, progress, save_array
 
 _TOKENIZED_AT_ONCE = 1 << 16
 _KEPT_STORES = 8
@@ -86,8 +86,8 @@ def pack_tokens(
     if (packed := _open(store, len(sentences), padding)) is None:
         with atomic_folder(store) as temporary:
             ids, ends = _tokenize(encoder, sentences, max_length)
-            np.save(temporary / "ids.npy", ids)
-            np.save(temporary / "ends.npy", ends)
+            save_array(temporary / "ids.npy", ids)
+            save_array(temporary / "ends.npy", ends)
             (temporary / "crc32").write_text(_checksum(ids, ends))
         packed = PackedTokens(ids, ends, padding)
     _drop_old(folder, used=store)

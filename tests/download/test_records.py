@@ -29,6 +29,8 @@ from pipeline.download.records import (
     write_transfer,
 )
 from pipeline.errors import InputError, MissingArtifactError
+from pipeline.seal import SEALS
+from tests.conftest import unseal
 
 
 def sts_rows(**changes) -> pd.DataFrame:
@@ -261,13 +263,16 @@ def test_without_archives_elsewhere_there_is_no_table_of_them(tmp_path):
     write_with_archives(tmp_path, archive_rows())
     images, captions = pair_rows(5)
     write_pairs(tmp_path, pd.DataFrame(images), pd.DataFrame(captions))
-    assert set(files_of(tmp_path)) == {"captions.parquet", "images.parquet"}
+    assert set(files_of(tmp_path)) == {"captions.parquet", "images.parquet", SEALS}
     assert read_pairs(tmp_path).archives.empty
 
 
 def test_a_damaged_table_of_archives_is_named(tmp_path):
     write_with_archives(tmp_path, archive_rows())
     (tmp_path / "archives.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"archives\.parquet is damaged: its sha256"):
+        read_pairs(tmp_path)
+    unseal(tmp_path)
     with pytest.raises(InputError, match=r"archives\.parquet cannot be read"):
         read_pairs(tmp_path)
 

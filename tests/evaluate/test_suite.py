@@ -25,6 +25,7 @@ from pipeline.errors import InputError, MissingArtifactError, StaleArtifactError
 from pipeline.evaluate.report import headline, shortened
 from pipeline.evaluate.sts import normalise
 from pipeline.evaluate.suite import Places, Suite, evaluate, read_suite, teacher_retrieval
+from pipeline.features.store import Features, read_identity, write_features
 from pipeline.params.evaluate import PARTS
 from pipeline.params.teacher import TeacherParams
 from pipeline.runtime import choose_device
@@ -122,14 +123,19 @@ def test_one_changed_sentence_changes_the_fingerprint_of_the_training_text(tiny_
     assert changed_part(read(tiny_run), read(copied)) == ["training_text"]
 
 
+TABLES = ("image__features", "image__ids", "caption__features", "caption__ids", "caption__image")
+
+
 def edit_features(folder: Path, **datasets: np.ndarray) -> None:
-    """Replace datasets of a feature file, and name the pairs at hand as its corpus."""
-    with h5py.File(folder / "data/features.h5", "r+") as file:
-        for name, values in datasets.items():
-            key = name.replace("__", "/")
-            del file[key]
-            file.create_dataset(key, data=values)
-        file.attrs["corpus"] = read_pairs(folder / "data/pairs").fingerprint()
+    """Write a feature file again with other tables, and the pairs at hand as its corpus."""
+    path = folder / "data/features.h5"
+    with h5py.File(path) as file:
+        known = {name: file[name.replace("__", "/")][:] for name in TABLES}
+    tables = known | datasets
+    features = Features(*(tables[name] for name in TABLES))
+    write_features(
+        path, features, read_identity(path), read_pairs(folder / "data/pairs").fingerprint()
+    )
 
 
 def test_one_changed_caption_changes_the_fingerprint_of_retrieval(tiny_run, copied, read):

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InputError, ResourceError
 from pipeline.features.cache import (
-    DamagedShardError,
     FeatureCache,
     KeySet,
     content_key,
@@ -25,6 +24,7 @@ from pipeline.features.cache import (
     read_shard,
     text_keys,
 )
+from pipeline.features.files import DamagedFeaturesError
 from pipeline.features.identity import TeacherIdentity
 
 IDENTITY = TeacherIdentity(
@@ -125,7 +125,7 @@ def test_a_damaged_row_is_named_by_its_shard(cache):
     path = write(cache, "a", "bb")
     with h5py.File(path, "r+") as file:
         file["features"][1, 0] += 1
-    with pytest.raises(DamagedShardError, match="row 1 does not fit its checksum") as error:
+    with pytest.raises(DamagedFeaturesError, match="row 1 does not fit its checksum") as error:
         cache.rows("captions", text_keys(["a"]))[:]
     assert error.value.path == path
     cache.drop(path)

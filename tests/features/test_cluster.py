@@ -31,6 +31,7 @@ from pipeline.features.images import Rejection
 from pipeline.params.schema import Params
 from pipeline.params.teacher import TeacherParams
 from tests.conftest import ROOT, TINY, assert_clear_error, find_port, invoke, write_params
+from tests.faults.ledger import record
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("ignore:::ray[.]")
@@ -389,6 +390,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(
     assert killed[1] < 400 / SHARD, "the kill came too late"
     assert (tmp_path / "features.h5").read_bytes() == local.features
     assert local.shards(store) == local.shards()
+    record("killed worker", "features (Ray)", "right result")
 
 
 @pytest.mark.slow

@@ -1,11 +1,14 @@
 """Decoding: what the teacher's transform gives, for every kind of file, and never an exception."""
 
 import io
+import multiprocessing
 import pickle
+import resource
 import struct
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from pipeline.errors import InterruptedRunError
 from pipeline.features.images import Decoder, Rejection, to_pixels
 from pipeline.features.openclip import split_transform
 from tests.conftest import SHARED
+from tests.faults.ledger import record
 
 SIDE = 32
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -303,3 +307,26 @@ def test_photos_of_the_usual_size_are_those_of_the_plain_transform():
             expected = transform(Image.open(io.BytesIO(content)).convert("RGB"))
             decoded = Decoder(part, 224)(content)
             assert torch.equal(rest(decoded.float().div_(255)), expected)
+
+
+def decode_with_little_memory(content: bytes, send) -> None:
+    """In a process of its own: with 64 MiB on top of what it has."""
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + (64 << 20),) * 2)
+    try:
+        send.send(str(WHOLE(content)))
+    except MemoryError:
+        send.send("MemoryError")
+
+
+def test_want_of_memory_is_no_fault_of_the_image():
+    """It would be left out of the features for good, for a machine that was busy for a moment."""
+    content = save(Image.new("RGB", (9_000, 9_000)), "PNG")
+    receive, send = multiprocessing.Pipe(duplex=False)
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=decode_with_little_memory, args=(content, send))
+    process.start()
+    assert receive.poll(60)
+    assert receive.recv() == "MemoryError"
+    process.join(60)
+    record("out of memory", "decode worker", "one clear line")

@@ -22,6 +22,7 @@ from pipeline.features.teacher import Teacher
 from pipeline.params.features import FeaturesParams
 from pipeline.params.teacher import TeacherParams
 from tests.conftest import ROOT, TINY, write_params
+from tests.faults.ledger import record
 
 KILLS = 50
 PARAMS = FeaturesParams(
@@ -73,6 +74,11 @@ def test_kills_at_random_moments_lose_nothing(tiny_run, tmp_path):
             read_shard(path)  # whole, every row verified
         assert before <= shards_of(work)
         killed += process.exitcode != 0
+        record(
+            "SIGKILL",
+            "features, as a library",
+            "ended by SIGKILL" if process.exitcode else "right result",
+        )
         if (work / "features.h5").exists():
             assert (work / "features.h5").read_bytes() == expected
         if process.exitcode == 0:

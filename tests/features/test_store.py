@@ -4,12 +4,15 @@ import json
 import resource
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pipeline.errors import (
     InputError,
@@ -20,12 +23,14 @@ from pipeline.errors import (
 )
 from pipeline.features import cache as caches
 from pipeline.features import store
-from pipeline.features.cache import DamagedShardError, FeatureCache, text_keys
+from pipeline.features.cache import FeatureCache, text_keys
+from pipeline.features.files import HEADER_BYTES, DamagedFeaturesError
 from pipeline.features.identity import TeacherIdentity, hash_teacher_source
 from pipeline.features.rows import JoinedRows
 from pipeline.features.store import Features, read_features, read_identity, write_features
 from pipeline.params.teacher import TeacherParams
 from tests.conftest import ROOT
+from tests.faults.ledger import record, times
 
 IDENTITY = TeacherIdentity(
     model="ViT-B-32",
@@ -320,7 +325,7 @@ def test_damaged_rows_of_the_cache_are_not_written(cached, tmp_path, layout):
     shard = cached.captions.runs.paths[-1]
     with h5py.File(shard, "r+") as file:
         file["features"][0, 0] += 1
-    with pytest.raises(DamagedShardError, match=shard.name):
+    with pytest.raises(DamagedFeaturesError, match=shard.name):
         write_features(tmp_path / "features.h5", cached, IDENTITY, "corpus", layout)
     assert not (tmp_path / "features.h5").exists()
 
@@ -384,20 +389,114 @@ def test_a_missing_file_names_the_stage_that_makes_it(tmp_path):
         read_features(tmp_path / "none.h5", TEACHER, "corpus")
 
 
-def test_damage_is_noticed(features, tmp_path):
+FLIPPED = [1 << bit for bit in range(8)]
+
+
+@pytest.mark.parametrize("in_memory", [0, 1 << 30])
+@pytest.mark.parametrize("layout", ["file", "virtual"])
+def test_a_flipped_bit_anywhere_is_noticed(
+    features, cached, tmp_path, monkeypatch, layout, in_memory
+):
+    monkeypatch.setattr(store, "IN_MEMORY", in_memory)
+    path = tmp_path / "features.h5"
+    write_features(path, cached, IDENTITY, "corpus", layout)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), times(29, 1)):
+        content = bytearray(whole)
+        content[place] ^= FLIPPED[place % 8]
+        path.write_bytes(content)
+        with pytest.raises((InputError, StaleArtifactError), match=r"features\.h5") as error:
+            assert_equal(read_features(path, TEACHER, "corpus"), features)
+        assert "dvc repro -f features" in error.value.fix
+    record("flipped bit", "features.h5", "one clear line", len(range(0, len(whole), times(29, 1))))
+
+
+@pytest.mark.parametrize("in_memory", [0, 1 << 30])
+def test_a_flipped_bit_in_a_shard_is_noticed_or_changes_nothing(
+    features, cached, tmp_path, monkeypatch, in_memory
+):
+    """HDF5's own bytes are for other readers."""
+    monkeypatch.setattr(store, "IN_MEMORY", in_memory)
+    path = tmp_path / "features.h5"
+    write_features(path, cached, IDENTITY, "corpus", "virtual")
+    shard = cached.captions.runs.paths[0]
+    whole, noticed, places = shard.read_bytes(), 0, 0
+    for place in range(0, len(whole), times(29, 1)):
+        content = bytearray(whole)
+        content[place] ^= FLIPPED[place % 8]
+        shard.write_bytes(content)
+        places += 1
+        try:
+            assert_equal(read_features(path, TEACHER, "corpus"), features)
+        except DamagedFeaturesError as damaged:
+            noticed += damaged.path == shard
+    assert noticed > HEADER_BYTES // times(29, 1)
+    record("flipped bit", "shard of features", "one clear line", noticed)
+    record("flipped bit", "shard of features", "right result", places - noticed)
+
+
+def test_a_file_that_is_cut_off_is_refused(features, tmp_path):
     path = tmp_path / "features.h5"
     write_features(path, features, IDENTITY, "corpus")
-    path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(InputError, match="no readable feature file"):
+    whole = path.read_bytes()
+    for length in (0, 1, 700, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match="no readable feature file"):
+            read_features(path, TEACHER, "corpus")
+    path.write_bytes(whole + b"0")
+    with pytest.raises(InputError, match="no readable feature file: it has"):
         read_features(path, TEACHER, "corpus")
+
+
+def test_a_file_of_an_older_version_says_so(tmp_path):
+    path = tmp_path / "features.h5"
+    with h5py.File(path, "w") as file:
+        file["image/features"] = np.zeros((2, 2), np.float16)
+    for read in (lambda: read_features(path, TEACHER, "corpus"), lambda: read_identity(path)):
+        with pytest.raises(StaleArtifactError, match="older version of the project") as error:
+            read()
+        assert "dvc repro -f features" in error.value.fix
+
+
+NUMBERS = st.sampled_from([-1, 0, 1, 3, 255, 1 << 31, 1 << 62, 1 << 63, 1 << 70, "1", None, 1.5])
+PLACES = st.fixed_dictionaries({"offset": NUMBERS, "shape": st.lists(NUMBERS, max_size=3)})
+
+
+@given(data=st.data(), virtual=st.booleans())
+@settings(
+    max_examples=times(60, 3000),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_a_forged_header_is_refused(features, cached, tmp_path, data, virtual):
+    path = tmp_path / "features.h5"
+    layout = "virtual" if virtual else "file"
+    write_features(path, cached, IDENTITY, "corpus", layout)
+    whole = path.read_bytes()
+    shards = [*cached.images.runs.paths, *cached.captions.runs.paths]
+    header = json.loads(whole.partition(b"\n")[0][9:])
+    length = header["length"]
+    key = data.draw(st.sampled_from([*header, *header["tables"]]))
+    kind = PLACES if key in header["tables"] else NUMBERS
+    (header["tables"] if key in header["tables"] else header)[key] = data.draw(kind)
+    text = json.dumps(header).encode()
+    packed = b"%08x %b" % (zlib.crc32(text), text)
+    path.write_bytes(packed.ljust(length - 1) + b"\n" + whole[length:])
+    said = ""
+    try:
+        assert_equal(read_features(path, TEACHER, "corpus"), features)
+    except InputError as error:
+        said = error.what
+    assert len(said) < 600
+    assert not said or any(name in said for name in ("features.h5", *(p.name for p in shards)))
 
 
 def test_values_that_are_not_finite_are_named_by_row(features, tmp_path):
     path = tmp_path / "features.h5"
-    write_features(path, features, IDENTITY, "corpus")
-    with h5py.File(path, "a") as file:
-        file["caption/features"][3, 0] = np.nan
-    with pytest.raises(InputError, match="/caption/features row 3"):
+    captions = features.captions.copy()
+    captions[3, 0] = np.nan
+    write_features(path, replace(features, captions=captions), IDENTITY, "corpus")
+    with pytest.raises(InputError, match="/caption/features row 3 is not finite"):
         read_features(path, TEACHER, "corpus")
 
 

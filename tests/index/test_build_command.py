@@ -15,7 +15,7 @@ from pipeline.index.embed import Share
 from pipeline.index.layout import Window
 from pipeline.index.query import ExportedQueries, StudentQueries, export_queries
 from pipeline.search import Searcher
-from tests.conftest import TINY, assert_clear_error, invoke, write_params
+from tests.conftest import TINY, assert_clear_error, invoke, unseal, write_params
 
 
 @pytest.fixture
@@ -112,6 +112,7 @@ def test_a_wrong_share_is_refused(text):
 
 
 def test_a_text_only_student_has_texts_alone(scratch):
+    unseal(Path("data/models/0"))
     about = Path("data/models/0/heads.json")
     about.write_text(json.dumps(json.loads(about.read_text()) | {"objective": "simcse"}))
     assert invoke("index").exit_code == 0

@@ -13,6 +13,7 @@ from pipeline.index import embed, kinds, shards
 from pipeline.index.choose import Probe, choose_index, hold_out
 from pipeline.index.embed import Parts, Share
 from pipeline.index.layout import normalise
+from pipeline.seal import add_checksum
 from tests.index.test_items import index_params
 
 KINDS = ("flat", "hnsw", "ivf-sq8", "ivf-pq")
@@ -30,6 +31,7 @@ def make_parts(folder: Path, rows: int = ROWS, dim: int = DIM, seed: int = 0) ->
     for part, start in enumerate(range(0, rows, embed.ROWS_A_PART)):
         files.append(folder / f"{part}.npy")
         np.save(files[-1], vectors[start : start + embed.ROWS_A_PART])
+        add_checksum(files[-1])
     return Parts(files, rows)
 
 
@@ -244,7 +246,9 @@ def test_the_largest_seed_is_a_seed(parts):
 def test_a_damaged_part_is_missing(parts):
     assert parts.is_complete()
     parts.files[1].write_bytes(parts.files[1].read_bytes()[:1000])
-    np.save(parts.files[2], np.zeros((3, DIM), np.float32))
+    content = bytearray(parts.files[2].read_bytes())
+    content[5_000] ^= 1
+    parts.files[2].write_bytes(content)
     assert parts.missing() == [1, 2]
 
 

@@ -39,7 +39,7 @@ from pipeline.index.layout import ROWS, TARGET_OF, Hit, Vectors, Window, normali
 from pipeline.index.milvus import About, Address, MilvusIndex, connect
 from pipeline.index.milvus_load import LONGEST, load_items
 from pipeline.search import Searcher
-from tests.conftest import ROOT, SHARED, assert_clear_error, find_port, invoke, write_params
+from tests.conftest import ROOT, SHARED, assert_clear_error, find_port, invoke, unseal, write_params
 from tests.test_real_pipeline import REAL, keep_few_dev_pairs, keep_few_images, run
 
 pytestmark = pytest.mark.skipif(
@@ -300,6 +300,7 @@ def test_another_student_is_refused(scratch):
 
 
 def test_another_corpus_is_refused(scratch):
+    unseal(INDEX)
     manifest = INDEX / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"corpus": "another"}))
     assert_clear_error(invoke("search", "x", "--uri", DATABASE), "another corpus than data/index")

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 
 from pipeline.download.records import write_table
-from pipeline.errors import InputError, MissingArtifactError, StaleArtifactError
+from pipeline.errors import InputError, MissingArtifactError, PipelineError, StaleArtifactError
 from pipeline.index.layout import ROWS, Window
 from pipeline.index.opened import RowTable
 from pipeline.search import Searcher, require_corpus
+from tests.conftest import unseal
 
 
 @pytest.fixture
@@ -34,6 +35,7 @@ def test_an_index_of_another_model_is_refused(copied):
 
 
 def test_an_index_of_another_version_is_refused(copied):
+    unseal(copied / "index")
     change(copied / "index/manifest.json", schema=2)
     with pytest.raises(StaleArtifactError, match="another version"):
         Searcher.open(copied / "model", copied / "index")
@@ -62,7 +64,10 @@ def test_other_pairs_are_refused(tiny_run, copied):
     ],
 )
 @pytest.mark.parametrize("damage", ["gone", "rot", "half", "empty"])
-def test_damaged_files_are_named(copied, name, damage):
+@pytest.mark.parametrize("sealed", [True, False])
+def test_damaged_files_are_named(copied, name, damage, sealed):
+    if not sealed:
+        unseal(copied / "index")
     path = copied / "index" / name
     content = path.read_bytes()
     path.write_bytes({"rot": b"rot", "half": content[: len(content) // 2]}.get(damage, b""))
@@ -75,7 +80,25 @@ def test_damaged_files_are_named(copied, name, damage):
     assert "index" in error.value.fix
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "texts.faiss", "grounded.faiss", "images.faiss", "texts.parquet", "images.parquet",
+        "manifest.json", "query.onnx", "query.onnx.data", "tokenizer.json", "checksums.json",
+    ],
+)  # fmt: skip
+def test_a_flipped_bit_is_noticed_when_the_index_is_opened(copied, name):
+    path = copied / "index" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 8
+    path.write_bytes(content)
+    with pytest.raises(PipelineError, match=name) as error:
+        Searcher.open(copied / "model", copied / "index")
+    assert "dvc repro -f index" in error.value.fix
+
+
 def test_a_manifest_of_other_types_is_refused(copied):
+    unseal(copied / "index")
     change(copied / "index/manifest.json", spaces="texts")
     with pytest.raises(InputError, match="names no spaces"):
         Searcher.open(copied / "model", copied / "index")
@@ -90,6 +113,7 @@ def test_files_that_do_not_belong_together_are_refused(copied):
 
 def test_a_table_of_other_columns_is_refused(copied):
     rows = pd.read_parquet(copied / "index/images.parquet")
+    unseal(copied / "index")
     rows.drop(columns="count").to_parquet(copied / "index/images.parquet")
     with pytest.raises(InputError, match=r"images.parquet has other columns"):
         Searcher.open(copied / "model", copied / "index")

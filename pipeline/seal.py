@@ -1,0 +1,91 @@
+"""Checksums of files: what a disk, a memory or a hand changed is noticed before it is used.
+
+`checksums.json` of a folder holds the sha256 of its sealed files by name. A file without an entry
+is taken as it is: folders that others made have none. Files of a folder that several machines write
+to carry their checksum themselves, as their last line, which their readers do not look at.
+"""
+
+import json
+import os
+import zlib
+from pathlib import Path
+
+from pipeline.errors import InputError
+from pipeline.runtime import hash_file, write_json
+
+SEALS = "checksums.json"
+_LINE = b"\ncrc32 %08x\n"
+_LINE_BYTES = len(_LINE % 0)
+_CHUNK = 1 << 22
+
+
+def seal(folder: Path, *names: str) -> None:
+    """Note the sha256 of files of a folder, which nobody else writes to at this moment.
+
+    Raises:
+        InputError: the checksums that are there are damaged.
+        ResourceError: the disk is full, or the place cannot be written.
+    """
+    notes = folder / SEALS
+    known = _read(notes, f"delete {notes}.")
+    write_json(notes, known | {name: hash_file(folder / name) for name in names})
+
+
+def require_sealed(folder: Path, *names: str, fix: str, most: int | None = None) -> None:
+    """Refuse files of a folder that are not what was sealed.
+
+    Args:
+        folder: theirs.
+        names: the files; those that are missing are left to who opens them.
+        fix: what makes them anew.
+        most: bytes above which a file is not read for this; None: all are.
+
+    Raises:
+        InputError: naming the first that changed, or the checksums if they are damaged.
+    """
+    known = _read(folder / SEALS, fix)
+    for path in (folder / name for name in names if name in known):
+        if _is_read(path, most) and hash_file(path) != known[path.name]:
+            raise InputError(f"{path} is damaged: its sha256 is not the one in {SEALS}.", fix)
+
+
+def _is_read(path: Path, most: int | None) -> bool:
+    return path.is_file() and (most is None or path.stat().st_size <= most)
+
+
+def _read(notes: Path, fix: str) -> dict[str, str]:
+    try:
+        return dict(json.loads(notes.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError):
+        raise InputError(f"{notes} is damaged.", fix) from None
+
+
+def add_checksum(path: Path) -> None:
+    """Append the CRC-32 of a file to it."""
+    with path.open("r+b") as stream:
+        checksum = _checksum(path, path.stat().st_size)
+        stream.seek(0, os.SEEK_END)
+        stream.write(_LINE % checksum)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is there and ends with the CRC-32 of what stands before.
+
+    Raises:
+        OSError: it is there and cannot be read.
+    """
+    if not path.is_file() or (size := path.stat().st_size - _LINE_BYTES) < 0:
+        return False
+    with path.open("rb") as stream:
+        stream.seek(size)
+        return stream.read() == _LINE % _checksum(path, size)
+
+
+def _checksum(path: Path, size: int) -> int:
+    checksum = 0
+    with path.open("rb") as stream:
+        while chunk := stream.read(min(_CHUNK, size - stream.tell())):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum

@@ -1,0 +1,1 @@
+"""Readers, given bytes that nobody meant to write."""

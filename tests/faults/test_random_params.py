@@ -1,0 +1,224 @@
+"""Any valid params.yaml: the whole pipeline, tiny, ends well or says in one line why it cannot."""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import strategies as st
+from typer.testing import Result
+
+from pipeline.params.schema import Params
+from tests.conftest import (
+    TINY,
+    assert_clear_error,
+    invoke,
+    merge,
+    read_default_params,
+    write_params,
+)
+from tests.faults.ledger import record, times
+from tests.test_params_schema import LEAVES
+
+RUNS = times(2, 25)
+FIXED = {
+    *(key for key in LEAVES if key.startswith(("download.", "teacher."))),
+    "student.encoder",
+    "features.engine",  # a cluster takes half a minute to start
+    "train.compile",  # takes a minute
+}
+"""Keys that name what a run reads, or that cost more than they can show here."""
+
+TEXTS = "texts.txt"
+TINY_VALUES: dict[str, st.SearchStrategy] = {
+    "features.batch_size": st.integers(1, 128),
+    "features.shard_rows": st.integers(16, 700),
+    "features.workers": st.integers(0, 4),
+    "student.max_length": st.integers(4, 64),
+    "student.grounding_dim": st.integers(2, 300),
+    "student.matryoshka": st.lists(st.integers(2, 140), max_size=2, unique=True).map(
+        lambda dimensions: sorted(dimensions, reverse=True)
+    ),
+    "loss.temperature": st.one_of(
+        st.floats(0.01, 1), st.floats(0.01, 1), st.floats(0, 10, exclude_min=True)
+    ),
+    "loss.weight": st.one_of(st.floats(0, 1), st.floats(0, 1000)),
+    "train.seeds": st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=2, unique=True),
+    "train.steps": st.integers(1, 6),
+    "train.batch_size": st.one_of(st.integers(2, 32), st.integers(2, 1000)),
+    "train.accumulate": st.integers(1, 3),
+    "train.buckets": st.integers(1, 40),
+    "train.chunk": st.one_of(st.none(), st.integers(1, 40)),
+    "train.pair_every": st.one_of(st.just("auto"), st.integers(1, 8)),
+    "train.evaluate_every": st.integers(1, 9),
+    "train.track": st.sampled_from([[], ["tensorboard"]]),
+    "train.learning_rate": st.one_of(st.floats(1e-6, 1e-2), st.floats(1e-6, 1)),
+    "train.pairs.hard_negatives": st.one_of(st.just(0), st.integers(0, 40)),
+    "train.pairs.pool": st.integers(2, 16),
+    "evaluate.resamples": st.integers(100, 200),
+    "index.texts": st.one_of(st.none(), st.just(TEXTS)),
+    "index.exact_until": st.integers(0, 1000),
+    "index.max_bytes": st.one_of(st.none(), st.integers(1, 10**7)),
+}
+"""What keeps a run short, by dotted key; all other keys take any value of the schema."""
+
+
+def anything(field: dict) -> st.SearchStrategy:
+    """Every value that the schema allows at a key; lists hold no value twice."""
+    if "anyOf" in field:
+        kinds = [kind for kind in field["anyOf"] if "pattern" not in kind]
+        return st.one_of(*map(anything, kinds))
+    if "enum" in field:
+        return st.sampled_from(field["enum"])
+    if field["type"] == "array":
+        size = field.get("minItems", 0)
+        return st.lists(anything(field["items"]), min_size=size, max_size=4, unique=True)
+    return _plain(field)
+
+
+def _plain(field: dict) -> st.SearchStrategy:
+    low, high = field.get("minimum"), field.get("maximum")
+    if field["type"] == "number":
+        above, below = field.get("exclusiveMinimum"), field.get("exclusiveMaximum")
+        return st.floats(
+            above if low is None else low,
+            below if high is None else high,
+            exclude_min=low is None,
+            exclude_max=high is None,
+        )
+    if field["type"] == "integer":
+        return st.integers(low, field["exclusiveMaximum"] - 1 if high is None else high)
+    return {"boolean": st.booleans(), "null": st.none(), "string": st.just(field.get("const"))}[
+        field["type"]
+    ]
+
+
+THRESHOLDS = {
+    "off": st.floats(-1e6, 1e6),
+    "cosine": st.floats(-1, 1),
+    "dot": st.floats(-1e6, 1e6),
+    "percentile": st.floats(0, 100),
+}
+
+
+@st.composite
+def valid_params(draw: st.DrawFn) -> dict:
+    """Changes of the tiny run's params that leave them valid."""
+    changes: dict = {}
+    for key in sorted(set(LEAVES) - FIXED):
+        block, *inner, name = key.split(".")
+        here = changes.setdefault(block, {})
+        for part in inner:
+            here = here.setdefault(part, {})
+        here[name] = draw(TINY_VALUES.get(key, anything(LEAVES[key])), label=key)
+    noise = changes["loss"]["filter"]
+    noise["threshold"] = draw(THRESHOLDS[noise["kind"]], label="threshold")
+    index = changes["index"]
+    index["texts"] = TEXTS if "texts" in index["items"] else None
+    return changes
+
+
+def finite_numbers(content: Any) -> Iterator[float]:
+    if isinstance(content, dict | list):
+        for value in content.values() if isinstance(content, dict) else content:
+            yield from finite_numbers(value)
+    elif isinstance(content, int | float):
+        assert math.isfinite(content)
+        yield content
+
+
+def check_training(path: Path, params: dict) -> None:
+    metrics = json.loads(path.read_text())
+    list(finite_numbers(metrics))
+    assert metrics["steps"] == params["train"]["steps"]
+    assert -100 <= metrics["dev_best"] <= 100
+    assert 1 <= metrics["best_step"] <= metrics["steps"]
+    assert 0 <= metrics["masked_share"] <= 1
+    assert 0 <= metrics["applied_margin"] <= math.pi
+
+
+def check_scores(path: Path) -> None:
+    report = json.loads(path.read_text())
+    list(finite_numbers(report))
+    for system in report["systems"]:
+        for score in system["scores"]:
+            if score["measure"] != "median_rank":
+                assert -100 <= score["value"] <= 100
+            if score["low"] is not None:
+                assert score["low"] <= score["high"]
+
+
+def check_index(path: Path, params: dict) -> None:
+    metrics = json.loads(path.read_text())
+    list(finite_numbers(metrics))
+    for space in metrics["spaces"].values():
+        assert 0 <= space["recall"] <= 1
+        assert params["index"]["kind"] in {"auto", space["kind"]}
+
+
+def run_all(params: dict) -> Iterator[Result]:
+    """Run the stages one by one and look at what each wrote; the reader ends at the first error."""
+    yield invoke("features")
+    for seed in params["train"]["seeds"]:
+        yield invoke("train", "--seed", str(seed))
+        check_training(Path(f"reports/train/{seed}/metrics.json"), params)
+    yield invoke("baselines")
+    check_scores(Path("reports/baselines.json"))
+    for seed in params["train"]["seeds"]:
+        yield invoke("evaluate", "--model", f"data/models/{seed}")
+        check_scores(Path(f"reports/evaluate/{seed}.json"))
+    yield invoke("summary")
+    list(finite_numbers(json.loads(Path("reports/summary.json").read_text())))
+    yield invoke("index")
+    check_index(Path("reports/index.json"), params)
+    if set(params["index"]["items"]) - {"images"}:
+        yield invoke("search", "a small red circle", "--json")
+
+
+def outcome(params: dict) -> str:
+    for result in run_all(params):
+        if result.exit_code != 0:
+            assert_clear_error(result)
+            assert "this is a bug" not in result.stderr, result.stderr
+            note(result.stderr)
+            return "one clear line"
+    return "right result"
+
+
+@pytest.fixture
+def scratch(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the tiny run's corpora and features."""
+    for name in ("pairs", "text", "evaluation", "store", "tokens"):
+        shutil.copytree(tiny_run / "data" / name, tmp_path / "data" / name)
+    (tmp_path / TEXTS).write_text("a red circle\nblue squares\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120 * RUNS)
+def test_any_valid_params_end_well_or_in_one_line(scratch):
+    outcomes: list[str] = []
+
+    @settings(
+        max_examples=RUNS,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=[HealthCheck.too_slow],
+        report_multiple_bugs=False,
+    )
+    @given(valid_params())
+    def run(changes: dict) -> None:
+        params = merge(merge(read_default_params(), TINY), changes)
+        Params.model_validate(params)
+        write_params(scratch, TINY, changes)
+        for made in ("data/models", "data/index", "reports"):
+            shutil.rmtree(scratch / made, ignore_errors=True)
+        outcomes.append(outcome(params))
+
+    run()
+    for kind in sorted(set(outcomes)):
+        record("random valid params", "all stages", kind, outcomes.count(kind))
