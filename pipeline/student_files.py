@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline.runtime import hash_file, hash_strings
-from pipeline.seal import require_sealed, seal
+from pipeline.seal import SEALS, require_sealed, seal
 
 POOLING_FILE = Path("1_Pooling/config.json")
 _IDENTITY_FILES = (
@@ -35,7 +35,10 @@ def require_sealed_student(folder: Path) -> None:
     Raises:
         InputError: naming the file.
     """
-    fix = "run `dvc repro -f train`, or get the model again."
+    fix = (
+        "run `dvc repro -f train`, or get the model again; "
+        f"if you changed it yourself, delete its {SEALS}."
+    )
     require_sealed(folder, *_sealed(folder), fix=fix)
 
 

@@ -26,6 +26,7 @@ from pipeline.download.records import Pairs, read_pairs
 from pipeline.download.splits import draw_split
 from pipeline.errors import InputError, ResourceError
 from pipeline.params.download import SplitsParams
+from pipeline.seal import SEALS
 from tests.conftest import ROOT, assert_clear_error, invoke, write_params
 from tests.download.conftest import download_params, image_bytes
 
@@ -386,6 +387,7 @@ def test_the_stage_reads_a_folder_and_names_what_is_null(tmp_path, photos, monke
     assert counts["images"] == 3
     assert sorted(path.name for path in (tmp_path / "data/pairs").iterdir()) == [
         "captions.parquet",
+        SEALS,
         "images.parquet",
         "images.zip",
     ]

@@ -21,6 +21,7 @@ from pipeline.download.splits import draw_split
 from pipeline.download.webdataset import read_shard, write_webdataset_pairs
 from pipeline.errors import DownloadError, InputError, ResourceError
 from pipeline.params.download import SplitsParams, WebdatasetParams
+from pipeline.seal import SEALS
 from stages import paths
 from tests.conftest import assert_clear_error, invoke, write_params
 from tests.download.conftest import download_params, image_bytes
@@ -73,7 +74,7 @@ def test_shards_are_read_in_place(tmp_path, shards):
     assert (
         pairs.images["image_id"].tolist() == pairs.captions["image_id"].tolist() == list(range(6))
     )
-    tables = {f"{name}.parquet" for name in ("images", "captions", "archives")}
+    tables = {*(f"{name}.parquet" for name in ("images", "captions", "archives")), SEALS}
     assert {path.name for path in pairs.folder.iterdir()} == tables
     assert counts["images"] == counts["captions"] == 6
     assert (counts["shards"], counts["shards_skipped"], counts["samples_without_image"]) == (

@@ -20,7 +20,8 @@ from pipeline.download.records import read_sts, write_sts
 from pipeline.encoder import SentenceEncoder
 from pipeline.params.evaluate import PARTS
 from pipeline.runtime import hash_weights
-from tests.conftest import ROOT, TINY, assert_clear_error, invoke, write_params
+from pipeline.student_files import seal_student
+from tests.conftest import ROOT, TINY, assert_clear_error, invoke, unseal, write_params
 
 PLAIN = ROOT / "data/demo/student"
 RECALLS = {"recall@1", "recall@5", "recall@10", "median_rank"}
@@ -166,9 +167,17 @@ def test_default_tasks_leave_retrieval_out_for_a_model_without_heads(run):
     assert report["systems"][0]["about"]["seed"] is None
 
 
+def change_heads(**values: object) -> dict:
+    """Change what a student says of itself; returns what it said."""
+    folder = Path("data/models/0")
+    about = json.loads((folder / "heads.json").read_text())
+    (folder / "heads.json").write_text(json.dumps(about | values))
+    seal_student(folder)
+    return about
+
+
 def test_a_student_trained_without_pictures_does_not_retrieve(run):
-    heads = Path("data/models/0/heads.json")
-    heads.write_text(json.dumps({**json.loads(heads.read_text()), "objective": "simcse"}))
+    change_heads(objective="simcse")
     assert evaluate().keys() == {"sts", "transfer", "systems"}
     result = invoke("evaluate", "--tasks", "retrieval", "--out", "scores.json")
     assert_clear_error(result, "no grounding heads trained on pictures")
@@ -234,6 +243,7 @@ def test_a_model_that_gives_no_usable_embedding_is_refused(run, weight, words):
 
 def test_a_gold_score_that_is_no_number_is_named_by_file_and_row(run):
     path = Path("data/evaluation/sts.parquet")
+    unseal(path.parent)
     table = pq.read_table(path)
     score = table["score"].to_pylist()
     score[17] = float("nan")
@@ -285,6 +295,7 @@ def test_spearman_is_that_of_sentence_transformers_own_evaluator(run):
 
 def test_a_model_that_lacks_weights_is_refused(run, tmp_path):
     shutil.copytree("data/models/0", tmp_path / "holed")
+    unseal(tmp_path / "holed")
     weights = load_file(tmp_path / "holed/model.safetensors")
     lost = next(name for name in weights if name.endswith("attention.self.query.weight"))
     kept = {name: value for name, value in weights.items() if name != lost}
@@ -299,8 +310,7 @@ def test_two_systems_of_one_name_are_refused(run):
 
 
 def test_a_text_only_student_keeps_its_seed_and_retrieves_nothing(run):
-    about = json.loads(Path("data/models/0/heads.json").read_text()) | {"objective": "simcse"}
-    Path("data/models/0/heads.json").write_text(json.dumps(about))
+    change_heads(objective="simcse")
     content = evaluate()
     assert content["systems"][0]["about"]["seed"] == 0
     assert "retrieval" not in content
@@ -311,8 +321,7 @@ def test_a_student_is_scored_with_its_own_pooling(run):
 
 
 def test_a_matryoshka_student_is_scored_by_its_first_dimensions(run):
-    about = json.loads(Path("data/models/0/heads.json").read_text()) | {"matryoshka": [32, 16]}
-    Path("data/models/0/heads.json").write_text(json.dumps(about))
+    change_heads(matryoshka=[32, 16])
     result = invoke("evaluate", "--out", "x.json", "--tasks", "sts")
     assert result.exit_code == 0, result.output
     report = json.loads(Path("x.json").read_text())
@@ -328,8 +337,6 @@ def test_a_matryoshka_student_is_scored_by_its_first_dimensions(run):
 
 
 def test_features_of_another_teacher_are_refused(run):
-    about = json.loads(Path("data/models/0/heads.json").read_text())
-    assert len(about["teacher"]) == 64
-    Path("data/models/0/heads.json").write_text(json.dumps(about | {"teacher": "0" * 64}))
+    assert len(change_heads(teacher="0" * 64)["teacher"]) == 64
     for stage in ("evaluate", "index"):
         assert_clear_error(invoke(stage), "another teacher", "dvc repro train")
