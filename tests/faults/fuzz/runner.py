@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from pipeline.errors import PipelineError
 from tests.faults.fuzz.mutate import mutate
 
@@ -117,6 +119,7 @@ def _work(target: Target, cases: range, folder: Path, shared: mmap.mmap) -> None
     code = 1
     try:
         _die_with_parent()
+        torch.set_num_threads(1)  # a fork has none of its parent's threads, and would wait for them
         _limit()
         with (
             (folder / "stderr.txt").open("wb") as errors,
