@@ -222,7 +222,7 @@ def save_array(path: Path, array: "NDArray[Any]") -> None:
 
 
 _OUT_OF_MEMORY = re.compile(
-    "out of memory|allocate memory|bad_?alloc|bad allocation", re.IGNORECASE
+    "out of memory|allocate memory|bad.?alloc|bad allocation|map segment", re.IGNORECASE
 )
 """How native libraries word it, on GPU and CPU, in an error that is no MemoryError."""
 

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -70,6 +71,7 @@ def outcome(path: Path) -> str:
     return "one clear line"
 
 
+@pytest.mark.timeout(1800)
 def test_mutated_text_is_valid_or_refused_in_one_line(tmp_path):
     outcomes: list[str] = []
 

@@ -70,11 +70,11 @@ def boast(handler, draw):
 
 
 def circle(handler, _draw):
+    handler.faults.insert(0, lambda again: circle(again, None) or True)
     handler.send_response(302)
     handler.send_header("Location", handler.path)
     handler.send_header("Content-Length", "0")
     handler.end_headers()
-    handler.faults.insert(0, lambda again: circle(again, None) or True)
 
 
 def busy(handler, draw):
@@ -157,7 +157,7 @@ def test_a_bad_server(server, impatient, tmp_path):
         if outcome != "right result":
             for name in (FILE.name, fetching.CHECKSUMS):  # as the message says
                 (to / name).unlink(missing_ok=True)
-            assert attempt(to, url) == "right result"
+            assert attempt(to, url) == "right result", chosen
 
 
 def test_two_fetches_at_once(server, tmp_path):
