@@ -39,6 +39,7 @@ from pipeline.download.scenes.world import (
     split_of,
 )
 from pipeline.params.download import ScenesParams
+from pipeline.seal import SEALS
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ScenesParams(images=120, captions_per_image=3, sentences=150, sts_pairs=300, seed=7)
@@ -167,7 +168,7 @@ def test_equal_params_give_equal_bytes_in_another_process(tmp_path: Path) -> Non
         environment = {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
         subprocess.run(command, check=True, env=environment, cwd=ROOT)
     first = digests(tmp_path / "1")
-    tables = {"images.parquet", "captions.parquet", "sts.json", "transfer.json"}
+    tables = {"images.parquet", "captions.parquet", SEALS, "sts.json", "transfer.json"}
     assert set(first) == {"images.zip", "text", *tables}
     assert digests(tmp_path / "2") == first
 
