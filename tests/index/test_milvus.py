@@ -282,6 +282,7 @@ def test_what_does_not_fit_the_queries_is_refused(loaded, tmp_path, key):
 
 @pytest.mark.slow
 def test_another_student_is_refused(scratch):
+    unseal(MODEL)
     config = MODEL / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"layer_norm_eps": 1e-6}))
     assert_clear_error(
