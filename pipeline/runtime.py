@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
-from pipeline.errors import InterruptedRunError, ResourceError
+from pipeline.errors import InterruptedRunError, PipelineError, ResourceError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -222,14 +222,26 @@ def save_array(path: Path, array: "NDArray[Any]") -> None:
 
 
 _OUT_OF_MEMORY = re.compile(
-    "out of memory|allocate memory|bad.?alloc|bad allocation|map segment", re.IGNORECASE
+    "out of memory|allocate memory|bad.?alloc|bad allocation|alloc of size [0-9]+ failed"
+    "|map segment|start new thread|could not create a primitive"
+    "|'frame' object is not callable|error return without exception set",
+    re.IGNORECASE,
 )
-"""How native libraries word it, on GPU and CPU, in an error that is no MemoryError."""
+"""How native libraries and Python itself word it in an error that is no MemoryError."""
 
 
-def ran_out_of_memory(error: Exception) -> bool:
-    """Whether an error, of whatever type, says that memory ran out."""
-    return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of whatever type, or one that it came of, says that memory ran out."""
+    foreign = (one for one in _causes(error) if not isinstance(one, PipelineError))
+    return any(isinstance(one, MemoryError) or _OUT_OF_MEMORY.search(str(one)) for one in foreign)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and what it came of; libraries tie such chains into rings."""
+    found = [error]
+    while (cause := found[-1].__cause__ or found[-1].__context__) and cause not in found:
+        found.append(cause)
+    return found
 
 
 def _sync(path: Path) -> None:
@@ -339,15 +351,6 @@ def defers_signals() -> Iterator[Callable[[], signal.Signals | None]]:
         yield lambda: came[0] if came else None
     finally:
         _install(previous)
-
-
-def leave_signals_to_parent(_worker: int = 0) -> None:
-    """Make a worker process outlive Ctrl-C, which the terminal sends to the whole group.
-
-    The parent ends its workers itself, by SIGTERM; without this, dying workers would bury its one
-    clear line under their own.
-    """
-    _install({signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.SIG_IGN})
 
 
 _Handler = Callable[[int, FrameType | None], Any] | int | None

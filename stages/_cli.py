@@ -26,7 +26,12 @@ from pipeline.runtime import end_bars, ends_on_signal, keep_freed_memory, ran_ou
 PARAMS_FILE = Path("params.yaml")
 DEBUG_VARIABLE = "KDMCSE_DEBUG"
 
+_MORE_MEMORY = "lower the batch size, or use a machine with more memory."
+_LAST_WORDS = f"error: memory ran out.\n  fix: {_MORE_MEMORY}\n".encode()
+
 P = ParamSpec("P")
+Failure = tuple[str, str]
+"""What is wrong, and what to do."""
 
 
 def read_params() -> Params:
@@ -49,18 +54,28 @@ def _reporting_errors(main: Callable[P, None]) -> Callable[P, None]:
         _print_any_character()
         _log_to_stderr(stage)
         keep_freed_memory()
-        try:
-            with ends_on_signal(stage):
-                main(*args, **kwargs)
-            sys.stdout.flush()
-        except (PipelineError, InterruptedRunError) as error:
-            _fail(error.what, error.fix)
-        except BrokenPipeError:
-            os._exit(1)  # the reader of our output went away; there is nobody to tell
-        except Exception as error:  # noqa: BLE001  # the last resort: never a bare traceback
-            _fail_unexpectedly(error)
+        failure = _failure_of(stage, functools.partial(main, *args, **kwargs))
+        if failure is not None:
+            _fail(*failure)
 
     return command
+
+
+def _failure_of(stage: str, run: Callable[[], None]) -> Failure | None:
+    """Run; the error ends here, and lets go of its memory before anything is said."""
+    try:
+        with ends_on_signal(stage):
+            run()
+        sys.stdout.flush()
+    except PipelineError as error:
+        return _known(error)
+    except InterruptedRunError as error:
+        return error.what, error.fix
+    except BrokenPipeError:
+        os._exit(1)  # the reader of our output went away; there is nobody to tell
+    except Exception as error:  # noqa: BLE001  # the last resort: never a bare traceback
+        return _unexpected(error)
+    return None
 
 
 def _print_any_character() -> None:
@@ -70,19 +85,26 @@ def _print_any_character() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _fail_unexpectedly(error: Exception) -> None:
+def _known(error: PipelineError) -> Failure:
+    """Where memory ran out below, the file that the error names is not to blame."""
+    if "memory" not in error.fix and ran_out_of_memory(error):
+        return f"memory ran out: {error.what}", _MORE_MEMORY
+    return error.what, error.fix
+
+
+def _unexpected(error: Exception) -> Failure:
     if os.environ.get(DEBUG_VARIABLE):
         sys.stderr.write(redact(traceback.format_exc()))
-    reason = " ".join(str(error).split())[:300]
     if ran_out_of_memory(error):
-        _fail("memory ran out.", "lower the batch size, or use a machine with more memory.")
+        return "memory ran out.", _MORE_MEMORY
     if isinstance(error, OSError) and error.filename is None and error.errno in _OF_STREAMS:
         _drop_output()
-        _fail(
+        return (
             f"the output could not be written: {os.strerror(error.errno).lower()}.",
             "send it to a place that can be written.",
         )
-    _fail(
+    reason = " ".join(str(error).split())[:300]
+    return (
         f"unexpected {type(error).__name__}: {reason}",
         f"this is a bug; run again with {DEBUG_VARIABLE}=1 and report the traceback.",
     )
@@ -98,10 +120,14 @@ def _drop_output() -> None:
 
 
 def _fail(what: str, fix: str) -> None:
-    end_bars()
-    console = Console(stderr=True, soft_wrap=True)
-    console.print(Text.assemble(("error: ", "bold red"), (_shown(what), "red")))
-    console.print(Text(f"  fix: {_shown(fix)}"))
+    try:
+        end_bars()
+        console = Console(stderr=True, soft_wrap=True)
+        console.print(Text.assemble(("error: ", "bold red"), (_shown(what), "red")))
+        console.print(Text(f"  fix: {_shown(fix)}"))
+    except Exception:  # noqa: BLE001  # without memory much of Python breaks
+        with contextlib.suppress(OSError):
+            os.write(2, _LAST_WORDS)
     raise typer.Exit(1)
 
 

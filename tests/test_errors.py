@@ -1,5 +1,6 @@
 """What a user meets when something is wrong: one clear line, the remedy, exit code 1."""
 
+import errno
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -238,6 +240,42 @@ def test_memory_running_out_has_a_remedy():
         raise MemoryError
 
     assert_clear_error(run(main), "memory ran out", "batch size")
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        pa.ArrowMemoryError("realloc of size 256 failed"),
+    ],
+)
+def test_want_of_memory_is_not_blamed_on_a_file(cause):
+    def main() -> None:
+        try:
+            raise cause
+        except (MemoryError, OSError, pa.ArrowException):
+            raise InputError("a.parquet cannot be read.", "run `dvc repro -f x`.") from None
+
+    result = run(main)
+    assert_clear_error(result, "memory ran out: a.parquet cannot be read", "batch size")
+    assert "dvc repro" not in result.stderr
+
+
+def test_want_of_memory_is_seen_through_what_was_raised_from_it():
+    def main() -> None:
+        raise RuntimeError("the export failed") from MemoryError()
+
+    assert_clear_error(run(main), "memory ran out", "batch size")
+
+
+def test_errors_that_name_each_other_as_the_cause_are_read_once():
+    def main() -> None:
+        first, second = RuntimeError("first"), ValueError("second")
+        first.__cause__, second.__cause__ = second, first
+        raise first
+
+    assert_clear_error(run(main), "unexpected RuntimeError: first")
 
 
 def test_markup_in_an_error_is_shown_as_it_is():

@@ -79,7 +79,7 @@ class ParquetRows:
             ResourceError: it cannot be read any more.
         """
         start = 0
-        batches = self._file.iter_batches(batch_size=rows, columns=self._columns)
+        batches = self._file.iter_batches(rows, columns=self._columns, use_threads=False)
         while (batch := self._next(batches)) is not None:
             yield start, self._cells(batch, start)
             start += batch.num_rows

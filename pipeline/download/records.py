@@ -80,7 +80,7 @@ TRANSFER = pa.schema(
 
 
 def _no_archives() -> pd.DataFrame:
-    return pd.DataFrame(ARCHIVES.empty_table().to_pandas())
+    return pd.DataFrame(ARCHIVES.empty_table().to_pandas(use_threads=False))
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,8 @@ def read_transfer(folder: Path) -> pd.DataFrame:
 
 def count_pairs(folder: Path) -> dict[str, int]:
     """The rows of both tables, and the images of each split, without reading more than that."""
-    images = pq.read_table(folder / "images.parquet", columns=["split"], read_dictionary=["split"])
+    file = pq.ParquetFile(folder / "images.parquet", read_dictionary=["split"], pre_buffer=False)
+    images = file.read(columns=["split"], use_threads=False)
     counted = pc.value_counts(images["split"]).to_pylist()
     by_split = {entry["values"]: entry["counts"] for entry in counted}
     splits = {f"{split}_images": int(by_split.get(split, 0)) for split in SPLITS}
@@ -271,9 +272,10 @@ def write_table(path: Path, rows: Rows, schema: pa.Schema) -> None:
 
 @contextlib.contextmanager
 def _open_table(path: Path, schema: pa.Schema) -> Iterator["_TableWriter"]:
+    # Without dictionaries: where memory runs out, Arrow's fills up and looks for room for ever.
     with (
         atomic_file(path) as temporary,
-        pq.ParquetWriter(temporary, schema, compression="zstd") as file,
+        pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=False) as file,
     ):
         yield _TableWriter(file, schema)
     seal(path.parent, path.name)
@@ -331,13 +333,14 @@ def read_table(
         )
     for name in (name for name in schema.names if name not in optional):
         _refuse_rows(path, _is_unusable(table[name]), f"has no usable {name}", _redo(made_by))
-    return pd.DataFrame(table.to_pandas())
+    return pd.DataFrame(table.to_pandas(use_threads=False))
 
 
 def _load(path: Path, redo: str) -> pa.Table:
+    """All rows, by this thread alone: Arrow's threads hang or abort where memory ran out."""
     require_sealed(path.parent, path.name, fix=redo)
     try:
-        return pq.read_table(path)
+        return pq.ParquetFile(path, pre_buffer=False).read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path} cannot be read: {reason}.", redo) from None

@@ -60,7 +60,7 @@ def find_items(
 def _merge_equal(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """One row for all equal texts: the first, with their number."""
     if not tables:
-        return pd.DataFrame(ROWS.empty_table().to_pandas())
+        return pd.DataFrame(ROWS.empty_table().to_pandas(use_threads=False))
     table = pd.concat(tables, ignore_index=True)
     table["count"] = table.groupby("text", sort=False)["text"].transform("size")
     return pd.DataFrame(table.drop_duplicates("text")[ROWS.names].reset_index(drop=True))

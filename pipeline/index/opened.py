@@ -48,7 +48,7 @@ class RowTable:
             InputError: it is missing, damaged or of other columns.
         """
         try:
-            file = pq.ParquetFile(path, memory_map=True)
+            file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
         except (pa.ArrowException, OSError):
             raise InputError(f"{path} is missing or damaged.", REBUILD) from None
         if not file.schema_arrow.equals(ROWS):
@@ -84,7 +84,7 @@ class RowTable:
     def _read(self, group: int) -> pa.Table:
         try:
             with self._turn:
-                return self.file.read_row_group(group)
+                return self.file.read_row_group(group, use_threads=False)
         except (pa.ArrowException, OSError) as error:
             reason = one_line(str(error).splitlines()[0], 200)
             raise InputError(f"a table of the index is damaged: {reason}.", REBUILD) from None

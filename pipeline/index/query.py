@@ -221,7 +221,7 @@ def _as_module(student: "Student") -> "nn.Module":
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's reports off the user's screen."""
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     try:
         yield
     finally:

@@ -2,6 +2,9 @@
 
 import hashlib
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -30,7 +33,7 @@ from pipeline.download.records import (
 )
 from pipeline.errors import InputError, MissingArtifactError
 from pipeline.seal import SEALS
-from tests.conftest import unseal
+from tests.conftest import ROOT, unseal
 
 
 def sts_rows(**changes) -> pd.DataFrame:
@@ -172,7 +175,12 @@ def test_a_small_table_is_what_arrow_writes_at_once(tmp_path):
     images, captions = pair_rows(2000)
     write_pairs(tmp_path, pd.DataFrame(images), pd.DataFrame(captions))
     for name, rows, schema in (("images", images, IMAGES), ("captions", captions, CAPTIONS)):
-        pq.write_table(pa.table(rows, schema=schema), tmp_path / "at-once", compression="zstd")
+        pq.write_table(
+            pa.table(rows, schema=schema),
+            tmp_path / "at-once",
+            compression="zstd",
+            use_dictionary=False,
+        )
         assert (tmp_path / f"{name}.parquet").read_bytes() == (tmp_path / "at-once").read_bytes()
 
 
@@ -195,6 +203,33 @@ def test_a_failure_between_the_rows_leaves_what_was_there(tmp_path):
         writer.add(images, captions)
         _ = 1 / 0
     assert files_of(tmp_path) == before
+
+
+READS_ALONE = """
+import os
+from pathlib import Path
+import pyarrow.parquet
+from pipeline.download.parquet import ParquetRows
+from pipeline.download.records import count_pairs, read_pairs
+from pipeline.index.opened import RowTable
+
+before = len(os.listdir("/proc/self/task"))
+read_pairs(Path("data/pairs"))
+count_pairs(Path("data/pairs"))
+list(ParquetRows(Path("data/pairs/captions.parquet"), {"key": "caption"}).batches(1_000))
+RowTable.open(Path("data/index/texts.parquet")).take([0])
+assert len(os.listdir("/proc/self/task")) == before
+"""
+
+
+def test_tables_are_read_by_one_thread(tiny_run):
+    """Arrow's own threads hang or end the process where there is no memory for them."""
+    subprocess.run(
+        [sys.executable, "-c", READS_ALONE],
+        cwd=tiny_run,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=True,
+    )
 
 
 def test_counts_are_those_of_the_rows(tmp_path):

@@ -1,6 +1,5 @@
 """A folder in which all stages ran, to break one of them in; and what may come of that."""
 
-import contextlib
 import hashlib
 import io
 import json
@@ -75,6 +74,8 @@ class Ended:
     """Its exit code; negative: the signal that ended it."""
     seconds: float
     err: str
+    hit: bool
+    """Whether it was still there when the fault came."""
 
     @property
     def outcome(self) -> str:
@@ -137,12 +138,11 @@ class Bench:
         process = self.zygote.start(wanted)
         watch = threading.Timer(LONGEST, os.kill, (process, signal.SIGQUIT))
         watch.start()
-        with contextlib.suppress(ProcessLookupError):
-            (fault or _nothing)(process)
+        hit = _does(fault or _nothing, process)
         code = self.zygote.wait()
         watch.cancel()
         err = (self.prints / "err").read_text(errors="replace")
-        return Ended(code, time.monotonic() - started, err)
+        return Ended(code, time.monotonic() - started, err, hit)
 
     def reset(self, stage: Stage) -> None:
         """Take away what a stage made and kept, and what killed runs left."""
@@ -219,6 +219,14 @@ def remove(path: Path) -> None:
 
 def _is_hidden(path: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def _does(fault: Fault, process: int) -> bool:
+    try:
+        fault(process)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _nothing(_process: int) -> None:

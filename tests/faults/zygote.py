@@ -7,6 +7,7 @@ Asked and answered by lines of JSON: an `Order`, then the process id, then its e
 """
 
 import ctypes
+import faulthandler
 import importlib
 import json
 import os
@@ -140,6 +141,7 @@ def _prepare(order: Order) -> None:
         os.dup2(handle, number)
         os.close(handle)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    faulthandler.register(signal.SIGQUIT, file=2, chain=True)  # where it hung, before it ends
     os.environ.update(order.environment)
     sys.argv = [str(ROOT / f"stages/{order.stage}.py"), *order.arguments]
     for name, value in order.limits.items():
