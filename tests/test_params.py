@@ -108,6 +108,7 @@ def test_scientific_notation_is_the_number_it_is(tmp_path, text):
         ("loss: 1\n---\nloss: 2", "found another document"),
         ("loss: *there", "*there stands for no whole value before it"),
         ("loss: &here [*here]", "*here stands for no whole value before it"),
+        ("loss: [&here 1, &here 2]", "line 1, column 17: the anchor &here is given a second time"),
         ("[" * 100_000, "blocks are nested deeper than 32"),
         ("- " * 100_000, "blocks are nested deeper than 32"),
         ("#" * (LARGEST + 1), "it is larger than 262,144 bytes"),

@@ -40,8 +40,9 @@ def read_plain_yaml(path: Path) -> object:
         Its content; None for an empty file.
 
     Raises:
-        ParamsError: the file is not there, is no YAML, names a key twice, has a tag or a directive,
-            is larger than `LARGEST`, deeper than `DEEPEST`, or stands for more than `MOST` values.
+        ParamsError: the file is not there, is no YAML, names a key or an anchor twice, has a tag or
+            a directive, is larger than `LARGEST`, deeper than `DEEPEST`, or stands for more than
+            `MOST` values.
     """
     text = _read_text(path)
     try:
@@ -107,12 +108,14 @@ def _place(line: int, column: int) -> str:
 def _check(events: Iterable[Event]) -> None:
     """Refuse, before anything is built of it, what plain parameters do not need."""
     total = 0
+    named: set[str] = set()
     opened: list[tuple[str | None, int]] = []
     sizes: dict[str | None, int] = {}
     for event in events:
         for reason in _foreign(event):
             mark = event.start_mark
             raise _PlainTextError(f"{_place(mark.line, mark.column)}: {reason}")
+        _name(event, named)
         if isinstance(event, CollectionStartEvent):
             opened.append((event.anchor, total))
         elif isinstance(event, CollectionEndEvent):
@@ -120,6 +123,18 @@ def _check(events: Iterable[Event]) -> None:
             sizes[anchor] = total - before
         total += _size(event, sizes)
         _check_size(total, len(opened))
+
+
+def _name(event: Event, named: set[str]) -> None:
+    """Note the anchor of a value; a second of its name would take its place unseen."""
+    anchor = getattr(event, "anchor", None)
+    if anchor is None or isinstance(event, AliasEvent):
+        return
+    if anchor in named:
+        mark = event.start_mark
+        reason = f"the anchor &{anchor} is given a second time"
+        raise _PlainTextError(f"{_place(mark.line, mark.column)}: {reason}")
+    named.add(anchor)
 
 
 def _size(event: Event, sizes: dict[str | None, int]) -> int:

@@ -134,6 +134,8 @@ class Bench:
         """Run a stage, with something done to it meanwhile; it is ended where it hangs."""
         command = (stage.name, (*stage.arguments, *arguments))
         wanted = Order(*command, str(self.folder), str(self.prints), **order)
+        for name in ("out", "err"):
+            (self.prints / name).write_bytes(b"")  # so that it says nothing of the run before
         started = time.monotonic()
         process = self.zygote.start(wanted)
         watch = threading.Timer(LONGEST, os.kill, (process, signal.SIGQUIT))

@@ -85,7 +85,8 @@ def _run_process(target: Target, cases: range, folder: Path, outcome: Outcome) -
 def account(target: Target, outcome: Outcome) -> dict[str, int]:
     """Counts for the ledger: a result is only called right where somebody looked at it."""
     right = RIGHT if target.verified else READ
-    return {right: outcome.counts[RIGHT], CLEAR: outcome.counts[CLEAR]}
+    counted = {right: outcome.counts[RIGHT], CLEAR: outcome.counts[CLEAR]}
+    return {said: count for said, count in counted.items() if count}
 
 
 def _watch(child: int, shared: mmap.mmap, target: Target, outcome: Outcome) -> str:
