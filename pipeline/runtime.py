@@ -112,7 +112,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             _require_going_on()
             _swap(temporary, target)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
 
 
 def _swap(temporary: Path, target: Path) -> None:
@@ -121,10 +121,10 @@ def _swap(temporary: Path, target: Path) -> None:
     Where another process puts its own there at the same moment, the last one stays.
     """
     old = temporary.with_name(temporary.name + ".old")
-    while not _takes_place(temporary, target):
+    while not (_takes_place(temporary, target) or _exchange(temporary, target)):
         with contextlib.suppress(FileNotFoundError):
             target.replace(old)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
 
 
 def _takes_place(temporary: Path, target: Path) -> bool:
@@ -136,6 +136,31 @@ def _takes_place(temporary: Path, target: Path) -> bool:
             raise
         return False
     return True
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Whether two names could be exchanged, so that neither was without a bearer at any moment.
+
+    They cannot where one of them is gone, or the system or its disk does not know how.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    names = (os.fsencode(one), os.fsencode(other))
+    failed = libc.renameat2(_HERE, names[0], _HERE, names[1], _RENAME_EXCHANGE)
+    return not failed
+
+
+_HERE = -100
+"""AT_FDCWD: names are relative to the working folder."""
+_RENAME_EXCHANGE = 2
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, a file or a link, which may be gone."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 _REMEDIES = {

@@ -9,7 +9,7 @@ from pipeline.download.records import read_pairs, read_sentences
 from pipeline.encoder import load_student
 from pipeline.errors import InputError
 from pipeline.features.store import read_features
-from pipeline.index.build import build_index, curve, measure
+from pipeline.index.build import build_index
 from pipeline.index.embed import Share, embed_items
 from pipeline.index.items import find_items
 from pipeline.index.milvus import DEFAULT_PREFIX, Address, MilvusKind
@@ -76,10 +76,10 @@ def main(
         manifest = ensure_queries(out, model, corpus, vectors)
         load_items(address, manifest, items, spaces, milvus_index)
         return
-    trials = build_index(out, model, corpus, items, spaces, params.index, vectors)
+    built = build_index(out, model, corpus, items, spaces, params.index, vectors)
     with atomic_file(metrics.with_suffix(".csv")) as temporary:
-        curve(trials).to_csv(temporary, index=False)
-    write_json(metrics, measure(out, items, trials))
+        built.curve.to_csv(temporary, index=False)
+    write_json(metrics, built.metrics)
 
 
 def _address(to: str, uri: str | None, token_env: str | None, prefix: str) -> Address | None:

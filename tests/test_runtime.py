@@ -49,6 +49,54 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+@pytest.fixture(params=[True, False], ids=["exchanged", "moved aside"])
+def exchanges(request, monkeypatch):
+    """Whether the system can exchange two folders."""
+    if not request.param:
+        monkeypatch.setattr("pipeline.runtime._exchange", lambda _one, _other: False)
+    return request.param
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked to exchange folders")
+def test_a_folder_is_there_also_while_it_is_replaced(tmp_path):
+    """Others read it meanwhile, such as another run of the same command."""
+    target = tmp_path / "folder"
+
+    def replace() -> None:
+        with atomic_folder(target) as temporary:
+            (temporary / "a").touch()
+
+    replace()
+    with ThreadPoolExecutor(1) as pool:
+        replaced = pool.submit(lambda: [replace() for _ in range(500)])
+        while not replaced.done():
+            assert os.access(target / "a", os.F_OK)
+    replaced.result()
+
+
+@pytest.mark.usefixtures("exchanges")
+@pytest.mark.parametrize("kind", ["file", "full folder", "empty folder", "link to a folder"])
+def test_a_folder_takes_the_place_of_anything(tmp_path, kind):
+    target, other = tmp_path / "target", tmp_path / "other"
+    (other / "deep").mkdir(parents=True)
+    if kind == "file":
+        target.touch()
+    elif kind == "link to a folder":
+        target.symlink_to(other)
+    else:
+        target.mkdir()
+    if kind == "full folder":
+        (target / "deep").mkdir()
+        (target / "deep" / "old").touch()
+    with atomic_folder(target) as temporary:
+        (temporary / "new").touch()
+    assert not target.is_symlink()
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "target"]
+    assert (other / "deep").is_dir()
+
+
+@pytest.mark.usefixtures("exchanges")
 def test_many_at_once_leave_one_whole_folder(tmp_path):
     """Whoever comes last is the one that stays; nobody fails, and nothing else is left."""
     target = tmp_path / "folder"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -18,8 +18,17 @@ from pipeline.params.index import IndexParams
 from pipeline.runtime import atomic_folder
 from pipeline.student_files import hash_student
 
-Trials = dict[Space, list[Trial]]
+_Trials = dict[Space, list[Trial]]
 """What was tried for each file of vectors; the first is what was taken."""
+
+
+class Built(NamedTuple):
+    """What a build tells of itself."""
+
+    metrics: dict[str, Any]
+    """Rows, what they stand for, bytes, and of each space what was taken and finds."""
+    curve: pd.DataFrame
+    """Every trial as a row, with its space and whether it was taken."""
 
 
 def build_index(
@@ -30,7 +39,7 @@ def build_index(
     spaces: Mapping[Space, Parts],
     params: IndexParams,
     kept: Path,
-) -> Trials:
+) -> Built:
     """Choose an index for every space, and write the folder.
 
     Args:
@@ -41,6 +50,9 @@ def build_index(
         spaces: their vectors.
         params: the index block.
         kept: where the exported student is kept.
+
+    Returns:
+        What was built, measured.
 
     Raises:
         InputError: there is nothing to index, or no index reaches the recall within the bytes.
@@ -56,7 +68,8 @@ def build_index(
         write_rows(target, items, spaces)
         exported = export_queries(model, kept, target)
         write_manifest(target, describe(model, pairs, spaces, exported=exported))
-    return trials
+        # Before it has its final name, under which another run may replace it at any moment.
+        return Built(_measure(target, items, trials), _curve(trials))
 
 
 def write_rows(folder: Path, items: Items, spaces: Mapping[Space, Parts]) -> None:
@@ -80,8 +93,7 @@ def describe(
     }
 
 
-def measure(folder: Path, items: Items, trials: Trials) -> dict[str, Any]:
-    """Metrics: rows, what they stand for, bytes, and of each space what was taken and finds."""
+def _measure(folder: Path, items: Items, trials: _Trials) -> dict[str, Any]:
     tables = {"texts": items.texts, "images": items.images}
     counted = {TARGET_OF[space]: tables[TARGET_OF[space]] for space in trials}
     rows = {
@@ -94,8 +106,7 @@ def measure(folder: Path, items: Items, trials: Trials) -> dict[str, Any]:
     }
 
 
-def curve(trials: Trials) -> pd.DataFrame:
-    """Every trial as a row, with its space and whether it was taken."""
+def _curve(trials: _Trials) -> pd.DataFrame:
     rows = [
         {"space": space, "taken": number == 0, **asdict(one)}
         for space, tried in trials.items()
