@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -15,10 +16,10 @@ repro: .venv/base ## Install what is needed, run the pipeline and print its metr
 	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc metrics show
 
 test: .venv/dev ## Run the quick tests (offline, no GPU)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: .venv/dev ## Run the slow and real tests too; those that cannot run here skip loudly
-	$(BIN)/python -m pytest -m '' -rs
+	$(PYTEST) -m '' -rs
 
 faults: .venv/dev ## Break the pipeline in every way, the long form; prints a table
 	$(BIN)/python -m tests.faults

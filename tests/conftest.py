@@ -41,7 +41,8 @@ settings.load_profile("project")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(2)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start; sums have one order everywhere
+    torch.set_num_threads(1)
     if "gpu" not in config.getoption("markexpr").replace("not gpu", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # bit-for-bit claims hold on the CPU
     os.environ.pop("DATA_MIRROR", None)

@@ -14,15 +14,6 @@ TOLERANCE = 1e-5
 """Rounding moves the weights by about 1e-7."""
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Tiny steps of several threads take long on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def problem(count, classes, *, seed=0, dim=6, signal=0.4):
     """Features with some signal, and their classes."""
     rng = np.random.default_rng(seed)

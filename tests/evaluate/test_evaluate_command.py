@@ -27,15 +27,6 @@ PLAIN = ROOT / "data/demo/student"
 RECALLS = {"recall@1", "recall@5", "recall@10", "median_rank"}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small steps of several threads take long on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def run(tiny_run, tmp_path, monkeypatch) -> Path:
     """The current folder is a copy of the tiny run, which a test may spoil."""

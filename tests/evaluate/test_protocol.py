@@ -4,11 +4,11 @@ The figures are those the toolkits themselves gave for `minilm-l3` with mean poo
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -59,15 +59,6 @@ TRANSFER = {  # dev accuracy, accuracy, and how far two seeds of the toolkit its
     "MRPC": (76.47, 75.65, 0.8),
 }
 MRPC_F1 = 82.97
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Small steps of several threads take long on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +145,11 @@ def test_the_f1_of_paraphrases_meets_the_reference_within_its_own_noise(scores):
     assert found == pytest.approx(MRPC_F1, abs=TRANSFER["MRPC"][2])
 
 
-def test_degenerate_cls_pooling_runs_through_to_finite_values(world):
-    scores = evaluate(world, "--pooling", "cls", "--tasks", "sts")
+def test_degenerate_cls_pooling_runs_through_to_finite_values(world, tmp_path):
+    """On every 16th pair: the values themselves are no check."""
+    shutil.copytree(world, tmp_path, symlinks=True, dirs_exist_ok=True)
+    write_sts(tmp_path, read_sts(world).iloc[::16])
+    scores = evaluate(tmp_path, "--pooling", "cls", "--tasks", "sts")
     headline = scores[(scores["aggregation"] == "all") & (scores["measure"] == "spearman")]
     assert len(headline) == 2 * len(AGGREGATIONS)  # over all pairs, and over the unseen
     assert headline["value"].abs().le(100).all()

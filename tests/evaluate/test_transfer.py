@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from benchmarks import plain_evaluation
 from benchmarks.plain_evaluation import PENALTIES, PlainTransfer
@@ -14,15 +13,6 @@ from pipeline.evaluate.embed import Embeddings
 from pipeline.evaluate.transfer import _choose, score_transfer
 
 SEED = 1111
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Tiny steps of several threads take long on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def sentences(count, prefix, rng):

@@ -52,7 +52,7 @@ def main() -> int:
 
 def run(ledger: Path, further: list[str], *, long: bool) -> int:
     """Run pytest over the faults; returns its exit code."""
-    variables = {FILE_VARIABLE: str(ledger), "OMP_NUM_THREADS": "1"}
+    variables = {FILE_VARIABLE: str(ledger)}
     variables |= {LONG_VARIABLE: "1"} if long else {}
     command = [sys.executable, "-m", "pytest", "-m", "not gpu and not browser", "-rs"]
     running = [

@@ -39,7 +39,7 @@ def project(tmp_path) -> Path:
 
 
 def environment() -> dict[str, str]:
-    own = {"PATH": f"{DVC.parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    own = {"PATH": f"{DVC.parent}:{os.environ['PATH']}"}
     return os.environ | own | {"DVC_NO_ANALYTICS": "1"}
 
 

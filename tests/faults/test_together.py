@@ -19,7 +19,7 @@ def second():
 def test_two_at_once(bench, second, tmp_path, stage):
     other = Bench(bench.folder, second, tmp_path / "prints", bench.content, bench.seconds)
     other.prints.mkdir()
-    for _ in range(times(1, 3)):
+    for _ in range(times(1, 10)):
         bench.reset(stage)
         order = Order(stage.name, stage.arguments, str(bench.folder), str(other.prints))
         second.start(order)

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -243,15 +242,13 @@ class Local:
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Local:
-    folder, threads = tmp_path_factory.mktemp("corpus"), torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a worker: sums are added up in the same order
+    folder = tmp_path_factory.mktemp("corpus")
     write_params(folder, TINY, CORPUS, SLICED, {"features": {"engine": "local"}})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for stage in ("download", "features"):
             result = invoke(stage)
             assert result.exit_code == 0, (stage, result.output, result.exception)
-    torch.set_num_threads(threads)
     write_params(folder, TINY, CORPUS, SLICED)
     return Local(folder, (folder / "data/features.h5").read_bytes(), folder / "data/store")
 

@@ -306,16 +306,12 @@ def test_features_that_are_not_finite_are_refused(tmp_path, teacher, pngs, monke
 
 
 def extract_in_process(pairs: Pairs, teacher: Teacher, work: Path, out: str) -> None:
-    torch.set_num_threads(1)
     extract(pairs, teacher, work, out)
 
 
 def test_two_processes_do_not_spoil_each_other(tmp_path, teacher, pngs):
     pairs = make_pairs(tmp_path / "pairs", pngs)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     extract(pairs, teacher, tmp_path / "alone")
-    torch.set_num_threads(threads)
     fork = multiprocessing.get_context("fork")
     both = [
         fork.Process(target=extract_in_process, args=(pairs, teacher, tmp_path / "both", name))

@@ -37,7 +37,6 @@ PARAMS = FeaturesParams(
 
 
 def extract(data: Path, work: Path, teacher: Teacher) -> None:
-    torch.set_num_threads(1)
     cache = FeatureCache(work / "store", teacher.identity, teacher.probe())
     encoder = Encoder(teacher, cache, PARAMS, show_progress=False)
     write_extraction(
@@ -53,8 +52,7 @@ def shards_of(work: Path) -> set[Path]:
 @pytest.mark.timeout(600)
 def test_kills_at_random_moments_lose_nothing(tiny_run, tmp_path):
     """The process is forked with the teacher loaded, so that every kill falls into the work."""
-    data, threads = tiny_run / "data/pairs", torch.get_num_threads()
-    torch.set_num_threads(1)
+    data = tiny_run / "data/pairs"
     teacher = Teacher(TeacherParams(model=TINY["teacher"]["model"]), torch.device("cpu"))
     fork, whole, work = multiprocessing.get_context("fork"), tmp_path / "whole", tmp_path / "work"
     started = time.perf_counter()
@@ -88,7 +86,6 @@ def test_kills_at_random_moments_lose_nothing(tiny_run, tmp_path):
     extract(data, work, teacher)
     assert (work / "features.h5").read_bytes() == expected
     assert ended >= 1
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow
