@@ -33,7 +33,7 @@ from tests.conftest import ROOT, TINY, assert_clear_error, find_port, invoke, wr
 from tests.faults.ledger import record
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.filterwarnings("ignore:::ray[.]")
+pytestmark = [pytest.mark.filterwarnings("ignore:::ray[.]"), pytest.mark.timeout(600)]
 """Ray warns of its own defaults."""
 
 SHARD = 8
@@ -307,7 +307,7 @@ def listens(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-def wait_for(ready: Callable[[], object], what: str, seconds: float = 90) -> None:
+def wait_for(ready: Callable[[], object], what: str, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < deadline, f"{what} did not come"
@@ -473,7 +473,7 @@ def test_a_cluster_of_its_own_is_started_and_ended(local, tmp_path):
         started = set(below(run.pid))
         listening = listeners(started)
         run.send_signal(signal.SIGTERM)
-        _, errors = run.communicate(timeout=60)
+        _, errors = run.communicate(timeout=120)
     assert run.returncode == 1, errors
     lines = errors.splitlines()
     assert lines[-2].startswith("error: features was stopped by SIGTERM"), errors
