@@ -57,7 +57,7 @@ def exchanges(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked to exchange folders")
+@pytest.mark.skipif(sys.platform != "linux", reason="NOT LINUX: no exchange of folders")
 def test_a_folder_is_there_also_while_it_is_replaced(tmp_path):
     """Others read it meanwhile, such as another run of the same command."""
     target = tmp_path / "folder"

@@ -305,16 +305,12 @@ def test_features_that_are_not_finite_are_refused(tmp_path, teacher, pngs, monke
     assert not list((tmp_path / "store").rglob("images/*.h5"))
 
 
-def extract_in_process(pairs: Pairs, teacher: Teacher, work: Path, out: str) -> None:
-    extract(pairs, teacher, work, out)
-
-
 def test_two_processes_do_not_spoil_each_other(tmp_path, teacher, pngs):
     pairs = make_pairs(tmp_path / "pairs", pngs)
     extract(pairs, teacher, tmp_path / "alone")
     fork = multiprocessing.get_context("fork")
     both = [
-        fork.Process(target=extract_in_process, args=(pairs, teacher, tmp_path / "both", name))
+        fork.Process(target=extract, args=(pairs, teacher, tmp_path / "both", name))
         for name in ("one.h5", "two.h5")
     ]
     for process in both:
