@@ -61,7 +61,9 @@ def test_the_export_is_one_file(tiny_run):
 def test_a_linked_student_loads_in_all_three_libraries(linked, tiny_run):
     linked, own = linked / "data/models/0", tiny_run / "data/models/0"
     theirs = SentenceTransformer(str(linked), device="cpu").encode(QUERIES)
-    np.testing.assert_array_equal(theirs, SentenceTransformer(str(own), device="cpu").encode(QUERIES))
+    np.testing.assert_array_equal(
+        theirs, SentenceTransformer(str(own), device="cpu").encode(QUERIES)
+    )
     assert AutoModel.from_pretrained(linked).config.hidden_size == theirs.shape[1]
     assert AutoTokenizer.from_pretrained(linked)(QUERIES[0])["input_ids"]
 
