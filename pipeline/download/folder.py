@@ -97,21 +97,18 @@ class _Images:
         )
 
     def _add(self, member: str, row: Row) -> tuple[int, str]:
-        if row.split is None:
-            split = draw_split(member, self._splits)
-        else:
-            split = named_split(row.split, row.where)
-        self._pack(member, row.where)
-        image_id = self._rows.add_image(split, ARCHIVE, member)
-        self._known[member] = (image_id, split)
-        return image_id, split
-
-    def _pack(self, member: str, where: str) -> None:
         content = self._read(member)
         if isinstance(content, bytes):
             self._packer.add(member, content)
         elif len(self._known) - self._packer.members < _WARNINGS:
-            log.warning("%s names %s, which %s", where, member, content)
+            log.warning("%s names %s, which %s", row.where, member, content)
+        if row.split is not None:
+            split = named_split(row.split, row.where)
+        else:
+            split = draw_split(content if isinstance(content, bytes) else member, self._splits)
+        image_id = self._rows.add_image(split, ARCHIVE, member)
+        self._known[member] = (image_id, split)
+        return image_id, split
 
     def _read(self, member: str) -> bytes | str:
         """The bytes of an image, or why there are none."""

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import pyarrow as pa
-
 from pipeline.download.archives import MAX_MEMBER_BYTES
+from pipeline.download.captions import read_captions
 from pipeline.download.folder import IMAGE_ENDINGS
 from pipeline.download.pack import Packer, pack
 from pipeline.download.pairing import PairRows
-from pipeline.download.parquet import ParquetRows
+from pipeline.download.parquet import ParquetRows, has_bytes
 from pipeline.download.splits import SPLIT_OF_NAME, draw_split
 from pipeline.download.webdataset import Shard, add_shards
 from pipeline.errors import DownloadError, InputError
@@ -244,19 +243,12 @@ def open_table(path: Path, file: str, params: HubParams) -> ParquetRows:
     table = ParquetRows(path, columns, name=file)
     table.require_text(f"{_KEY}.caption_column", params.caption_column)
     kind = table.schema.field(params.image_column).type
-    if not _has_bytes(kind):
+    if not has_bytes(kind):
         raise InputError(
             f"{file} has a column {params.image_column} of {one_line(str(kind), 120)}, no images.",
             f"set {_KEY}.image_column to a column of bytes, or of {{bytes, path}}.",
         )
     return table
-
-
-def _has_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _has_bytes(kind.field("bytes").type)
-    is_binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
-    return any(test(kind) for test in is_binary)
 
 
 @dataclass(frozen=True)
@@ -278,7 +270,8 @@ class _Table:
             packer.add(member, content)
             # By its bytes: paths are often missing or alike, and rows move when files are cut anew.
             split = self.split or draw_split(content, self.splits)
-            captions = _captions(cells[self.params.caption_column])
+            where = f"{self.rows.name} row {row:,}: {self.params.caption_column}"
+            captions = read_captions(cells[self.params.caption_column], where)
             rows.add_captions(rows.add_image(split, archive, member), captions)
 
     def _cells(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -292,7 +285,3 @@ def _image(cell: Any) -> tuple[bytes | None, str]:
         return cell, ""
     ending = PurePosixPath(str(cell.get("path") or "")).suffix.lower()
     return cell["bytes"], ending if ending.removeprefix(".") in IMAGE_ENDINGS else ""
-
-
-def _captions(cell: Any) -> list[str]:
-    return [text or "" for text in (cell if isinstance(cell, list) else [cell])] or [""]
