@@ -205,7 +205,7 @@ def read_report(path: Path) -> list[System]:
     if not path.is_file():
         raise MissingArtifactError(path, made_by="evaluate")
     try:
-        systems = json.loads(path.read_text(encoding="utf-8"))["systems"]
+        systems = json.loads(path.read_text(encoding="utf-8-sig"))["systems"]
         read = [
             System(one["name"], one["about"], [Score(**score) for score in one["scores"]])
             for one in systems

@@ -15,6 +15,7 @@ from pipeline.errors import InputError
 from pipeline.features.store import Features, blocks
 from pipeline.index.layout import ROWS
 from pipeline.params.index import IndexParams
+from pipeline.plaintext import is_blank, read_lines
 
 
 @dataclass(frozen=True)
@@ -101,15 +102,12 @@ def _hash_features(features: Features) -> list[bytes]:
 
 
 def _read_texts(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of the user's file that are not empty, with their numbers from 1."""
+    """The lines of the user's file in which there is something, with their numbers from 1."""
     empty = True
-    try:
-        with reports_unreadable(path), path.open(encoding="utf-8", newline="\n") as stream:
-            for number, line in enumerate(stream, start=1):
-                if text := line.strip():
-                    empty = False
-                    yield number, text
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is no UTF-8 text.", "give one text a line.") from None
+    with reports_unreadable(path), path.open("rb") as stream:
+        for number, line in read_lines(stream, str(path)):
+            if not is_blank(line):
+                empty = False
+                yield number, line.strip()
     if empty:
         raise InputError(f"{path} holds no text.", "give one text a line.")
