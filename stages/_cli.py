@@ -19,6 +19,7 @@ from rich.text import Text
 
 from pipeline.config import load_params
 from pipeline.errors import InterruptedRunError, PipelineError
+from pipeline.params.places import expanded
 from pipeline.params.schema import Params
 from pipeline.redact import redact
 from pipeline.runtime import end_bars, ends_on_signal, keep_freed_memory, ran_out_of_memory
@@ -54,11 +55,19 @@ def _reporting_errors(main: Callable[P, None]) -> Callable[P, None]:
         _print_any_character()
         _log_to_stderr(stage)
         keep_freed_memory()
-        failure = _failure_of(stage, functools.partial(main, *args, **kwargs))
+        given = {name: _expanded(value) for name, value in kwargs.items()}
+        failure = _failure_of(stage, functools.partial(main, *args, **given))  # type: ignore[arg-type]
         if failure is not None:
             _fail(*failure)
 
     return command
+
+
+def _expanded(value: object) -> object:
+    """Paths with `~` and `$VARIABLES` that no shell has replaced, as in `--out=~/scores.json`."""
+    if isinstance(value, Path):
+        return Path(expanded(str(value)))
+    return [_expanded(one) for one in value] if isinstance(value, list) else value
 
 
 def _failure_of(stage: str, run: Callable[[], None]) -> Failure | None:

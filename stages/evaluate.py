@@ -20,6 +20,7 @@ from pipeline.evaluate.report import (
 )
 from pipeline.evaluate.suite import Places, Suite, evaluate, read_suite
 from pipeline.params.evaluate import PARTS, EvaluateParams, Part
+from pipeline.params.places import expanded
 from pipeline.runtime import choose_device, log
 from stages import paths
 from stages._cli import read_params, run_stage
@@ -57,7 +58,7 @@ def main(
 ) -> None:
     """Score a sentence encoder: STS, transfer and retrieval, each distinct sentence read once."""
     params = read_params()
-    model = model or str(paths.first_model(params))
+    model = expanded(model or str(paths.first_model(params)))
     report = out or _default_report(Path(model))
     check_report_path(report)
     asked = parse_tasks(tasks)

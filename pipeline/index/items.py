@@ -15,6 +15,7 @@ from pipeline.errors import InputError
 from pipeline.features.store import Features, blocks
 from pipeline.index.layout import ROWS
 from pipeline.params.index import IndexParams
+from pipeline.params.places import why_missing
 from pipeline.plaintext import is_blank, read_lines
 
 
@@ -51,6 +52,8 @@ def find_items(
     if "sentences" in params.items:
         tables.append(_plain_rows("sentence", enumerate(sentences)))
     if params.texts is not None:
+        if not Path(params.texts).is_file():
+            raise InputError(*why_missing(params.texts, "index.texts"))
         tables.append(_plain_rows("text", _read_texts(Path(params.texts))))
     images, rows = _image_rows(pairs, features)
     if "images" not in params.items:
