@@ -43,7 +43,7 @@ METRICS = (
 )
 """The scores that are DVC metrics."""
 
-TRAIN_METRICS = ("dev_best", "masked_share", "seconds")
+TRAIN_METRICS = ("dev_best", "masked_share")
 """The training metrics that are DVC metrics, as means; only `dev_best` has a spread beside it."""
 
 STUDENT = "student"

@@ -9,7 +9,11 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from types import FrameType
+
+STARTED = time.monotonic()
+"""When this process began, to the clock of its own."""
 
 
 def _end_quietly(number: int, _frame: FrameType | None) -> None:

@@ -15,7 +15,7 @@ from pipeline.download.fetch import MIRROR_VARIABLE
 from pipeline.download.sources import OWN_DATA, SOURCES
 from pipeline.runtime import write_json
 from stages import paths
-from stages._cli import read_params, run_stage
+from stages._cli import note_times, read_params, run_stage
 
 
 def main(
@@ -42,6 +42,7 @@ def main(
         "evaluation": make_evaluation(evaluation, params, fetcher),
     }
     write_json(metrics, counts)
+    note_times(metrics)
 
 
 def _print_sources(*, as_json: bool) -> None:

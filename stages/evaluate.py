@@ -20,7 +20,7 @@ from pipeline.evaluate.suite import Places, Suite, evaluate, read_suite
 from pipeline.params.evaluate import PARTS, EvaluateParams, Part
 from pipeline.runtime import choose_device, log
 from stages import paths
-from stages._cli import read_params, run_stage
+from stages._cli import note_times, read_params, run_stage
 from stages._tables import print_systems
 
 
@@ -77,6 +77,7 @@ def main(
     about = describe(suite, str(encoder.device), **facts, **describe_encoder(encoder))
     systems = [System(name, about, scores), *others]
     write_report(out, systems)
+    note_times(out)
     print_systems(systems)
 
 
