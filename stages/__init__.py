@@ -39,5 +39,7 @@ def _open_standard_streams() -> None:
 
 if sys.argv[0] == "-m":  # as it is only while the module of a command is being looked for
     _open_standard_streams()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "10")  # of bars that libraries show
     signal.signal(signal.SIGINT, _end_quietly)
     signal.signal(signal.SIGTERM, _end_quietly)
