@@ -11,9 +11,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
-repro: .venv/base ## Install what is needed, run the pipeline and print its metrics
+repro: .venv/base ## Install what is needed, run the pipeline and show what it came to
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
-	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc metrics show
+	@$(BIN)/python -m stages.results
 
 test: .venv/dev ## Run the quick tests (offline, no GPU)
 	$(PYTEST)

@@ -8,10 +8,11 @@ import io
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import typer
 from rich.console import Console
@@ -23,6 +24,8 @@ from pipeline.params.places import expanded
 from pipeline.params.schema import Params
 from pipeline.redact import redact
 from pipeline.runtime import end_bars, ends_on_signal, keep_freed_memory, ran_out_of_memory
+from pipeline.times import write_times
+from stages import STARTED, paths
 
 PARAMS_FILE = Path("params.yaml")
 DEBUG_VARIABLE = "KDMCSE_DEBUG"
@@ -38,6 +41,18 @@ Failure = tuple[str, str]
 def read_params() -> Params:
     """Read and check the whole of params.yaml in the working folder."""
     return load_params(PARAMS_FILE, Params)
+
+
+def note_times(report: Path, *, seconds_before: float = 0.0, **measured: Any) -> None:
+    """Write beside a report that is finished what the command took, and what else it measured.
+
+    Args:
+        report: the report.
+        seconds_before: what earlier processes of the same run took.
+        measured: rates, and counts of what was done this time.
+    """
+    seconds = time.monotonic() - STARTED + seconds_before
+    write_times(paths.REPORTS, report, seconds, measured)
 
 
 def run_stage(main: Callable[P, None]) -> typer.Typer:

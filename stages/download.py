@@ -16,7 +16,7 @@ from pipeline.download.sources import OWN_DATA, SOURCES
 from pipeline.params.places import expanded
 from pipeline.runtime import write_json
 from stages import paths
-from stages._cli import read_params, run_stage
+from stages._cli import note_times, read_params, run_stage
 
 
 def main(
@@ -43,6 +43,7 @@ def main(
         "evaluation": make_evaluation(evaluation, params, fetcher),
     }
     write_json(metrics, counts)
+    note_times(metrics)
 
 
 def _print_sources(*, as_json: bool) -> None:

@@ -23,7 +23,7 @@ from pipeline.params.evaluate import PARTS, EvaluateParams, Part
 from pipeline.params.places import expanded
 from pipeline.runtime import choose_device, log
 from stages import paths
-from stages._cli import read_params, run_stage
+from stages._cli import note_times, read_params, run_stage
 from stages._tables import print_systems
 
 
@@ -82,6 +82,7 @@ def main(
     about = describe(suite, str(encoder.device), **facts, **describe_encoder(encoder))
     systems = [System(name, about, scores), *others]
     write_report(report, systems)
+    note_times(report)
     print_systems(systems)
 
 

@@ -19,7 +19,7 @@ from pipeline.params.places import expanded
 from pipeline.runtime import atomic_file, choose_device, log, write_json
 from pipeline.student_files import hash_student
 from stages import paths
-from stages._cli import read_params, run_stage
+from stages._cli import note_times, read_params, run_stage
 
 
 def main(
@@ -81,6 +81,7 @@ def main(
     with atomic_file(metrics.with_suffix(".csv")) as temporary:
         built.curve.to_csv(temporary, index=False)
     write_json(metrics, built.metrics)
+    note_times(metrics, spaces=built.times)
 
 
 def _address(to: str, uri: str | None, token_env: str | None, prefix: str) -> Address | None:
