@@ -19,7 +19,8 @@ from pipeline.evaluate.retrieval import Gallery, Pairing, score_retrieval
 from pipeline.evaluate.scores import Score
 from pipeline.evaluate.sts import StsTask, normalise, score_sts, sts_tasks
 from pipeline.evaluate.transfer import score_transfer
-from pipeline.features.store import Features, read_features
+from pipeline.features.rows import Features
+from pipeline.features.store import read_features
 from pipeline.params.evaluate import EvaluateParams, Part
 from pipeline.params.teacher import TeacherParams
 from pipeline.runtime import hash_strings

@@ -17,7 +17,8 @@ from pipeline.features.cache import FeatureCache, Keys, first_of_each, text_keys
 from pipeline.features.encode import NewCaptions, PackedImages, Work
 from pipeline.features.files import DamagedFeaturesError
 from pipeline.features.images import Rejection
-from pipeline.features.store import Features, write_features
+from pipeline.features.rows import Features
+from pipeline.features.store import write_features
 from pipeline.params.features import FeaturesParams
 from pipeline.runtime import log
 

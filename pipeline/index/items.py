@@ -12,7 +12,8 @@ from jaxtyping import Int64
 from pipeline.download.archives import reports_unreadable
 from pipeline.download.records import Pairs
 from pipeline.errors import InputError
-from pipeline.features.store import Features, blocks
+from pipeline.features.rows import Features
+from pipeline.features.store import blocks
 from pipeline.index.layout import ROWS
 from pipeline.params.index import IndexParams
 from pipeline.params.places import why_missing
