@@ -451,7 +451,7 @@ def load_student(folder: Path, device: torch.device) -> Student:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"{folder} has no usable grounding heads: {first_line(error)}.",
-            "run `dvc repro -f train`.",
+            "run `dvc repro -f train`, or get the model again.",
         ) from None
     return Student(encoder.to(device).eval(), heads.to(device).eval(), **facts)
 

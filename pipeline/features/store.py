@@ -472,7 +472,7 @@ def _read_tables(path: Path, header: _Header) -> Features:
     _check_shapes(header.tables)
     with reports_unreadable(path), path.open("rb") as stream:
         if _checksum_rest(stream, header) != header.rest:
-            raise ValueError("it is damaged")
+            raise ValueError("its ids and attributes do not fit their checksum")
         ids = [_read_table(stream, header, name) for name in _IDS]
         runs = [_read_runs(path, stream, header, name) for name in ("image", "caption")]
     images, captions = _find_rows(path, header, runs)
