@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,19 @@ from tests.conftest import ROOT, assert_clear_error, invoke
 from tests.test_dvc_yaml import DVC
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-FROM_ELSEWHERE = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\s(?:src|href)\s*=")
 CHARTS = [next(iter(chart)) for chart in DVC["plots"]]
+
+
+class Links(HTMLParser):
+    """What the tags of a page point to; the text of its scripts is none of its tags."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [f"{tag} {value}" for name, value in attrs if name in {"src", "href"}]
 
 
 def dvc(folder: Path, *arguments: str) -> str:
@@ -55,7 +67,7 @@ def page(project: Path) -> Path:
     """What `dvc plots show` writes, once `stages.plots` ran."""
     dvc(project, "plots", "show")
     default = project / "dvc_plots/index.html"
-    assert FROM_ELSEWHERE.search(default.read_text())  # DVC's own page needs the network
+    assert "script https://" in Links(default.read_text()).found[0]  # DVC's own page
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
         assert invoke("plots").exit_code == 0
@@ -67,7 +79,7 @@ def page(project: Path) -> Path:
 @pytest.mark.slow
 def test_the_page_asks_for_nothing_from_elsewhere(page):
     text = page.read_text()
-    assert not FROM_ELSEWHERE.search(text)
+    assert Links(text).found == []
     assert re.findall(r'<div id = "(\w+)">', text) == CHARTS  # in the order of the story
     assert "{" + "plot_divs}" not in text
 
