@@ -34,7 +34,7 @@ from pipeline.errors import (
     StaleArtifactError,
 )
 from pipeline.redact import one_line
-from pipeline.runtime import length_batches, progress
+from pipeline.runtime import fetched, length_batches, progress
 from pipeline.student_files import POOLING_FILE, require_sealed_student, seal_student
 
 Pooling = Literal["cls", "mean"]
@@ -202,8 +202,10 @@ class SentenceEncoder(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            for rows in progress(batches, what="encoding", unit="batch", show=show_progress):
-                result[rows] = _to_numpy(self(self._pad([tokenized.ids[row] for row in rows])))
+            shown = progress(batches, what="encoding", unit="batch", show=show_progress)
+            vectors = (self(self._pad([tokenized.ids[row] for row in rows])) for rows in shown)
+            for rows, part in zip(batches, fetched(vectors), strict=True):
+                result[rows] = _to_numpy(part)
         finally:
             self.train(was_training)
         self._require_finite(result, tokenized)

@@ -248,14 +248,11 @@ def attention_mask(
     from transformers.masking_utils import sdpa_mask
 
     is_known = attention_mask is None or torch.device(device).type in _SHARES_MEMORY
-    return cast(
-        Tensor | None,
-        sdpa_mask(
-            attention_mask=attention_mask,
-            device=device,
-            allow_is_bidirectional_skip=allow_is_bidirectional_skip and is_known,
-            **settings,
-        ),
+    return sdpa_mask(
+        attention_mask=attention_mask,
+        device=device,
+        allow_is_bidirectional_skip=allow_is_bidirectional_skip and is_known,
+        **settings,
     )
 
 
