@@ -15,7 +15,7 @@ from benchmarks.gpu.measure import Bench
 from benchmarks.gpu.profiling import Span, summarise
 from benchmarks.gpu.run import PARTS, Account
 from benchmarks.gpu.tables import BEGIN, END, fill_page, make_tables
-from pipeline.errors import InputError, MissingArtifactError
+from pipeline.errors import InputError
 from tests.conftest import ROOT
 from tests.test_imports import LACKING
 
@@ -130,8 +130,8 @@ def test_tables_show_what_was_measured_and_what_was_not():
 
 def test_a_page_is_filled_between_its_marks(tmp_path):
     page, results = tmp_path / "gpu.md", tmp_path / "gpu.json"
-    page.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n")
-    with pytest.raises(MissingArtifactError, match=r"run `python -m benchmarks.gpu --out"):
+    page.write_text(f"above\n{BEGIN}\nstale\n{END}\nbelow\n")
+    with pytest.raises(InputError, match=r"run `python -m benchmarks.gpu --out"):
         fill_page(page, results)
     results.write_text('{"parts": []}')
     with pytest.raises(InputError, match="holds no results"):
@@ -142,7 +142,7 @@ def test_a_page_is_filled_between_its_marks(tmp_path):
     text = page.read_text()
     assert text.startswith(f"above\n{BEGIN}\n")
     assert text.endswith(f"{END}\nbelow\n")
-    assert "old" not in text
+    assert "stale" not in text
     assert text.count("some card") == 1
 
 
@@ -159,7 +159,7 @@ def test_all_of_it_runs_in_small_on_a_cpu(tmp_path):
     results = run_tiny(tmp_path, "--profile", "--minutes", "4")
     seconds = time.monotonic() - started
     assert {part["status"] for part in results["parts"].values()} == {"done"}
-    assert list(results["parts"]) == list(PARTS)
+    assert set(results["parts"]) == set(PARTS)
     assert states(results, "failed") == {}
     assert set(states(results, "skipped").values()) <= {"needs a CUDA GPU"}
     checked = results["parts"]["correctness"]["measured"]
@@ -196,7 +196,7 @@ def test_what_was_measured_stays_when_the_time_is_over(tmp_path):
 @pytest.mark.slow
 def test_a_signal_leaves_whole_results_and_no_process(tmp_path):
     command = [*COMMAND, "--out", str(tmp_path), "--tiny", "--only", "correctness"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     path = tmp_path / "gpu.json"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (path.exists() and children(process.pid)):

@@ -36,7 +36,7 @@ def run(bench: Bench) -> None:
 
 def encode(bench: Bench, encoder: SentenceEncoder, batch: int) -> Values:
     """Sentences a second, tokenising among it and alone."""
-    texts = draw_sentences(bench.of(40, 20_000), LENGTHS, tiny=bench.tiny)
+    texts = draw_sentences(bench.of(40, 10_000), LENGTHS, tiny=bench.tiny)
     tokenized = encoder.tokenize_all(texts)
     whole = median_seconds(lambda: encoder.encode(texts, batch_size=batch), bench.of(1, 2))
     device = median_seconds(

@@ -16,11 +16,9 @@ LISTS, PROBES = 4_096, 64
 def run(bench: Bench) -> None:
     """Exact and IVF."""
     rows, dim = bench.of((2_000, 16), (1_000_000, 768))
-    rng = np.random.default_rng(0)
-    centres = rng.standard_normal((max(1, rows // 100), dim), np.float32)
-    vectors, queries = (
-        _unit(centres[rng.integers(0, len(centres), n)], rng) for n in (rows, bench.of(50, QUERIES))
-    )
+    torch.manual_seed(0)
+    centres = torch.randn(max(1, rows // 100), dim, device=bench.device)
+    vectors, queries = (draw_around(centres, count) for count in (rows, bench.of(50, QUERIES)))
     exact: list[Any] = []
     bench.take("exact, by torch", lambda: by_torch(bench, vectors, queries, exact), seconds=5)
     for name, recipe in (("exact, by FAISS", "Flat"), ("IVF, by FAISS", ivf_of(bench))):
@@ -80,8 +78,8 @@ def by_faiss(
     }
 
 
-def _unit(centres: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Vectors of length 1 around centres."""
-    noisy = centres + 0.8 * rng.standard_normal(centres.shape, np.float32)
-    unit: np.ndarray = noisy / np.linalg.norm(noisy, axis=1, keepdims=True)
-    return unit
+def draw_around(centres: torch.Tensor, count: int) -> np.ndarray:
+    """Vectors of length 1 around centres, drawn on the device."""
+    chosen = centres[torch.randint(len(centres), (count,), device=centres.device)]
+    noisy = chosen + 0.8 * torch.randn_like(chosen)
+    return torch.nn.functional.normalize(noisy, dim=1).cpu().numpy()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.run import PARTS
-from pipeline.errors import InputError, MissingArtifactError
+from pipeline.errors import InputError
 from pipeline.runtime import atomic_file
 
 BEGIN, END = "<!-- results: filled by a command -->", "<!-- end of results -->"
@@ -19,12 +19,13 @@ def fill_page(page: Path, results: Path) -> None:
     """Put the tables between the marks of a page.
 
     Raises:
-        MissingArtifactError: there are no results.
-        InputError: these are none, or the page has no marks.
+        InputError: there are no results, or the page has no marks.
         ResourceError: the page cannot be written.
     """
     if not results.is_file():
-        raise MissingResultsError(results)
+        raise InputError(
+            f"{results} does not exist.", f"run `python -m benchmarks.gpu --out {results.parent}`."
+        )
     try:
         tables = make_tables(json.loads(results.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -38,15 +39,6 @@ def fill_page(page: Path, results: Path) -> None:
         raise InputError(f"{page} lacks the marks of its tables.", "run `git checkout docs`.")
     with atomic_file(page) as temporary:
         temporary.write_text(f"{head}{BEGIN}\n\n{tables}\n{END}{tail}", encoding="utf-8")
-
-
-class MissingResultsError(MissingArtifactError):
-    """The benchmark was not run."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, made_by="")
-        self.fix = f"run `python -m benchmarks.gpu --out {path.parent}`."
-        self.args = (f"{self.what}\n  fix: {self.fix}",)
 
 
 def make_tables(results: Mapping[str, Any]) -> str:
