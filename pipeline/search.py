@@ -53,7 +53,8 @@ class Searcher:
         Raises:
             MissingArtifactError: there is no index.
             StaleArtifactError: another student made it, or another version of the project.
-            InputError: a file is damaged, or files do not belong together.
+            InputError: a file is not what was written or is refused by its library, or files do not
+                belong together.
         """
         manifest = read_manifest(folder, model)
         if vectors is None:
