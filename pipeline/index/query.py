@@ -18,6 +18,7 @@ import numpy as np
 from pipeline.errors import InputError, ResourceError
 from pipeline.index.layout import (
     QUERY,
+    REBUILD,
     SCHEMA,
     TOKENIZER,
     Target,
@@ -100,6 +101,8 @@ class ExportedQueries:
         tokens = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
         with unusable(Path(QUERY)):
             (vectors,) = self.session.run([target], tokens)
+        if not np.isfinite(vectors).all():
+            raise InputError(f"{QUERY} gave a vector that is not finite.", REBUILD)
         return np.asarray(vectors, dtype=np.float32)
 
 

@@ -239,6 +239,7 @@ def run_with(folder: Path, changes: dict) -> Result | None:
         if result.exit_code != 0:
             assert_clear_error(result)
             assert "this is a bug" not in result.stderr, result.stderr
+            assert "was stopped by" not in result.stderr, result.stderr
             return result
     return None
 

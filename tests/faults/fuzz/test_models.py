@@ -130,8 +130,11 @@ def search_reader(tiny_run) -> Reader:
 
     def read(folder: Path) -> object:
         searcher = Searcher.open(model, folder)
-        text = searcher.search([caption], target="texts", window=Window(1))[0][0]
-        image = searcher.search([QUERY], target="images", window=Window(1))[0][0]
+        (texts,) = searcher.search([caption], target="texts", window=Window(1))
+        (images,) = searcher.search([QUERY], target="images", window=Window(1))
+        assert texts, "no text is found"
+        assert images, "no image is found"
+        text, image = texts[0], images[0]
         return text.text, text.score, image.kind, image.score
 
     best = pytest.approx(float(near.max()), abs=1e-4)
