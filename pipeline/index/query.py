@@ -18,6 +18,7 @@ import numpy as np
 from pipeline.errors import InputError, ResourceError
 from pipeline.index.layout import (
     QUERY,
+    REBUILD,
     SCHEMA,
     TOKENIZER,
     Target,
@@ -105,8 +106,11 @@ class ExportedQueries:
         ids[mask] = np.concatenate(encoded)
         tokens = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
         with unusable(Path(QUERY)):
-            (vectors,) = self.session.run([target], tokens)
-        return np.asarray(vectors, dtype=np.float32)
+            (found,) = self.session.run([target], tokens)
+            vectors = np.asarray(found, dtype=np.float32)
+        if not np.isfinite(vectors).all():
+            raise InputError(f"{QUERY} gave a vector that is not finite.", REBUILD)
+        return vectors
 
 
 @dataclass(frozen=True)

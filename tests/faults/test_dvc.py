@@ -85,7 +85,8 @@ def test_a_repro_may_be_ended_at_any_moment(project):
             path = project / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         running = start(project)
-        time.sleep(moments.uniform(0.1, 1) * seconds)
+        time.sleep(moments.uniform(0.1, 0.7) * seconds)
+        assert running.poll() is None, "it was over before it was ended"
         ends = (signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
         os.killpg(running.pid, ends[number % len(ends)])
         running.communicate()
