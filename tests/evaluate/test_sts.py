@@ -183,6 +183,10 @@ def test_unseen_pairs_are_those_without_a_training_sentence():
     assert value(scores, "avg", aggregation="all", unseen=True) == pytest.approx(np.mean(both))
 
 
+def test_normalised_sentences_are_words_in_lower_case():
+    assert normalise("The CAT's  straße , No.7!") == "the cat s straße no 7"
+
+
 def disjoint_table() -> pd.DataFrame:
     """Twenty pairs of each task; no sentence stands in two of them."""
     rng = np.random.default_rng(0)

@@ -1,19 +1,25 @@
 import itertools
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.download.records import Pairs
 from pipeline.errors import InputError
 from pipeline.features.store import Features
 from pipeline.params.schema import Params
 from pipeline.train.batches import (
+    Schedule,
     TrainingPairs,
     epoch_batches,
     make_schedule,
     pair_stream,
     text_stream,
+    training_pairs,
 )
 from pipeline.train.run_params import RunParams
 from tests.conftest import merge, read_default_params
@@ -189,6 +195,39 @@ def test_auto_schedule(text, pairs, paired_share):
     paired = [schedule.is_paired(step) for step in range(1, 6_001)]
     assert np.mean(paired) == pytest.approx(paired_share, abs=1e-3)
     assert len(set(paired)) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs", "schedule"),
+    [(30, 10, Schedule(3)), (29, 10, Schedule(2)), (19, 10, Schedule(2, inverted=True)),
+     (10, 20, Schedule(3, inverted=True)), (10, 19, Schedule(2, inverted=True))],
+)  # fmt: skip
+def test_the_schedule_says_which_steps_are_rare(text, pairs, schedule):
+    assert make_schedule("auto", text_batches=text, pair_batches=pairs) == schedule
+
+
+def test_training_pairs_are_the_train_captions_that_have_features():
+    """Row 0 of the features included; they are in another order than the captions."""
+    images = pd.DataFrame({"image_id": [0, 1, 2, 3], "split": ["train", "test", "train", "train"]})
+    words = ["one", "two", "of a test image", "of a rejected image", "five"]
+    captions = pd.DataFrame(
+        {"caption_id": [10, 11, 12, 13, 14], "image_id": [0, 0, 1, 2, 3], "caption": words}
+    )
+    features = Features(
+        np.eye(3, 4, dtype=np.float16), np.array([3, 1, 0]),
+        np.eye(4, dtype=np.float16), np.array([11, 14, 10, 12]), np.array([2, 0, 2, 1]),
+    )  # fmt: skip
+    found = training_pairs(Pairs(Path(), images, captions), features)
+    assert found.captions == ["one", "two", "five"]
+    assert found.caption_rows.tolist() == [2, 0, 1]
+    assert found.image_rows.tolist() == [2, 2, 0]
+    assert found.features is features
+    of_images, of_captions = found.teacher(np.array([2, 0]), torch.device("cpu"))
+    torch.testing.assert_close(of_images, torch.eye(3, 4)[[0, 2]])
+    torch.testing.assert_close(of_captions, torch.eye(4)[[1, 2]])
+    none = Pairs(Path(), images, captions.iloc[2:4])
+    with pytest.raises(InputError, match="no caption of the train split has features"):
+        training_pairs(none, features)
 
 
 def test_every_third_step_is_paired():
