@@ -129,6 +129,24 @@ def test_an_epoch_of_pairs_takes_every_caption_once(seed, unique, hard):
     assert epoch_batches(pairs, params.train) == 10
 
 
+def test_hard_negatives_are_near_their_anchor_and_of_another_image():
+    """With one neighbour an anchor, rows 0 and 1 of a batch are such a pair."""
+    pairs = make_pairs([5] * 16)
+    near, same = {}, {}
+    for hard in (0, 1):
+        settings = {"unique_images": False, "hard_negatives": hard, "pool": 20}
+        params = run_params(4, train={"pairs": settings}, loss={"filter": {"kind": "off"}})
+        epoch = np.array(list(itertools.islice(pair_stream(pairs, lengths_of(80), params, 0), 20)))
+        assert sorted(epoch.ravel()) == list(range(80))
+        images = pairs.image_rows[epoch[:, :2]]
+        same[hard] = (images[:, 0] == images[:, 1]).sum()
+        vectors = pairs.features.captions.astype(float)[epoch[:, :2]]
+        vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
+        near[hard] = (vectors[:, 0] * vectors[:, 1]).sum(axis=1).mean()
+    assert near[1] > near[0] + 0.2
+    assert same[1] <= 2
+
+
 def test_one_caption_an_image_is_another_one_every_epoch():
     pairs = make_pairs([5] * 8)
     params = run_params(4, train={"pairs": {"captions": "one"}})
@@ -160,6 +178,13 @@ def test_streams_of_one_seed_are_shuffled_on_their_own():
     assert not np.array_equal(first, next(text_stream(equal, params.train, 1)))
     pairs = make_pairs([1] * 100)
     assert not np.array_equal(first, next(pair_stream(pairs, equal, params, 0)))
+
+
+@pytest.mark.parametrize(("images", "expected"), [(3, 1), (4, 1), (7, 1), (8, 2), (13, 3)])
+def test_an_epoch_has_at_least_one_batch(images, expected):
+    for captions in ("one", "all"):
+        params = run_params(4, train={"pairs": {"captions": captions}}).train
+        assert epoch_batches(make_pairs([1] * images), params) == expected
 
 
 def test_the_released_batches_need_as_many_captions_not_images():
