@@ -1,6 +1,7 @@
 """A folder in which all stages ran, to break one of them in; and what may come of that."""
 
 import hashlib
+import json
 import os
 import shutil
 import signal
