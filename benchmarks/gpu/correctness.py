@@ -97,7 +97,7 @@ class Gradients:
 
     def _solve(self) -> Values:
         self._solution = self._problem.gradient(torch.device("cpu"), torch.float64, nullcontext)
-        return {"loss": round(self._solution[0], 6), "gradient": float(self._solution[1].norm())}
+        return {"loss": round(self._solution[0], 6), "gradient": round(float(self._solution[1].norm()), 6)}
 
     def take(self, name: str, precision: str, *, compiled: bool = False) -> None:
         """Measure the errors of a precision, where there is something to hold it against."""
