@@ -17,7 +17,7 @@ from benchmarks.gpu.run import PARTS, Account
 from benchmarks.gpu.tables import BEGIN, END, fill_page, make_tables
 from pipeline.errors import InputError
 from tests.conftest import ROOT
-from tests.test_imports import LACKING
+from tests.test_imports import LACKING, python
 
 PAGE = ROOT / "docs/gpu.md"
 COMMAND = [sys.executable, "-m", "benchmarks.gpu"]
@@ -96,6 +96,16 @@ def test_what_cannot_run_is_skipped_with_its_reason(capsys):
     assert "foreign: skipped: no_such_package not installed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("package", ["torch", "numpy"])
+def test_a_part_that_lacks_its_packages_is_skipped(package):
+    arguments = ["gpu", "--part", "training"]
+    done = python(
+        f"sys.argv = {arguments}; from benchmarks.gpu.__main__ import main; main()", package
+    )
+    assert json.loads(done.stdout) == {"name": "training", "skipped": f"{package} not installed"}
+    assert f"training: skipped: {package} not installed" in done.stderr
+
+
 def test_every_result_is_on_disk_at_once(tmp_path):
     path = tmp_path / "gpu.json"
     account = Account(path, {"minutes": 1})
@@ -166,6 +176,10 @@ def test_all_of_it_runs_in_small_on_a_cpu(tmp_path):
     assert [one["holds"] for one in checked if "holds" in one].count(True) >= 6
     assert all(one.get("holds", True) for one in checked)
     assert seconds < 240, "a machine of two busy cores; two minutes is the claim for idle ones"
+    page = tmp_path / "gpu.md"
+    page.write_text(PAGE.read_text())
+    fill_page(page, tmp_path / "gpu.json")
+    assert "| our loop |" in page.read_text()
 
 
 @pytest.mark.slow
@@ -194,18 +208,31 @@ def test_what_was_measured_stays_when_the_time_is_over(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_leaves_whole_results_and_no_process(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_leaves_what_was_measured_and_no_process(tmp_path, number):
     command = [*COMMAND, "--out", str(tmp_path), "--tiny", "--only", "correctness"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-    path = tmp_path / "gpu.json"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (path.exists() and children(process.pid)):
-        time.sleep(0.1)
+    eventually(lambda: measured(tmp_path / "gpu.json"))
     (part,) = children(process.pid)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 128 + signal.SIGTERM
-    assert json.loads(path.read_text())["parts"]["correctness"]["status"] == "cut off"
-    assert not Path(f"/proc/{part}").exists()
+    process.send_signal(number)
+    assert process.wait(timeout=30) in {128 + number, -number}
+    assert measured(tmp_path / "gpu.json")
+    content = json.loads((tmp_path / "gpu.json").read_text())
+    assert content["parts"]["correctness"]["status"] == "cut off"
+    eventually(lambda: not Path(f"/proc/{part}").exists())
+
+
+def measured(path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    return json.loads(path.read_text())["parts"].get("correctness", {}).get("measured", [])
+
+
+def eventually(holds) -> None:
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def children(pid: int) -> list[str]:

@@ -3,6 +3,7 @@
 import argparse
 import ctypes
 import importlib
+import json
 import os
 import signal
 import sys
@@ -51,10 +52,16 @@ def run_part(options: argparse.Namespace) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     results = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is no result
-    from benchmarks.gpu.measure import Bench
+    try:
+        from benchmarks.gpu.measure import Bench
 
-    bench = Bench(results, tiny=options.tiny, ends=time.monotonic() + 60 * options.minutes)
-    importlib.import_module(f"benchmarks.gpu.{options.part}").run(bench)
+        part = importlib.import_module(f"benchmarks.gpu.{options.part}")
+    except ModuleNotFoundError as error:
+        reason = f"{error.name} not installed"
+        print(f"{options.part}: skipped: {reason}", file=sys.stderr)
+        results.write(json.dumps({"name": options.part, "skipped": reason}) + "\n")
+        return
+    part.run(Bench(results, tiny=options.tiny, ends=time.monotonic() + 60 * options.minutes))
 
 
 def main() -> None:

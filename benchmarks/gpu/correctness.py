@@ -96,8 +96,9 @@ class Gradients:
         bench.take("float64 on the CPU", self._solve)
 
     def _solve(self) -> Values:
-        self._solution = self._problem.gradient(torch.device("cpu"), torch.float64, nullcontext)
-        return {"loss": round(self._solution[0], 6), "gradient": float(self._solution[1].norm())}
+        loss, gradient = self._problem.gradient(torch.device("cpu"), torch.float64, nullcontext)
+        self._solution = (loss, gradient)
+        return {"loss": round(loss, 6), "gradient": round(float(gradient.norm()), 6)}
 
     def take(self, name: str, precision: str, *, compiled: bool = False) -> None:
         """Measure the errors of a precision, where there is something to hold it against."""

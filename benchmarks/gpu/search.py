@@ -57,7 +57,8 @@ def by_faiss(
     index = faiss.index_factory(vectors.shape[1], recipe, faiss.METRIC_INNER_PRODUCT)
     gpus = getattr(faiss, "get_num_gpus", lambda: 0)()
     if gpus:
-        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+        resources = faiss.StandardGpuResources()
+        index = faiss.index_cpu_to_gpu(resources, 0, index)
     elif bench.device.type == "cuda":
         raise RuntimeError("this faiss finds no GPU")
 
