@@ -25,6 +25,7 @@ from pipeline.download.wiki import read_sentences_file
 from pipeline.errors import DownloadError, InputError
 from pipeline.params.download import DownloadParams
 from pipeline.params.places import PathText, expanded
+from tests.conftest import invoke, write_params
 from tests.download.conftest import download_params, image_bytes
 from tests.download.test_hub import table_bytes
 from tests.download.test_senteval import cased_files, pack, small_files
@@ -410,6 +411,23 @@ def test_the_home_folder_and_variables_are_put_in(monkeypatch, written, path):
     monkeypatch.setenv("DATA", "/data")
     monkeypatch.delenv("NO_SUCH", raising=False)
     assert expanded(written) == TypeAdapter(PathText).validate_python(written) == path
+
+
+def test_options_and_the_mirror_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    """As in `--out=~/scores.json`, which no shell expands."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DATA_MIRROR", "~/mirror")
+    (tmp_path / "mirror").mkdir()
+    pack(tmp_path / "mirror/senteval.tar", small_files())
+    small = {"images": 100, "captions_per_image": 1, "sentences": 100, "sts_pairs": 300}
+    write_params(tmp_path, {"download": {"evaluation": "senteval", "scenes": small}})
+    result = invoke("download", "--metrics=~/a/counts.json", "--evaluation=$HOME/tasks")
+    assert result.exit_code == 0, result.output
+    counts = json.loads((tmp_path / "a/counts.json").read_text())
+    assert counts["evaluation"]["mpqa"] == 2
+    assert (tmp_path / "tasks/sts.parquet").is_file()
+    assert not (tmp_path / "~").exists()
 
 
 FILE = RemoteFile("file.bin", "http://127.0.0.1:9/file.bin", 1)
