@@ -388,7 +388,7 @@ def _install(handlers: Mapping[signal.Signals, Any]) -> dict[signal.Signals, _Ha
 def progress(
     items: Iterable[T], *, what: str, unit: str, total: int | None = None, show: bool = True
 ) -> Iterator[T]:
-    """Yield `items` under a progress bar on stderr, with rate and time left."""
+    """Yield `items` under a progress bar on stderr, with rate and time left; see bars.py."""
     bar = _bar(items, total=total, desc=what, unit=unit, disable=not show)
     yield from bar
 
@@ -404,9 +404,9 @@ def bytes_counter(what: str, total: int | None, done: int) -> "tqdm[Any]":
 
 
 def _bar(*items: Iterable[Any], **settings: Any) -> "tqdm[Any]":
-    from tqdm import tqdm
+    from pipeline.bars import make_bar
 
-    bar: tqdm[Any] = cast(Any, tqdm)(*items, mininterval=0.5, **settings)
+    bar = make_bar(*items, **settings)
     _bars.add(bar)
     return bar
 
@@ -444,6 +444,41 @@ def ahead(
             pool.shutdown(wait=False, cancel_futures=True)
             if isinstance(items, Generator):
                 items.close()  # a progress bar ends its line now, not when it is collected
+
+
+def fetched(values: Iterable["torch.Tensor"]) -> "Iterator[torch.Tensor]":
+    """Tensors on the CPU, each waited for when the next one's work was given to the device.
+
+    Args:
+        values: given one by one, each by the work that makes it.
+    """
+    waiting: Callable[[], torch.Tensor] | None = None
+    for value in values:
+        coming = _fetch(value)
+        if waiting is not None:
+            yield waiting()
+        waiting = coming
+    if waiting is not None:
+        yield waiting()
+
+
+def _fetch(value: "torch.Tensor") -> "Callable[[], torch.Tensor]":
+    """Start to copy a tensor to the CPU; gives it when it is there."""
+    import torch
+
+    if value.device.type != "cuda":
+        there = value.cpu()
+        return lambda: there
+    coming = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+    coming.copy_(value, non_blocking=True)
+    copied = cast(Any, torch.cuda).Event()
+    copied.record()
+
+    def get() -> torch.Tensor:
+        copied.synchronize()
+        return coming
+
+    return get
 
 
 def length_batches(

@@ -11,6 +11,7 @@ from pipeline.download.captions import is_missing, read_captions
 from pipeline.download.parquet import ParquetRows, require_column
 from pipeline.errors import InputError
 from pipeline.params.download import FolderParams
+from pipeline.params.places import why_missing
 from pipeline.plaintext import LONGEST_LINE, is_blank, read_lines
 from pipeline.redact import one_line
 
@@ -56,7 +57,7 @@ def read_rows(path: Path, params: FolderParams) -> Iterator[Row]:
     with reports_unreadable(path):
         is_there = path.is_file()
     if not is_there:
-        raise InputError(f"{path} does not exist.", f"check {_BLOCK}.captions.")
+        raise InputError(*why_missing(str(path), f"{_BLOCK}.captions"))
     for where, cells in reader(path, params):
         yield _row(where, cells, params)
 

@@ -11,6 +11,7 @@ from pipeline.download.pairing import PairRows
 from pipeline.download.splits import draw_split, named_split
 from pipeline.errors import InputError
 from pipeline.params.download import FolderParams, SplitsParams
+from pipeline.params.places import why_missing
 from pipeline.runtime import log, progress
 
 ARCHIVE = "images.zip"
@@ -41,7 +42,9 @@ def write_folder_pairs(
     with reports_unreadable(folder):
         is_there = folder.is_dir()
     if not is_there:
-        raise InputError(f"{folder} is no folder.", "check download.folder.images.")
+        raise InputError(
+            *why_missing(params.images or "", "download.folder.images", "is no folder")
+        )
     with pack(target / ARCHIVE) as packer:
         images = _Images(folder, packer, rows, splits)
         for row in progress(read_rows(table, params), what="captions and images", unit="row"):

@@ -17,6 +17,7 @@ from pipeline.download.splits import SPLIT_OF_NAME, draw_split
 from pipeline.download.webdataset import Shard, add_shards
 from pipeline.errors import DownloadError, InputError
 from pipeline.params.download import HubParams, SplitsParams
+from pipeline.params.places import expanded
 from pipeline.redact import one_line
 from pipeline.runtime import hash_strings, log, progress
 
@@ -141,12 +142,16 @@ def _refused(error: Exception, name: str, revision: str | None) -> DownloadError
     ]
     for kind, why, fix in refusals:
         if isinstance(error, kind):
-            return DownloadError(f"the data set {name} {why}.", fix)
+            own = _OWN if Path(expanded(name)).exists() else ""
+            return DownloadError(f"the data set {name} {why}.", own or fix)
     reason = " ".join((str(error) or type(error).__name__).split()).rstrip(".")[:300]
     return DownloadError(
         f"the data set {name} cannot be fetched: {reason}.",
         "check the network and HF_ENDPOINT, and run it again; what was transferred is kept.",
     )
+
+
+_OWN = "for data on this machine set download.pairs to folder or webdataset."
 
 
 def _refuse(path: Path, error: InputError) -> None:

@@ -1,4 +1,4 @@
-"""Teachers of transformers: CLIP and SigLIP, from safetensors only and without code of others."""
+"""Teachers of transformers: CLIP and SigLIP, without running code of others."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -23,13 +23,12 @@ from pipeline.features.identity import (
 )
 from pipeline.features.images import CONVENTION, Decoder
 from pipeline.features.tokens import Tokens
-from pipeline.redact import one_line
+from pipeline.pretrained import LOAD_HINT, is_pickled
+from pipeline.redact import first_line
 
 _KINDS = ("clip", "siglip")
 _OLD_END = 2
 """CLIP configurations that name this end-of-text token mean the highest id of a text."""
-_LONGEST = 200
-"""Characters of what the library says, in a message."""
 _NO_CODE = {"trust_remote_code": False}
 """Unless told so, transformers asks at the terminal whether to run a folder's code."""
 
@@ -68,16 +67,7 @@ class HuggingFaceTeacher:
         self, pixels: UInt8[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch 3 height width"]:
         """What the image processor makes of pixels at its end: rescaled, normalised."""
-        processor = self._processor
-        scaled = processor.rescale_and_normalize(
-            pixels,
-            processor.do_rescale,
-            processor.rescale_factor,
-            processor.do_normalize,
-            tuple(processor.image_mean),
-            tuple(processor.image_std),
-        )
-        return cast(Tensor, scaled.float())
+        return _scale(self._processor, pixels)
 
     def encode_images(
         self, images: Float[Tensor, "batch 3 height width"]
@@ -124,22 +114,56 @@ class _Process:
         return cast(Tensor, pixels)
 
 
+def _scale(
+    processor: Any, pixels: UInt8[Tensor, "batch 3 height width"]
+) -> Float[Tensor, "batch 3 height width"]:
+    scaled = processor.rescale_and_normalize(
+        pixels,
+        processor.do_rescale,
+        processor.rescale_factor,
+        processor.do_normalize,
+        *(tuple(of) if isinstance(of, list) else of for of in _statistics(processor)),
+    )
+    return cast(Tensor, scaled.float())
+
+
+def _statistics(processor: Any) -> tuple[Any, Any]:
+    """Mean and standard deviation that pixels are normalised by: one a channel, or one for all."""
+    return processor.image_mean, processor.image_std
+
+
 def _make_decoder(name: str, processor: Any) -> Decoder:
     """The image processor as a decoder, once it is known to give one shape.
 
     Raises:
-        ModelError: it leaves pictures of different shapes different.
+        ModelError: it does not resize, or leaves pictures of different shapes different.
     """
-    process = _Process(processor, whole=not isinstance(processor, TorchvisionBackend))
-    tried = [Image.new("RGB", size) for size in ((40, 60), (60, 40))]
-    shapes = _reported(name, lambda: {tuple(process(picture).shape) for picture in tried})
+    tried = [Image.linear_gradient("L").resize(size).convert("RGB") for size in _TRIED]
+    process = _Process(processor, whole=True)
+    wholes = _reported(name, lambda: [process(picture) for picture in tried])
     sides = [side for side in processor.to_dict()["size"].values() if side]
-    if len(shapes) > 1 or not sides:
+    if not processor.do_resize or len({tuple(one.shape) for one in wholes}) > 1 or not sides:
         raise ModelError(
             f"teacher {name}: its image processor gives pictures of different sizes.",
             "name a model whose preprocessor_config.json resizes and crops to one size.",
         )
-    return Decoder(process, int(max(sides)))
+    parts = _Process(processor, whole=False)
+    splits = isinstance(processor, TorchvisionBackend) and all(
+        _is_split(parts(picture), whole, processor)
+        for picture, whole in zip(tried, wholes, strict=True)
+    )
+    return Decoder(parts if splits else process, int(max(sides)))
+
+
+_TRIED = ((40, 60), (60, 40))
+
+
+def _is_split(part: Tensor, whole: Tensor, processor: Any) -> bool:
+    """Whether scaling what was made of a picture gives all that the processor makes of it.
+
+    It does not where the processor does more behind that, such as padding.
+    """
+    return part.dtype == torch.uint8 and torch.equal(_scale(processor, part[None])[0], whole)
 
 
 def _context_of(config: Any, tokenizer: Any) -> int:
@@ -161,6 +185,7 @@ def _load_config(name: str) -> Any:
 def _load(name: str) -> tuple[nn.Module, Any, Any]:
     """Load model, image processor and tokenizer, and set inference mode."""
     _silence()
+    pickled = is_pickled(name)
     tokenizer = _reported(name, lambda: AutoTokenizer.from_pretrained(name, **_NO_CODE))
     processor = _reported(
         name, lambda: cast(Any, AutoImageProcessor).from_pretrained(name, **_NO_CODE)
@@ -170,7 +195,8 @@ def _load(name: str) -> tuple[nn.Module, Any, Any]:
         lambda: AutoModel.from_pretrained(
             name,
             dtype=torch.float32,
-            use_safetensors=True,
+            use_safetensors=not pickled,
+            weights_only=True,
             trust_remote_code=False,
             output_loading_info=True,
         ),
@@ -178,7 +204,7 @@ def _load(name: str) -> tuple[nn.Module, Any, Any]:
     if lacking := sorted(info["missing_keys"]):
         raise ModelError(
             f"teacher {name} lacks {len(lacking)} of its weights, the first {lacking[0]}.",
-            "get the whole model.safetensors again.",
+            "get the model's weights again, all of them.",
         )
     return model.eval().requires_grad_(requires_grad=False), processor, tokenizer
 
@@ -187,12 +213,9 @@ def _reported(name: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = one_line(said, _LONGEST)
         raise ModelError(
-            f"teacher {name} cannot be loaded with transformers: {reason}",
-            "check the folder or hub name, and that config.json, model.safetensors, "
-            "preprocessor_config.json and the tokenizer files are there.",
+            f"teacher {name} cannot be loaded with transformers: {first_line(error)}.",
+            f"{LOAD_HINT[:-1]}; its pictures need preprocessor_config.json.",
         ) from error
 
 

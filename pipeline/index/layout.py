@@ -49,7 +49,10 @@ TARGET_OF: dict[Space, Target] = {"texts": "texts", "grounded": "texts", "images
 Vectors = Float32[np.ndarray, "rows dim"]
 QUERY = "query.onnx"
 TOKENIZER = "tokenizer.json"
-REBUILD = "run `dvc repro -f index`."
+REBUILD = (
+    "run `dvc repro -f index`; for an index elsewhere, "
+    "`python -m stages.index --model MODEL --out INDEX`."
+)
 MANIFEST = "manifest.json"
 _READ_AT_ONCE = 1 << 28
 """Bytes of a file that is read and held against its checksum when it is opened; larger ones are

@@ -1,6 +1,5 @@
 """One step, and one loop for every objective."""
 
-import copy
 import functools
 import signal
 import time
@@ -41,7 +40,7 @@ from pipeline.train.run_params import RunParams
 from pipeline.train.teacher_rows import TeacherRows, to_device
 from pipeline.train.tokens import PackedTokens, pack_tokens
 from pipeline.train.trackers import Trackers
-from pipeline.train.unpadded import choose_unpadded
+from pipeline.train.unpadded import choose_unpadded, take_masks_unseen
 
 LOG_EVERY = 10
 """Steps between two points of the training curves."""
@@ -58,6 +57,9 @@ class Training:
 
     student: Student
     metrics: dict[str, float | int]
+    times: dict[str, float]
+    """What differs from run to run: seconds of all its processes and of those that were stopped,
+    steps a second, and the share of the seconds that dev scores took."""
     curves: list[Point]
     is_main: bool = True
     """Whether this process is to write the results: one of those that train together does."""
@@ -95,7 +97,7 @@ def train_student(
     """
     run = _Run(data, params, seed, score_dev, tokens, trackers or Trackers())
     run.go(checkpoint)
-    return Training(run.best_student(), run.metrics(), run.curves.points, run.is_main)
+    return Training(run.best_student(), run.metrics(), run.times(), run.curves.points, run.is_main)
 
 
 class _Run:
@@ -127,6 +129,8 @@ class _Run:
         self._is_unpadded = choose_unpadded(self._model.encoder, train)
         if self._ranks.device.type == "cpu":
             replace_dropout(self._model.encoder.backbone)
+        elif not (self._is_unpadded or train.compile):
+            take_masks_unseen(self._model.encoder)
         self._ranks.draw_apart(seed)
         pack = functools.partial(
             pack_tokens,
@@ -146,7 +150,7 @@ class _Run:
         self._step = 0
         self._best: tuple[float, int, State] | None = None
         self.curves = Curves()
-        self._seconds = self._selecting = 0.0
+        self._seconds = self._selecting = self._seconds_before = 0.0
 
     def go(self, checkpoint: Checkpoint | None) -> None:
         """Run all steps that are left, scoring on dev before, between and after."""
@@ -155,6 +159,7 @@ class _Run:
             self._restore(state)
         else:
             self._dev_before = self._score()
+        self._model.train()
         bar = counter("training", "step", self._steps, done=self._step, show=self._ranks.is_main)
         with bar, defers_signals() as stop_signal:
             while self._step < self._steps:
@@ -192,12 +197,18 @@ class _Run:
             "best_step": self._best[1],
             "masked_share": round(self.curves.mean_of("masked_share"), 6),
             "applied_margin": round(self.curves.mean_of("applied_margin"), 6),
-            "seconds": round(self._seconds, 1),
-            "steps_per_second": round(self._steps / self._seconds, 2),
-            "selection_share": round(self._selecting / self._seconds, 4),
             "precision_bits": 16 if self._precision == "bf16" else 32,
             "unpadded": int(self._is_unpadded),
             "processes": self._ranks.count,
+        }
+
+    def times(self) -> dict[str, float]:
+        """How long the run took; a stopped run counts with all its parts."""
+        return {
+            "training_seconds": round(self._seconds, 1),
+            "seconds_before": round(self._seconds_before, 1),
+            "steps_per_second": round(self._steps / self._seconds, 2),
+            "selection_share": round(self._selecting / self._seconds, 4),
         }
 
     def _take_step(self, bar: "tqdm[Any]") -> None:
@@ -212,7 +223,6 @@ class _Run:
 
     def _descend(self) -> list[StepLoss]:
         """One optimiser step on the mean loss of its batches."""
-        self._model.train()
         train = self._params.train
         losses = [
             add_gradients(
@@ -261,9 +271,11 @@ class _Run:
 
     def _select(self) -> None:
         score = self._score()
+        self._model.train()
         if self._best is None or score > self._best[0]:
-            state = {key: value.cpu() for key, value in self._model.state_dict().items()}
-            self._best = (score, self._step, copy.deepcopy(state))
+            state = self._model.state_dict()
+            kept = {key: value.to("cpu", copy=True) for key, value in state.items()}
+            self._best = (score, self._step, kept)
 
     def _score(self) -> float:
         """The score of the encoder as it is, taken by the main process."""
@@ -319,6 +331,7 @@ class _Run:
         self._best = tuple(state["best"]) if state["best"] else None
         self.curves.restore(state["curves"])
         self._seconds, self._selecting = state["seconds"], state["selecting"]
+        self._seconds_before = self._seconds
         set_random_states(state["random"][self._ranks.rank], self._ranks.device)
 
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from pipeline.download.archives import Archive
 from pipeline.download.caption_table import read_rows
+from pipeline.download.captions import is_missing
 from pipeline.download.corpora import Fetcher, make_pairs
 from pipeline.download.pairing import MOST_CHARACTERS, clean_caption
 from pipeline.download.records import Pairs, read_pairs
@@ -329,6 +330,7 @@ def test_a_cleaned_caption_is_one_line_of_utf8(text):
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n\ufeff")).map(str.strip)
+TEXT = TEXT.filter(lambda text: not is_missing(text))
 
 
 @given(st.lists(st.tuples(TEXT.filter(bool), TEXT), min_size=1))

@@ -1,13 +1,16 @@
 """Transfer scores against the plain evaluator, in all three protocols."""
 
+import functools
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from benchmarks import plain_evaluation
 from benchmarks.plain_evaluation import PENALTIES, PlainTransfer
 from pipeline.errors import InputError
-from pipeline.evaluate import transfer
+from pipeline.evaluate import classifier, transfer
 from pipeline.evaluate.classifier import Fitted
 from pipeline.evaluate.embed import Embeddings
 from pipeline.evaluate.transfer import _choose, score_transfer
@@ -68,6 +71,35 @@ def assert_equals_plain(table, embeddings, *, seed=SEED):
 def test_a_task_with_a_dev_split_equals_the_plain_evaluator(seed):
     table = make_task("SST2", {"train": 100, "dev": 60, "test": 70}, seed=seed)
     assert_equals_plain(table, make_embeddings(table), seed=seed)
+
+
+@pytest.fixture
+def few_rounds(monkeypatch):
+    """Three rounds of larger steps, over two penalties: what takes 51 takes a moment."""
+    for module in (transfer, plain_evaluation):
+        monkeypatch.setattr(module, "PENALTIES", (1.0, 1e-3))
+    for module in (classifier, plain_evaluation):
+        monkeypatch.setattr(module, "MOST_ROUNDS", 3)
+    monkeypatch.setattr(classifier, "_LEARNING_RATE", 0.02)
+    monkeypatch.setattr(torch.optim, "Adam", functools.partial(torch.optim.Adam, lr=0.02))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "classes"),
+    [
+        ({"train": 100, "dev": 61, "test": 70}, 2),
+        ({"train": 90, "test": 71}, 3),
+        ({"train": 20, "test": 40}, 2),  # as few of a class as there are folds
+        ({"all": 47}, 2),
+    ],
+)
+def test_few_rounds_of_every_protocol_equal_the_plain_evaluator(few_rounds, sizes, classes):
+    table = make_task("X", sizes, classes=classes)
+    table["label"] = table.groupby("split").cumcount() % classes
+    embeddings = make_embeddings(table, dim=16)
+    found = measures(embeddings, table, seed=3)
+    expected = PlainTransfer(embeddings.of, table, 3).run()
+    assert (found["X", "dev_accuracy"], found["X", "accuracy"]) == expected
 
 
 @pytest.mark.slow

@@ -31,8 +31,9 @@ def linked(request, tiny_run, tmp_path, monkeypatch) -> Path:
     for output in (folder / "data" / name for name in OUTPUTS):
         files = [output] if output.is_file() else [p for p in output.rglob("*") if p.is_file()]
         for path in files:
-            cached = tmp_path / "cache" / hashlib.md5(path.read_bytes()).hexdigest()  # noqa: S324
-            cached.parent.mkdir(exist_ok=True)
+            digest = hashlib.md5(path.read_bytes()).hexdigest()  # noqa: S324
+            cached = tmp_path / "cache" / digest[:2] / digest[2:]
+            cached.parent.mkdir(parents=True, exist_ok=True)
             path.replace(cached)
             cached.chmod(0o444)
             LINKS[request.param](cached, path)
@@ -40,8 +41,8 @@ def linked(request, tiny_run, tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def found(folder: Path) -> list[list[tuple[str, int, float]]]:
@@ -61,7 +62,9 @@ def test_the_export_is_one_file(tiny_run):
 def test_a_linked_student_loads_in_all_three_libraries(linked, tiny_run):
     linked, own = linked / "data/models/0", tiny_run / "data/models/0"
     theirs = SentenceTransformer(str(linked), device="cpu").encode(QUERIES)
-    np.testing.assert_array_equal(theirs, SentenceTransformer(str(own), device="cpu").encode(QUERIES))
+    np.testing.assert_array_equal(
+        theirs, SentenceTransformer(str(own), device="cpu").encode(QUERIES)
+    )
     assert AutoModel.from_pretrained(linked).config.hidden_size == theirs.shape[1]
     assert AutoTokenizer.from_pretrained(linked)(QUERIES[0])["input_ids"]
 
