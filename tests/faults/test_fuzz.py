@@ -9,7 +9,14 @@ from tests.faults.fuzz.runner import account, run
 from tests.faults.fuzz.targets import Target, make_targets
 from tests.faults.ledger import record, times
 
-SLOW = {"picture": 0.5, "captions .parquet": 0.5, "hub parquet": 0.3, "karpathy json": 0.3}
+SLOW = {
+    "picture": 0.5,
+    "captions .parquet": 0.5,
+    "hub parquet": 0.3,
+    "karpathy json": 0.3,
+} | dict.fromkeys(
+    ("images.parquet of pairs sealed again", "captions.parquet of pairs sealed again"), 0.5
+)
 """Share of the usual number of cases."""
 
 
@@ -35,6 +42,8 @@ NAMES = [
     "captions .tsv",
     "captions .jsonl",
     "captions .parquet",
+    "images.parquet of pairs sealed again",
+    "captions.parquet of pairs sealed again",
     "hub parquet",
     "features.h5 file",
     "features.h5 file header sealed again",

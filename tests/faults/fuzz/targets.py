@@ -39,6 +39,7 @@ from pipeline.features.cache import read_shard
 from pipeline.features.files import HEADER_BYTES
 from pipeline.features.images import Decoder, Rejection, to_pixels
 from pipeline.features.store import read_features
+from pipeline.seal import seal
 from pipeline.thumbnails import shrink
 from tests.download.conftest import download_params
 from tests.download.test_senteval import cased_files, small_files
@@ -91,6 +92,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
         *_archives(),
         *_texts(folder),
         *_tables(),
+        *_records(folder),
         *_features(folder),
         _pictures(),
         Target(
@@ -289,6 +291,35 @@ def _tables() -> Iterator[Target]:
         _read_hub,
         _PARQUET,
     )
+
+
+def _records(folder: Path) -> Iterator[Target]:
+    """Tables of our own, behind their checksums."""
+    sound = folder / "pairs"
+    images = {"image_id": [0, 1], "split": ["train"] * 2, "archive": ["a.zip"] * 2}
+    captions = {"caption_id": [0, 1], "image_id": [0, 1], "caption": ["a dog", "two caf\u00e9s"]}
+    with PairsWriter(sound) as writer:
+        writer.add(images | {"member": ["0.jpg", "1.jpg"]}, captions)
+    rows = [
+        (0, "train", "a.zip", "0.jpg", "a dog"),
+        (1, "train", "a.zip", "1.jpg", "two caf\u00e9s"),
+    ]
+    for name in ("images.parquet", "captions.parquet"):
+
+        def place(work: Path, content: bytes, name: str = name) -> None:
+            shutil.copytree(sound, work / "pairs", dirs_exist_ok=True)
+            put(name)(work / "pairs", content)
+            seal(work / "pairs", name)
+
+        yield Target(
+            f"{name} of pairs sealed again",
+            "all stages",
+            [(sound / name).read_bytes()],
+            [rows],
+            place,
+            lambda work: _rows_of_pairs(work / "pairs"),
+            _PARQUET,
+        )
 
 
 @dataclass(frozen=True)
