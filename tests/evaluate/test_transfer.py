@@ -95,11 +95,15 @@ def few_rounds(monkeypatch):
 )
 def test_few_rounds_of_every_protocol_equal_the_plain_evaluator(few_rounds, sizes, classes):
     table = make_task("X", sizes, classes=classes)
-    table["label"] = table.groupby("split").cumcount() % classes
+    table["label"] = (table.groupby("split").cumcount() % classes).astype(np.int32)
     embeddings = make_embeddings(table, dim=16)
-    found = measures(embeddings, table, seed=3)
+    accuracy, dev_accuracy, average = score_transfer(embeddings, table, seed=3)
     expected = PlainTransfer(embeddings.of, table, 3).run()
-    assert (found["X", "dev_accuracy"], found["X", "accuracy"]) == expected
+    assert (dev_accuracy.value, accuracy.value) == expected
+    assert accuracy.value == average.value
+    split = "all" if "all" in sizes else "test"
+    assert [one.split for one in (accuracy, dev_accuracy, average)] == [split, split, "test"]
+    assert {one.count for one in (accuracy, dev_accuracy, average)} == {sizes[split]}
 
 
 @pytest.mark.slow
