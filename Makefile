@@ -6,14 +6,14 @@ PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test test-all faults lint types check audit licences sbom demo clean
+.PHONY: help repro test test-all faults mutants nightly lint types check audit licences sbom demo clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
-repro: .venv/base ## Install what is needed, run the pipeline and print its metrics
+repro: .venv/base ## Install what is needed, run the pipeline and show what it came to
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
-	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc metrics show
+	@$(BIN)/python -m stages.results
 
 test: .venv/dev ## Run the quick tests (offline, no GPU)
 	$(PYTEST)
@@ -23,6 +23,14 @@ test-all: .venv/dev ## Run the slow and real tests too; those that cannot run he
 
 faults: .venv/dev ## Break the pipeline in every way, the long form; prints a table
 	$(BIN)/python -m tests.faults
+
+mutants: .venv/dev ## Change the maths in small ways and see tests fail; SAMPLE=0 to 9: a tenth of them
+	$(BIN)/python -m tests.mutants $(if $(SAMPLE),--sample $(SAMPLE))
+
+nightly: ## Run what takes long: all tests, all faults, a tenth of the mutants
+	$(MAKE) test-all
+	$(MAKE) faults
+	$(MAKE) mutants SAMPLE=$(shell date +%d | tail -c 2)
 
 lint: .venv/dev ## Check style and formatting
 	$(BIN)/ruff check .
@@ -48,7 +56,7 @@ demo: .venv/base ## Rebuild the embedded teacher and student (data/demo)
 	$(BIN)/python -m stages.demo
 
 clean: ## Remove the virtual environment and caches; data stays
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis mutants
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from pipeline.download.sources import SCENES
-from pipeline.encoder import Pooling
+from pipeline.encoder_settings import Pooling
 from pipeline.evaluate.scores import AVERAGE
 
 NOT_RECORDED = "not recorded"

@@ -11,7 +11,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails
 
 from pipeline.errors import ParamsError
-from pipeline.params.text import read_plain_yaml
 from pipeline.redact import one_line
 
 B = TypeVar("B", bound="Block")
@@ -81,6 +80,8 @@ def load_params(path: Path, schema: type[B]) -> B:
     Raises:
         ParamsError: naming every fault of the file at once.
     """
+    from pipeline.params.text import read_plain_yaml
+
     content = read_plain_yaml(path)
     if content is None:
         raise ParamsError(f"{path}: the file is empty.", "run `git checkout params.yaml`.")

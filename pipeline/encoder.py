@@ -5,6 +5,7 @@ A student directory loads in plain `transformers.AutoModel` and in
 
     config.json, model.safetensors, tokenizer*     transformers
     modules.json, 1_Pooling/, sentence_bert_config.json   sentence-transformers
+    config_sentence_transformers.json              the prompt, where there is one
     heads.json, heads.safetensors                  the grounding heads and their objective
     README.md                                      the model card
     checksums.json                                 sha256 of the files that make an embedding
@@ -15,7 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.encoder_settings import POOLING_KEYS, Pooling, Settings, read_settings
 from pipeline.errors import (
     InputError,
     MissingArtifactError,
@@ -33,26 +35,26 @@ from pipeline.errors import (
     PipelineError,
     StaleArtifactError,
 )
-from pipeline.redact import one_line
-from pipeline.runtime import length_batches, progress
-from pipeline.student_files import POOLING_FILE, require_sealed_student, seal_student
+from pipeline.pretrained import LOAD_HINT, is_pickled
+from pipeline.redact import first_line
+from pipeline.runtime import length_batches, log, progress
+from pipeline.student_files import (
+    POOLING_FILE,
+    PROMPTS_FILE,
+    TEXT_FILE,
+    require_sealed_student,
+    seal_student,
+)
 
-Pooling = Literal["cls", "mean"]
 Tokens = Mapping[str, Int[Tensor, "batch tokens"]]
 RunBackbone = Callable[[nn.Module, Tokens], Tensor]
 
-_POOLING_KEYS: dict[Pooling, str] = {
-    "cls": "pooling_mode_cls_token",
-    "mean": "pooling_mode_mean_tokens",
-}
 _NO_LIMIT = 1 << 20
 """Tokens; for models that name no limit of their own."""
 _TOKENIZED_AT_ONCE = 8192
 """Sentences whose encodings, which are large, are held together."""
 _USUAL_TOKENS = 32
 """A batch of longer sentences holds fewer of them, so that its memory stays the same."""
-_KNOWN_MODULES = {"Transformer", "Pooling", "Normalize"}
-"""Modules of sentence-transformers that an embedding may pass here."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,27 @@ class SentenceEncoder(nn.Module):
         backbone: a transformers model that returns `last_hidden_state`.
         tokenizer: its fast tokenizer.
         pooling: `cls` (first token) or `mean` (over all tokens that are not padding).
-        normalised: whether embeddings are L2-normalised.
+        settings: what else makes a vector of a text; its `pooling` and `folder` are not used.
     """
 
     def __init__(
-        self, backbone: nn.Module, tokenizer: Any, pooling: Pooling, *, normalised: bool = False
+        self,
+        backbone: nn.Module,
+        tokenizer: Any,
+        pooling: Pooling,
+        settings: Settings = Settings(),  # noqa: B008  # frozen
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.pooling: Pooling = pooling
-        self.normalised = normalised
+        self.normalised = settings.normalised
+        self.lower_case = settings.lower_case
+        self.prompt = settings.prompt
+        if settings.max_length is not None:
+            tokenizer.model_max_length = settings.max_length
+        if settings.lower_case:
+            _lower_case(tokenizer)
         self.run_backbone: RunBackbone = run_padded
         """Training may put another way to the same states here."""
         self.truncated = 0
@@ -98,18 +110,21 @@ class SentenceEncoder(nn.Module):
 
         Raises:
             MissingArtifactError: `name` is a Path and not there.
-            ModelError: it cannot be loaded, or names no pooling and none was given.
+            ModelError: it cannot be loaded, sets what cannot be honoured (encoder_settings.py), or
+                names no pooling and none was given.
         """
         if isinstance(name, Path) and not name.is_dir():
             raise MissingArtifactError(name, made_by="train")
-        known = pooling or saved_pooling(name)
-        if known is None:
+        settings = read_settings(name, pooling)
+        if settings.pooling is None:
             raise ModelError(
                 f"{name} does not say how it pools its tokens.",
                 "say it with --pooling cls or --pooling mean.",
             )
-        normalised = pooling is None and "Normalize" in _module_kinds(name)
-        encoder = cls(*_load_transformers(name), known, normalised=normalised)
+        if settings.similarity != "cosine":
+            log.info("%s compares by %s; scores here are by cosine", name, settings.similarity)
+        loaded = _load_transformers(name, settings.folder)
+        encoder = cls(*loaded, settings.pooling, settings)
         encoder._probe(name)
         return encoder
 
@@ -121,7 +136,7 @@ class SentenceEncoder(nn.Module):
             raise
         except Exception as error:  # noqa: BLE001  # models of other kinds fail in any way
             raise ModelError(
-                f"{name} does not embed sentences as a BERT-like encoder: {_first_line(error)}",
+                f"{name} does not embed sentences as a BERT-like encoder: {first_line(error)}",
                 "use an encoder whose last_hidden_state has one vector a token.",
             ) from None
 
@@ -151,13 +166,16 @@ class SentenceEncoder(nn.Module):
     ) -> dict[str, Tensor]:
         """Tokenise, cut to `max_length` (default: the model's own) and pad to the longest."""
         tokens = self.tokenizer(
-            list(sentences),
+            self._prompted(sentences),
             padding=True,
             truncation=True,
             max_length=min(max_length or self.max_length, self.max_length),
             return_tensors="pt",
         )
         return {key: value.to(self.device) for key, value in tokens.items()}
+
+    def _prompted(self, sentences: Sequence[str]) -> list[str]:
+        return [self.prompt + sentence for sentence in sentences]
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch dim"]:
         """Sentence vectors h before any head; normalised only where the model says so."""
@@ -173,7 +191,7 @@ class SentenceEncoder(nn.Module):
         ids: list[NDArray[np.int32]] = []
         truncated = 0
         for start in range(0, len(sentences), _TOKENIZED_AT_ONCE):
-            chunk = list(sentences[start : start + _TOKENIZED_AT_ONCE])
+            chunk = self._prompted(sentences[start : start + _TOKENIZED_AT_ONCE])
             encoded = self.tokenizer(chunk, truncation=True, max_length=most)
             ids += [np.array(one, dtype=np.int32) for one in encoded["input_ids"]]
             truncated += sum(bool(one.overflowing) for one in encoded.encodings or [])
@@ -229,6 +247,15 @@ class SentenceEncoder(nn.Module):
         ids[mask] = np.concatenate(sentences)
         tokens = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
         return {key: torch.from_numpy(value).to(self.device) for key, value in tokens.items()}
+
+
+def _lower_case(tokenizer: Any) -> None:
+    """Have a tokenizer lower-case its text first, as sentence-transformers does."""
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    backend = tokenizer.backend_tokenizer
+    own = backend.normalizer
+    backend.normalizer = Sequence([Lowercase(), *([] if own is None else [own])])
 
 
 def run_padded(backbone: nn.Module, tokens: Tokens) -> Float[Tensor, "batch tokens dim"]:
@@ -423,7 +450,7 @@ def load_student(folder: Path, device: torch.device) -> Student:
         heads.load_state_dict(load_file(folder / "heads.safetensors"))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"{folder} has no usable grounding heads: {_first_line(error)}.",
+            f"{folder} has no usable grounding heads: {first_line(error)}.",
             "run `dvc repro -f train`.",
         ) from None
     return Student(encoder.to(device).eval(), heads.to(device).eval(), **facts)
@@ -434,104 +461,28 @@ def is_student(folder: Path) -> bool:
     return (folder / "heads.json").is_file()
 
 
-def saved_pooling(name: str | Path) -> Pooling | None:
-    """The pooling that a sentence-transformers directory or hub model names, if any.
-
-    Raises:
-        ModelError: it names a pooling that is not `cls` or `mean`, or has further modules, such as
-            a dense layer, whose embeddings would be others than those of its pooling.
-    """
-    _require_known_modules(name)
-    config = _read_json(name, POOLING_FILE)
-    if config is None:
-        return None
-    modes = _pooling_modes(config)
-    if len(modes) == 1 and (mode := modes.pop()) in _POOLING_KEYS:
-        return mode
-    raise ModelError(
-        f"{name} pools in a way that is not supported: {sorted(modes) or config}.",
-        "use a model with cls or mean pooling, or pass --pooling.",
-    )
-
-
-def _require_known_modules(name: str | Path) -> None:
-    if further := [kind for kind in _module_kinds(name) if kind not in _KNOWN_MODULES]:
-        raise ModelError(
-            f"{name} embeds through {', '.join(further)}, which is not supported.",
-            "use a model of a transformer and a pooling.",
-        )
-
-
-def _module_kinds(name: str | Path) -> list[str]:
-    """The modules of a sentence-transformers model, in order; none for a plain directory."""
-    modules = _read_json(name, Path("modules.json")) or []
-    try:
-        return [str(module["type"]).rpartition(".")[2] for module in modules]
-    except (TypeError, KeyError):
-        raise ModelError(
-            f"{name}: modules.json is no list of modules.", "get the model again."
-        ) from None
-
-
-def _read_json(name: str | Path, file: Path) -> Any:
-    path = _find_file(name, file)
-    if path is None:
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}.", "get the model again.") from None
-
-
-def _pooling_modes(config: Any) -> set[str]:
-    """The modes that a pooling config names, in either of its formats."""
-    if not isinstance(config, dict):
-        return set()
-    if "pooling_mode" in config:
-        named = config["pooling_mode"]
-        return set(map(str, named)) if isinstance(named, list) else {str(named)}
-    names = {key: mode for mode, key in _POOLING_KEYS.items()}
-    active = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
-    return {names.get(key, key) for key in active}
-
-
-def _find_file(name: str | Path, file: Path) -> Path | None:
-    if Path(name).is_dir():
-        path = Path(name) / file
-        return path if path.is_file() else None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import RemoteEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(str(name), str(file)))
-    except RemoteEntryNotFoundError:
-        return None
-    except Exception as error:  # noqa: BLE001  # the hub's library lets its transport's errors pass
-        raise ModelError(
-            f"{name} is no folder, and the hub does not give it: {_first_line(error)}",
-            "check the path or hub name, and the network.",
-        ) from None
-
-
-def _load_transformers(name: str | Path) -> tuple[nn.Module, Any]:
-    """Load weights (safetensors only, no remote code) and tokenizer."""
+def _load_transformers(name: str | Path, folder: str) -> tuple[nn.Module, Any]:
+    """Load weights and tokenizer, without running code of others."""
     from transformers import AutoModel, AutoTokenizer
 
     _silence_transformers()
+    pickled = is_pickled(Path(name) / folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(name), subfolder=folder, trust_remote_code=False
+        )
         backbone, info = AutoModel.from_pretrained(
             str(name),
+            subfolder=folder,
             dtype=torch.float32,
-            use_safetensors=True,
+            use_safetensors=not pickled,
+            weights_only=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
     except Exception as error:  # noqa: BLE001  # transformers raises whatever a bad file makes it
         raise ModelError(
-            f"{name} cannot be loaded as an encoder: {_first_line(error)}",
-            "check the path or hub name and that config.json, model.safetensors and the "
-            "tokenizer files are there.",
+            f"{name} cannot be loaded as an encoder: {first_line(error)}.", LOAD_HINT
         ) from None
     _require_weights(name, info["missing_keys"])
     return backbone, tokenizer
@@ -542,7 +493,7 @@ def _require_weights(name: str | Path, missing: Iterable[str]) -> None:
     if lacking := sorted(key for key in missing if not key.startswith("pooler.")):
         raise ModelError(
             f"{name} lacks {len(lacking)} of its weights, the first {lacking[0]}.",
-            "get the whole model.safetensors again.",
+            "get the model's weights again, all of them.",
         )
 
 
@@ -564,16 +515,15 @@ def _write_sentence_transformers_files(folder: Path, encoder: SentenceEncoder) -
             for name, path, kind in modules
         ],
     )
-    limits = {"max_seq_length": encoder.max_length, "do_lower_case": False}
-    _write(folder / "sentence_bert_config.json", limits)
+    text = {"max_seq_length": encoder.max_length, "do_lower_case": encoder.lower_case}
+    _write(folder / TEXT_FILE, text)
+    if encoder.prompt:
+        prompts = {"prompts": {"default": encoder.prompt}, "default_prompt_name": "default"}
+        _write(folder / PROMPTS_FILE, prompts)
     (folder / POOLING_FILE).parent.mkdir(exist_ok=True)
-    flags = {key: mode == encoder.pooling for mode, key in _POOLING_KEYS.items()}
+    flags = {key: mode == encoder.pooling for mode, key in POOLING_KEYS.items()}
     _write(folder / POOLING_FILE, {"word_embedding_dimension": encoder.dim, **flags})
 
 
 def _write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _first_line(error: Exception) -> str:
-    return one_line((str(error).strip() or type(error).__name__).splitlines()[0], 300)

@@ -18,6 +18,7 @@ from pipeline.compare import Configuration
 from pipeline.config import dotted
 from pipeline.errors import InputError, ParamsError, PipelineError, StaleArtifactError
 from pipeline.grid import Grid
+from pipeline.params.places import expanded
 from pipeline.summary import read_summary
 
 MIRROR_VARIABLE = "DATA_MIRROR"
@@ -163,7 +164,7 @@ def _environment(kept: Mapping[str, Path]) -> dict[str, str]:
     environment = dict(os.environ)
     binaries = str(Path(sys.executable).parent)
     environment["PATH"] = os.pathsep.join([binaries, environment.get("PATH", os.defpath)])
-    mirror = environment.get(MIRROR_VARIABLE)
+    mirror = expanded(environment.get(MIRROR_VARIABLE, ""))
     if mirror and Path(mirror).is_dir():
         environment[MIRROR_VARIABLE] = str(Path(mirror).absolute())
     for variable, folder in kept.items():

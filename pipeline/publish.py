@@ -50,6 +50,7 @@ from pipeline.evaluate.report import (
 from pipeline.evaluate.scores import AVERAGE, Score
 from pipeline.features.identity import LOCAL_PREFIX, TRANSFORMERS_PREFIX
 from pipeline.features.store import read_identity
+from pipeline.params.places import expanded
 from pipeline.params.schema import Params
 from pipeline.runtime import atomic_folder, write_json
 from pipeline.student_files import hash_student
@@ -447,7 +448,7 @@ def _public(value: Any) -> Any:
         host, slash, path = rest.partition("/")
         return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
     prefix = next(filter(value.startswith, (LOCAL_PREFIX, TRANSFORMERS_PREFIX)), "")
-    path = Path(value.removeprefix(prefix))
+    path = Path(expanded(value.removeprefix(prefix)))
     return prefix + path.name if path.is_absolute() else value
 
 

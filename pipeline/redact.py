@@ -51,6 +51,12 @@ def one_line(text: str, longest: int) -> str:
     return f"{shown[: longest - 3]}..." if max(len(shown), len(text)) > longest else shown
 
 
+def first_line(error: BaseException, longest: int = 300) -> str:
+    """What an error says in its first line, or its type where it says nothing."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return one_line(said, longest).rstrip(".")
+
+
 def _shown(character: str) -> str:
     if character.isprintable():
         return character

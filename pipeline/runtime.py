@@ -388,7 +388,7 @@ def _install(handlers: Mapping[signal.Signals, Any]) -> dict[signal.Signals, _Ha
 def progress(
     items: Iterable[T], *, what: str, unit: str, total: int | None = None, show: bool = True
 ) -> Iterator[T]:
-    """Yield `items` under a progress bar on stderr, with rate and time left."""
+    """Yield `items` under a progress bar on stderr, with rate and time left; see bars.py."""
     bar = _bar(items, total=total, desc=what, unit=unit, disable=not show)
     yield from bar
 
@@ -404,9 +404,9 @@ def bytes_counter(what: str, total: int | None, done: int) -> "tqdm[Any]":
 
 
 def _bar(*items: Iterable[Any], **settings: Any) -> "tqdm[Any]":
-    from tqdm import tqdm
+    from pipeline.bars import make_bar
 
-    bar: tqdm[Any] = cast(Any, tqdm)(*items, mininterval=0.5, **settings)
+    bar = make_bar(*items, **settings)
     _bars.add(bar)
     return bar
 

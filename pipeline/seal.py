@@ -10,7 +10,8 @@ import os
 import zlib
 from pathlib import Path
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, ResourceError
+from pipeline.redact import first_line
 from pipeline.runtime import hash_file, write_json
 
 SEALS = "checksums.json"
@@ -23,7 +24,7 @@ def seal(folder: Path, *names: str) -> None:
     """Note the sha256 of files of a folder, which nobody else writes to at this moment.
 
     Raises:
-        InputError: the checksums that are there are damaged.
+        InputError: the checksums that are there are no such.
         ResourceError: the disk is full, or the place cannot be written.
     """
     notes = folder / SEALS
@@ -41,11 +42,12 @@ def require_sealed(folder: Path, *names: str, fix: str, most: int | None = None)
         most: bytes above which a file is not read for this; None: all are.
 
     Raises:
-        InputError: naming the first that changed, or the checksums if they are damaged.
+        InputError: naming the first that changed, or the checksums if they are no such.
+        ResourceError: the system does not let us read one.
     """
     known = _read(folder / SEALS, fix)
     for path in (folder / name for name in names if name in known):
-        if _is_read(path, most) and hash_file(path) != known[path.name]:
+        if _is_read(path, most) and _hash(path) != known[path.name]:
             raise InputError(f"{path} is damaged: its sha256 is not the one in {SEALS}.", fix)
 
 
@@ -53,13 +55,29 @@ def _is_read(path: Path, most: int | None) -> bool:
     return path.is_file() and (most is None or path.stat().st_size <= most)
 
 
+def _hash(path: Path) -> str:
+    try:
+        return hash_file(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> ResourceError:
+    return ResourceError(
+        f"{path} cannot be read: {(error.strerror or str(error)).lower()}.",
+        "make it readable and run the same command again.",
+    )
+
+
 def _read(notes: Path, fix: str) -> dict[str, str]:
     try:
         return dict(json.loads(notes.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError):
-        raise InputError(f"{notes} is damaged.", fix) from None
+    except OSError as error:
+        raise _unreadable(notes, error) from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{notes} holds no checksums: {first_line(error)}.", fix) from None
 
 
 def add_checksum(path: Path) -> None:

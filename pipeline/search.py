@@ -1,5 +1,6 @@
 """From queries, texts or pictures, to hits; returns values, prints nothing."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ from jaxtyping import Float32
 from pipeline.errors import InputError, StaleArtifactError
 from pipeline.index.layout import Hit, Index, Target, Window, read_manifest
 from pipeline.index.query import ExportedQueries, Queries, StudentQueries
+from pipeline.plaintext import MARK, is_blank, read_lines
 
 if TYPE_CHECKING:
     from pipeline.encoder import Student
@@ -53,7 +55,8 @@ class Searcher:
         Raises:
             MissingArtifactError: there is no index.
             StaleArtifactError: another student made it, or another version of the project.
-            InputError: a file is damaged, or files do not belong together.
+            InputError: a file is not what was written or is refused by its library, or files do not
+                belong together.
         """
         manifest = read_manifest(folder, model)
         if vectors is None:
@@ -75,12 +78,12 @@ class Searcher:
             window: which of them.
 
         Raises:
-            InputError: a query is empty or longer than 10,000 characters, or the index holds no
-                such rows.
+            InputError: as `check_query`, or the index holds no such rows.
         """
         for query in queries:
             check_query(query)
-        return self.index.search(target, self.queries.embed(queries, target), window)
+        texts = [query.replace(MARK, "") for query in queries]
+        return self.index.search(target, self.queries.embed(texts, target), window)
 
     def search_by_image(
         self, picture: bytes, teacher: "Teacher", *, target: Target, window: Window = WINDOW
@@ -176,10 +179,12 @@ def check_query(query: str) -> None:
     Raises:
         InputError: it is empty, longer than 10,000 characters or no text.
     """
-    if not query.strip():
+    if is_blank(query):
         raise InputError("the query is empty.", 'search for something, such as "a red circle".')
     if not query.isascii() and query.encode("utf-8", "replace").decode() != query:
         raise InputError("the query is no UTF-8 text.", "type it again.")
+    if "\0" in query:
+        raise InputError("the query holds NUL, which no text does.", "type it again.")
     if len(query) > MAX_QUERY_CHARACTERS:
         raise InputError(
             f"the query has {len(query):,} characters, more than {MAX_QUERY_CHARACTERS:,}.",
@@ -188,7 +193,7 @@ def check_query(query: str) -> None:
 
 
 def read_queries(content: bytes, source: str) -> list[str]:
-    """One query a line, UTF-8; empty lines are left out.
+    """One query a line (plaintext.py says what a line is); lines without one are left out.
 
     Args:
         content: of a file or stdin.
@@ -197,13 +202,8 @@ def read_queries(content: bytes, source: str) -> list[str]:
     Raises:
         InputError: it is no text, holds no query, or a line is too long.
     """
-    try:
-        lines = content.decode("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{source} is no UTF-8 text (byte {error.start:,}).", "give one query a line."
-        ) from None
-    queries = {number: line for number, line in enumerate(lines, start=1) if line.strip()}
+    lines = read_lines(io.BytesIO(content), source)
+    queries = {number: line.rstrip("\n") for number, line in lines if not is_blank(line)}
     for number, query in queries.items():
         try:
             check_query(query)

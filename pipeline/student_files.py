@@ -6,6 +6,8 @@ from pipeline.runtime import hash_file, hash_strings
 from pipeline.seal import SEALS, require_sealed, seal
 
 POOLING_FILE = Path("1_Pooling/config.json")
+TEXT_FILE = Path("sentence_bert_config.json")
+PROMPTS_FILE = Path("config_sentence_transformers.json")
 _IDENTITY_FILES = (
     "config.json",
     "model.safetensors",
@@ -13,6 +15,8 @@ _IDENTITY_FILES = (
     "tokenizer_config.json",
     "modules.json",
     POOLING_FILE,
+    TEXT_FILE,
+    PROMPTS_FILE,
     "heads.json",
     "heads.safetensors",
 )

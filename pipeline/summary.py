@@ -43,7 +43,7 @@ METRICS = (
 )
 """The scores that are DVC metrics."""
 
-TRAIN_METRICS = ("dev_best", "masked_share", "seconds")
+TRAIN_METRICS = ("dev_best", "masked_share")
 """The training metrics that are DVC metrics, as means; only `dev_best` has a spread beside it."""
 
 STUDENT = "student"
@@ -89,7 +89,7 @@ def read_run(train: Path, evaluations: Path, seed: int) -> SeedRun:
             f"{path} is the report of seed {report.seed}, not {seed}.", "run `dvc repro evaluate`."
         )
     metrics = read_json(train / str(seed) / "metrics.json", "train")
-    return SeedRun(seed, metrics, content, report, _read_plot(path.with_suffix(".csv")))
+    return SeedRun(seed, metrics, content, report, read_plot(path.with_suffix(".csv"), "evaluate"))
 
 
 def write_summary(out: Path, runs: Sequence[SeedRun]) -> list[ComparedScore]:
@@ -241,19 +241,25 @@ def read_json(path: Path, made_by: str) -> dict[str, Any]:
     return content
 
 
-def _read_plot(path: Path) -> pd.DataFrame:
+def read_plot(path: Path, made_by: str) -> pd.DataFrame:
+    """The plot table of an evaluation, or of the summary, that a stage wrote.
+
+    Raises:
+        MissingArtifactError: there is no such file.
+        InputError: it cannot be used.
+    """
     if not path.is_file():
-        raise MissingArtifactError(path, made_by="evaluate")
+        raise MissingArtifactError(path, made_by)
     try:
         table = pd.read_csv(path)
     except (ValueError, OSError) as error:
         raise InputError(
-            f"{path} cannot be read: {error}.", "run `dvc repro -f evaluate`."
+            f"{path} cannot be read: {error}.", f"run `dvc repro -f {made_by}`."
         ) from None
     if missing := {"system", *_ROW, "score", "low", "high"} - set(table.columns):
         raise InputError(
             f"{path} lacks the columns {', '.join(sorted(missing))}.",
-            "run `dvc repro -f evaluate`.",
+            f"run `dvc repro -f {made_by}`.",
         )
     return table
 

@@ -9,7 +9,11 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from types import FrameType
+
+STARTED = time.monotonic()
+"""When this process began, to the clock of its own."""
 
 
 def _end_quietly(number: int, _frame: FrameType | None) -> None:
@@ -35,5 +39,7 @@ def _open_standard_streams() -> None:
 
 if sys.argv[0] == "-m":  # as it is only while the module of a command is being looked for
     _open_standard_streams()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "10")  # of bars that libraries show
     signal.signal(signal.SIGINT, _end_quietly)
     signal.signal(signal.SIGTERM, _end_quietly)

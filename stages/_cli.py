@@ -8,10 +8,11 @@ import io
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import typer
 from rich.console import Console
@@ -19,9 +20,12 @@ from rich.text import Text
 
 from pipeline.config import load_params
 from pipeline.errors import InterruptedRunError, PipelineError
+from pipeline.params.places import expanded
 from pipeline.params.schema import Params
 from pipeline.redact import redact
 from pipeline.runtime import end_bars, ends_on_signal, keep_freed_memory, ran_out_of_memory
+from pipeline.times import write_times
+from stages import STARTED, paths
 
 PARAMS_FILE = Path("params.yaml")
 DEBUG_VARIABLE = "KDMCSE_DEBUG"
@@ -39,6 +43,18 @@ def read_params() -> Params:
     return load_params(PARAMS_FILE, Params)
 
 
+def note_times(report: Path, *, seconds_before: float = 0.0, **measured: Any) -> None:
+    """Write beside a report that is finished what the command took, and what else it measured.
+
+    Args:
+        report: the report.
+        seconds_before: what earlier processes of the same run took.
+        measured: rates, and counts of what was done this time.
+    """
+    seconds = time.monotonic() - STARTED + seconds_before
+    write_times(paths.REPORTS, report, seconds, measured)
+
+
 def run_stage(main: Callable[P, None]) -> typer.Typer:
     """Make a command of `main`: its errors become one line with the remedy and exit code 1."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -54,11 +70,19 @@ def _reporting_errors(main: Callable[P, None]) -> Callable[P, None]:
         _print_any_character()
         _log_to_stderr(stage)
         keep_freed_memory()
-        failure = _failure_of(stage, functools.partial(main, *args, **kwargs))
+        given = {name: _expanded(value) for name, value in kwargs.items()}
+        failure = _failure_of(stage, functools.partial(main, *args, **given))  # type: ignore[arg-type]
         if failure is not None:
             _fail(*failure)
 
     return command
+
+
+def _expanded(value: object) -> object:
+    """Paths with `~` and `$VARIABLES` that no shell has replaced, as in `--out=~/scores.json`."""
+    if isinstance(value, Path):
+        return Path(expanded(str(value)))
+    return [_expanded(one) for one in value] if isinstance(value, list) else value
 
 
 def _failure_of(stage: str, run: Callable[[], None]) -> Failure | None:

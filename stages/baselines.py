@@ -16,7 +16,7 @@ from pipeline.params.student import StudentParams
 from pipeline.params.teacher import TeacherParams
 from pipeline.runtime import choose_device
 from stages import paths
-from stages._cli import read_params, run_stage
+from stages._cli import note_times, read_params, run_stage
 from stages._tables import print_systems
 
 
@@ -34,6 +34,7 @@ def main(
     suite = read_suite(places, params.teacher, params.evaluate)
     systems = [_untrained(params.student, suite), _teacher(params.teacher, suite)]
     write_report(out, systems)
+    note_times(out)
     print_systems(systems)
 
 

@@ -14,6 +14,7 @@ from pipeline.compare import (
     describe,
     read_configuration,
 )
+from pipeline.params.places import expanded
 from stages._cli import run_stage
 from stages._tables import wide_console
 
@@ -24,7 +25,7 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Mean and spread over seeds; with two configurations, the paired t-test of first - second."""
-    sides = [read_configuration(where) for where in (first, second) if where is not None]
+    sides = [read_configuration(expanded(where)) for where in (first, second) if where is not None]
     scores = compare(*sides)
     if as_json:
         typer.echo(json.dumps(describe(*sides, scores=scores), indent=2, allow_nan=False))

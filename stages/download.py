@@ -13,9 +13,10 @@ from rich.table import Table
 from pipeline.download.corpora import Fetcher, make_evaluation, make_pairs, make_text
 from pipeline.download.fetch import MIRROR_VARIABLE
 from pipeline.download.sources import OWN_DATA, SOURCES
+from pipeline.params.places import expanded
 from pipeline.runtime import write_json
 from stages import paths
-from stages._cli import read_params, run_stage
+from stages._cli import note_times, read_params, run_stage
 
 
 def main(
@@ -35,13 +36,14 @@ def main(
         _print_sources(as_json=as_json)
         return
     params = read_params().download
-    fetcher = Fetcher(downloads, os.environ.get(MIRROR_VARIABLE))
+    fetcher = Fetcher(downloads, expanded(os.environ.get(MIRROR_VARIABLE, "")))
     counts = {
         "pairs": make_pairs(pairs, params, fetcher),
         "text": make_text(text, params, fetcher),
         "evaluation": make_evaluation(evaluation, params, fetcher),
     }
     write_json(metrics, counts)
+    note_times(metrics)
 
 
 def _print_sources(*, as_json: bool) -> None:

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.encoder import Pooling, SentenceEncoder, Student, is_student, load_student
+from pipeline.encoder import SentenceEncoder, Student, is_student, load_student
+from pipeline.encoder_settings import Pooling
 from pipeline.errors import ModelError, ParamsError
 from pipeline.evaluate.report import (
     System,
@@ -14,13 +15,15 @@ from pipeline.evaluate.report import (
     describe_encoder,
     read_report,
     require_same_ground,
+    require_same_model,
     write_report,
 )
 from pipeline.evaluate.suite import Places, Suite, evaluate, read_suite
 from pipeline.params.evaluate import PARTS, EvaluateParams, Part
+from pipeline.params.places import expanded
 from pipeline.runtime import choose_device, log
 from stages import paths
-from stages._cli import read_params, run_stage
+from stages._cli import note_times, read_params, run_stage
 from stages._tables import print_systems
 
 
@@ -33,7 +36,7 @@ def main(
         Path | None,
         typer.Option(
             help="JSON, a CSV goes beside it; default: reports/evaluate/SEED.json for a student "
-            "of this pipeline, else reports/others/NAME.json."
+            "of this pipeline, else reports/others/FOLDER.json."
         ),
     ] = None,
     tasks: Annotated[
@@ -55,16 +58,18 @@ def main(
 ) -> None:
     """Score a sentence encoder: STS, transfer and retrieval, each distinct sentence read once."""
     params = read_params()
-    model = model or str(paths.first_model(params))
-    out = out or _default_report(Path(model))
-    check_report_path(out)
+    model = expanded(model or str(paths.first_model(params)))
+    report = out or _default_report(Path(model))
+    check_report_path(report)
     asked = parse_tasks(tasks)
     encoder, student = _load(model, pooling)
+    if report.parent != paths.EVALUATE_REPORTS:  # a student trained again replaces its own
+        require_same_model(report, describe_encoder(encoder), asked_for=out is not None)
     can_retrieve = student is not None and student.sees_images
     settings = _settings(params.evaluate, asked, model, can_retrieve=can_retrieve)
     places = Places(evaluation, pairs, text, features)
     suite = read_suite(places, params.teacher, settings)
-    name = name or ("student" if student else Path(model).name)
+    name = name or ("student" if student else Path(model).resolve().name)
     others = _read_others(beside or [], suite, name)
     scores = evaluate(
         encoder,
@@ -76,14 +81,16 @@ def main(
     facts = {"model": model, "seed": student.seed if student else None}
     about = describe(suite, str(encoder.device), **facts, **describe_encoder(encoder))
     systems = [System(name, about, scores), *others]
-    write_report(out, systems)
+    write_report(report, systems)
+    note_times(report)
     print_systems(systems)
 
 
 def _default_report(model: Path) -> Path:
     """The report that DVC tracks for a student of its own; others stand apart from it."""
-    folder = paths.EVALUATE_REPORTS if model.parent == paths.MODELS else paths.OTHER_REPORTS
-    return folder / f"{model.name}.json"
+    folder = model.resolve()
+    is_own = folder.parent == paths.MODELS.resolve()
+    return (paths.EVALUATE_REPORTS if is_own else paths.OTHER_REPORTS) / f"{folder.name}.json"
 
 
 def _read_others(reports: list[Path], suite: Suite, name: str) -> list[System]:
@@ -144,7 +151,7 @@ def _load(model: str, pooling: Pooling | None) -> tuple[SentenceEncoder, Student
     Raises:
         ParamsError: another pooling is asked of a student, whose heads were trained on its own.
     """
-    path, is_own = Path(model), paths.MODELS in Path(model).parents
+    path, is_own = Path(model), paths.MODELS.resolve() in Path(model).resolve().parents
     if not is_own and not is_student(path):
         return SentenceEncoder.load(model, pooling).to(choose_device()), None
     student = load_student(path, choose_device())

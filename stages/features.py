@@ -17,7 +17,7 @@ from pipeline.features.extract import write_extraction
 from pipeline.features.teacher import Teacher
 from pipeline.runtime import atomic_file, choose_device, write_json
 from stages import paths
-from stages._cli import read_params, run_stage
+from stages._cli import note_times, read_params, run_stage
 
 
 def main(
@@ -58,6 +58,7 @@ def _extract(pairs: Path, out: Path, metrics: Path, rejected: Path, store: Path)
     with atomic_file(rejected) as temporary:
         extraction.rejected.to_csv(temporary, index=False)
     write_json(metrics, extraction.metrics)
+    note_times(metrics, **extraction.times)
 
 
 def _show(teachers: list[caches.CachedTeacher], as_json: bool) -> None:

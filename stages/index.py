@@ -15,10 +15,11 @@ from pipeline.index.items import find_items
 from pipeline.index.milvus import DEFAULT_PREFIX, Address, MilvusKind
 from pipeline.index.milvus_load import check_target, ensure_queries, load_items
 from pipeline.index.shards import make_shards
+from pipeline.params.places import expanded
 from pipeline.runtime import atomic_file, choose_device, log, write_json
 from pipeline.student_files import hash_student
 from stages import paths
-from stages._cli import read_params, run_stage
+from stages._cli import note_times, read_params, run_stage
 
 
 def main(
@@ -80,6 +81,7 @@ def main(
     with atomic_file(metrics.with_suffix(".csv")) as temporary:
         built.curve.to_csv(temporary, index=False)
     write_json(metrics, built.metrics)
+    note_times(metrics, spaces=built.times)
 
 
 def _address(to: str, uri: str | None, token_env: str | None, prefix: str) -> Address | None:
@@ -88,7 +90,7 @@ def _address(to: str, uri: str | None, token_env: str | None, prefix: str) -> Ad
         raise InputError(
             "--to milvus and --uri go together.", "use both, such as --uri data/index.milvus.db."
         )
-    return None if uri is None else Address(uri, token_env, prefix)
+    return None if uri is None else Address(expanded(uri), token_env, prefix)
 
 
 app = run_stage(main)

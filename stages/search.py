@@ -15,6 +15,7 @@ from pipeline.download.archives import reports_unreadable
 from pipeline.errors import InputError
 from pipeline.index.layout import Target, Window
 from pipeline.index.milvus import DEFAULT_PREFIX, Address, MilvusIndex
+from pipeline.params.places import expanded
 from pipeline.redact import one_line
 from pipeline.search import (
     MAX_QUERY_CHARACTERS,
@@ -66,7 +67,7 @@ def main(
     target: Target = "images" if images else "texts"
     picture = None if by_image is None else read_picture(by_image)
     queries = _read_queries(query, file, by_image)
-    address = None if uri is None else Address(uri, token_env, collection_prefix)
+    address = None if uri is None else Address(expanded(uri), token_env, collection_prefix)
     with _open(model or paths.first_model(read_params()), index, address) as searcher:
         if picture is None:
             answers = _answer(searcher, queries, target, window)

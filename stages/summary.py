@@ -10,7 +10,7 @@ from rich.table import Table
 from pipeline.compare import ComparedScore, Summary
 from pipeline.summary import METRICS, read_run, write_summary
 from stages import paths
-from stages._cli import read_params, run_stage
+from stages._cli import note_times, read_params, run_stage
 from stages._tables import wide_console
 
 
@@ -29,6 +29,7 @@ def main(
     params = read_params()
     runs = [read_run(train, evaluations, seed) for seed in params.train.seeds]
     scores = write_summary(out, runs)
+    note_times(out)
     _print(scores, params.train.seeds)
 
 

@@ -17,6 +17,7 @@ from pipeline.experiments import (
     require_same_changes,
 )
 from pipeline.grid import Grid, read_grid
+from pipeline.params.places import expanded
 from pipeline.runtime import atomic_file
 from pipeline.table import (
     ResultTable,
@@ -58,7 +59,7 @@ def main(
         baseline = grid.baseline
     table = make_table(tested, baseline, patterns=score or (), others=others, partial=partial)
     if out is not None:
-        _write(out, table, grid)
+        _write(expanded(out), table, grid)
     typer.echo(json.dumps(describe(table), indent=2) if as_json else markdown(table), nl=as_json)
 
 

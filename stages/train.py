@@ -27,7 +27,7 @@ from pipeline.train.objective import loss_of
 from pipeline.train.run_params import RunParams
 from pipeline.train.trackers import open_trackers
 from stages import paths
-from stages._cli import read_params, run_stage
+from stages._cli import note_times, read_params, run_stage
 
 
 def main(
@@ -74,6 +74,7 @@ def main(
     for name, table in tables.items():
         _write_table(reports / f"{name}.csv", table)
     write_json(reports / "metrics.json", {**training.metrics, **effect})
+    note_times(reports / "metrics.json", **training.times)
     kept.remove()
 
 

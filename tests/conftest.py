@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 from ruamel.yaml import YAML
 from typer.testing import CliRunner, Result
 
@@ -37,6 +37,13 @@ TINY = {
 
 
 settings.register_profile("project", deadline=None)
+settings.register_profile(  # of `make mutants`: any failure will do, and the same ones every time
+    "mutants",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+)
 settings.load_profile("project")
 
 

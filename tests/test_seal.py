@@ -24,7 +24,7 @@ def test_a_sealed_file_is_held_against_its_checksum(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b"7"])
 def test_damaged_checksums_are_named(tmp_path, content):
     (tmp_path / SEALS).write_bytes(content)
-    with pytest.raises(InputError, match=f"{SEALS} is damaged"):
+    with pytest.raises(InputError, match=f"{SEALS} holds no checksums"):
         require_sealed(tmp_path, "one", fix="mend")
 
 

@@ -1,20 +1,21 @@
-"""Reader of a table of images and captions: CSV, TSV, JSONL or Parquet, row by row."""
+"""Reader of a table of images and captions: separated fields, JSONL or Parquet, row by row."""
 
 import csv
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.download.archives import reports_unreadable
+from pipeline.download.captions import is_missing, read_captions
 from pipeline.download.parquet import ParquetRows, require_column
 from pipeline.errors import InputError
 from pipeline.params.download import FolderParams
+from pipeline.params.places import why_missing
+from pipeline.plaintext import LONGEST_LINE, is_blank, read_lines
 from pipeline.redact import one_line
 
 _BLOCK = "download.folder"
-_LONGEST_LINE = 1 << 26
 _PARQUET_BATCH = 4096
 
 Cells = tuple[str, Mapping[str, Any]]
@@ -35,10 +36,11 @@ class Row(NamedTuple):
 
 
 def read_rows(path: Path, params: FolderParams) -> Iterator[Row]:
-    """The rows of the table, in order; text is UTF-8, with or without a byte order mark.
+    """The rows of the table, in order.
 
     Args:
-        path: .csv and .tsv have a header and fields quoted as in CSV; .jsonl has an object a line.
+        path: .csv, .tsv and .txt have a header and fields quoted as in CSV, separated by commas,
+            tabs, semicolons or bars; .jsonl has an object a line.
         params: names the columns.
 
     Raises:
@@ -50,51 +52,32 @@ def read_rows(path: Path, params: FolderParams) -> Iterator[Row]:
     if reader is None:
         raise InputError(
             f"{path} is none of {', '.join(_READERS)} by its ending.",
-            f"name a table of one of these kinds as {_BLOCK}.captions.",
+            f"name a table of one of these kinds, unpacked, as {_BLOCK}.captions.",
         )
     with reports_unreadable(path):
         is_there = path.is_file()
     if not is_there:
-        raise InputError(f"{path} does not exist.", f"check {_BLOCK}.captions.")
+        raise InputError(*why_missing(str(path), f"{_BLOCK}.captions"))
     for where, cells in reader(path, params):
         yield _row(where, cells, params)
 
 
 def _row(where: str, cells: Mapping[str, Any], params: FolderParams) -> Row:
-    captions = list(_texts(cells[params.caption_column], where, params.caption_column))
-    split = params.split_column
+    column, split = params.caption_column, params.split_column
     return Row(
         where,
         image=_text(cells[params.image_column], where, params.image_column),
-        captions=captions or [""],
+        captions=read_captions(cells[column], f"{where}: {column}"),
         split=_text(cells[split], where, split) if split else None,
     )
 
 
 def _text(value: object, where: str, column: str) -> str:
-    if isinstance(value, str) and value.strip():
+    if isinstance(value, str) and not is_blank(value):
         return value
-    shown = "empty" if _is_missing(value) or value == "" else f"{value!r:.60}, no text"
+    empty = is_missing(value) or isinstance(value, str)
+    shown = "empty" if empty else f"{value!r:.60}, no text"
     raise InputError(f"{where}: {column} is {shown}.", "mend the row, or remove it.")
-
-
-def _texts(value: object, where: str, column: str) -> Iterator[str]:
-    """The captions of a cell, which is a text, a list of texts, or missing."""
-    if isinstance(value, list):
-        for one in value:
-            yield "" if _is_missing(one) else _caption(one, where, column)
-    else:
-        yield "" if _is_missing(value) else _caption(value, where, column)
-
-
-def _caption(value: object, where: str, column: str) -> str:
-    if isinstance(value, str):
-        return value
-    raise InputError(f"{where}: {column} is {value!r:.60}, no text.", "mend the row, or remove it.")
-
-
-def _is_missing(value: object) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _columns(params: FolderParams) -> dict[str, str]:
@@ -105,36 +88,72 @@ def _columns(params: FolderParams) -> dict[str, str]:
 
 
 def _read_csv(path: Path, params: FolderParams) -> Iterator[Cells]:
-    return _read_fields(path, params, ",")
+    return _read_fields(path, params, ",\t;|")
 
 
 def _read_tsv(path: Path, params: FolderParams) -> Iterator[Cells]:
-    return _read_fields(path, params, "\t")
+    return _read_fields(path, params, "\t,;|")
 
 
-def _read_fields(path: Path, params: FolderParams, delimiter: str) -> Iterator[Cells]:
-    csv.field_size_limit(_LONGEST_LINE)  # of the whole process; it starts below a long caption
-    records = _Records(path, delimiter)
-    header = next(records, (0, []))[1]
-    for key, column in _columns(params).items():
-        require_column(str(path), header, key, column)
+def _read_fields(path: Path, params: FolderParams, separators: str) -> Iterator[Cells]:
+    csv.field_size_limit(LONGEST_LINE)  # of the whole process; it starts below a long caption
+    separator = _separator(path, params, separators)
+    records = _Records(path, separator)
+    header = _stripped(next(records)[1])
     for line, fields in records:
         where = f"{path} line {line:,}"
         if len(fields) != len(header):
             raise InputError(
-                f"{where} has {len(fields)} fields, the header {len(header)}.",
-                f"quote fields that contain the separator {delimiter!r}, or use .jsonl.",
+                f"{where} has {len(fields)} fields, the header {len(header)}, separated by "
+                f"{separator!r}.",
+                f"complete the row, quote fields that hold {separator!r}, or use .jsonl.",
             )
-        yield where, dict(zip(header, fields, strict=True))
+        yield where, dict(zip(header, _stripped(fields), strict=True))
+
+
+def _separator(path: Path, params: FolderParams, separators: str) -> str:
+    """The first separator by which the header has the columns that are read.
+
+    Raises:
+        InputError: by none; the columns are named as the most frequent separator gives them.
+    """
+    columns = _columns(params)
+    headers = {one: _header(path, one) for one in separators}
+    fitting = [one for one in separators if set(columns.values()) <= set(headers[one])]
+    separator = fitting[0] if fitting else max(separators, key=lambda one: len(headers[one]))
+    next(_Records(path, separator), None)  # says what is wrong with the line itself, if it is
+    table = f"{path}, separated by {separator!r}," if headers[separator] else f"{path}"
+    for key, column in columns.items():
+        require_column(table, headers[separator], key, column, _NO_HEADER)
+    return separator
+
+
+_NO_HEADER = ", or write a first line with the names of the columns where there is none"
+
+
+def _header(path: Path, separator: str) -> list[str]:
+    """The first line by one separator; none where it is not well-formed by that one."""
+    try:
+        return _stripped(next(_Records(path, separator), (0, []))[1])
+    except _MalformedError:
+        return []
+
+
+class _MalformedError(InputError):
+    """A record is not quoted as in CSV."""
+
+
+def _stripped(fields: list[str]) -> list[str]:
+    return [field.strip() for field in fields]
 
 
 class _Records(Iterator[tuple[int, list[str]]]):
     """The records of a file of fields, each with the number of its first line."""
 
-    def __init__(self, path: Path, delimiter: str) -> None:
+    def __init__(self, path: Path, separator: str) -> None:
         self._path = path
         lines = (line for _, line in _lines(path))
-        self._reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        self._reader = csv.reader(lines, delimiter=separator, strict=True)
 
     def __next__(self) -> tuple[int, list[str]]:
         fields: list[str] = []
@@ -147,7 +166,7 @@ class _Records(Iterator[tuple[int, list[str]]]):
         try:
             return next(self._reader)
         except csv.Error as error:
-            raise InputError(
+            raise _MalformedError(
                 f"{self._path} line {line:,} is malformed: {one_line(str(error), 120)}.",
                 'close every quoted field, and double the quotes (") inside it.',
             ) from None
@@ -164,34 +183,24 @@ def _object(line: str, where: str, params: FolderParams) -> Mapping[str, Any]:
     try:
         cells = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{where} is no JSON: {' '.join(str(error).split())}.", "write one object a line."
-        ) from None
+        reason = one_line(" ".join(str(error).split()), 120)
+        raise InputError(f"{where} is no JSON: {reason}.", _ONE_OBJECT) from None
     if not isinstance(cells, dict):
-        raise InputError(f"{where} is no object.", "write one object a line, such as {...}.")
+        raise InputError(f"{where} is no object.", _ONE_OBJECT)
     for key, column in _columns(params).items():
         require_column(where, list(cells), key, column)
     return cells
 
 
+_ONE_OBJECT = (
+    "write one object a line, without a comma behind it; `jq -c '.[]' OLD > NEW` makes that of one "
+    "list of objects."
+)
+
+
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file, numbered from 1, with their ends."""
-    number = 0
     with reports_unreadable(path), path.open("rb") as stream:
-        while raw := stream.readline(_LONGEST_LINE + 1):
-            number += 1
-            yield number, _decode(raw, f"{path} line {number:,}", first=number == 1)
-
-
-def _decode(raw: bytes, where: str, *, first: bool) -> str:
-    if len(raw) > _LONGEST_LINE:
-        raise InputError(f"{where} is longer than {_LONGEST_LINE:,} bytes.", "check the file.")
-    try:
-        return raw.decode("utf-8-sig" if first else "utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{where} is no UTF-8 at byte {error.start:,}.", "save the file as UTF-8."
-        ) from None
+        yield from read_lines(stream, str(path))
 
 
 def _read_parquet(path: Path, params: FolderParams) -> Iterator[Cells]:
@@ -207,6 +216,7 @@ def _read_parquet(path: Path, params: FolderParams) -> Iterator[Cells]:
 _READERS: Mapping[str, Callable[[Path, FolderParams], Iterator[Cells]]] = {
     ".csv": _read_csv,
     ".tsv": _read_tsv,
+    ".txt": _read_csv,
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
 }

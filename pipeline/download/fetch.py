@@ -26,6 +26,7 @@ from urllib3.util import Retry
 
 from pipeline.download.sources import RemoteFile
 from pipeline.errors import DownloadError
+from pipeline.params.places import is_address, why_missing
 from pipeline.redact import one_line, redact
 from pipeline.runtime import (
     atomic_file,
@@ -137,6 +138,8 @@ def _address(file: RemoteFile, mirror: str | None) -> str:
         return file.address
     if mirror.startswith(("http://", "https://")):
         return f"{mirror.rstrip('/')}/{quote(file.name)}"
+    if is_address(mirror):
+        raise DownloadError(*why_missing(mirror, MIRROR_VARIABLE))
     return str(Path(mirror) / file.name)
 
 
@@ -182,6 +185,8 @@ def _transfer(address: str, name: str, part: Path) -> None:
 
 def _copy(source: Path, part: Path) -> None:
     """Take a file of a mirror folder."""
+    if not source.parent.is_dir():
+        raise DownloadError(*why_missing(str(source.parent), MIRROR_VARIABLE, "is no folder"))
     if not source.is_file():
         raise DownloadError(
             f"{MIRROR_VARIABLE} holds no {source.name} ({source} does not exist).",

@@ -11,6 +11,7 @@ from pipeline.download.pairing import PairRows
 from pipeline.download.splits import draw_split, named_split
 from pipeline.errors import InputError
 from pipeline.params.download import FolderParams, SplitsParams
+from pipeline.params.places import why_missing
 from pipeline.runtime import log, progress
 
 ARCHIVE = "images.zip"
@@ -41,7 +42,9 @@ def write_folder_pairs(
     with reports_unreadable(folder):
         is_there = folder.is_dir()
     if not is_there:
-        raise InputError(f"{folder} is no folder.", "check download.folder.images.")
+        raise InputError(
+            *why_missing(params.images or "", "download.folder.images", "is no folder")
+        )
     with pack(target / ARCHIVE) as packer:
         images = _Images(folder, packer, rows, splits)
         for row in progress(read_rows(table, params), what="captions and images", unit="row"):
@@ -97,21 +100,18 @@ class _Images:
         )
 
     def _add(self, member: str, row: Row) -> tuple[int, str]:
-        if row.split is None:
-            split = draw_split(member, self._splits)
-        else:
-            split = named_split(row.split, row.where)
-        self._pack(member, row.where)
-        image_id = self._rows.add_image(split, ARCHIVE, member)
-        self._known[member] = (image_id, split)
-        return image_id, split
-
-    def _pack(self, member: str, where: str) -> None:
         content = self._read(member)
         if isinstance(content, bytes):
             self._packer.add(member, content)
         elif len(self._known) - self._packer.members < _WARNINGS:
-            log.warning("%s names %s, which %s", where, member, content)
+            log.warning("%s names %s, which %s", row.where, member, content)
+        if row.split is not None:
+            split = named_split(row.split, row.where)
+        else:
+            split = draw_split(content if isinstance(content, bytes) else member, self._splits)
+        image_id = self._rows.add_image(split, ARCHIVE, member)
+        self._known[member] = (image_id, split)
+        return image_id, split
 
     def _read(self, member: str) -> bytes | str:
         """The bytes of an image, or why there are none."""

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import pyarrow as pa
-
 from pipeline.download.archives import MAX_MEMBER_BYTES
+from pipeline.download.captions import read_captions
 from pipeline.download.folder import IMAGE_ENDINGS
 from pipeline.download.pack import Packer, pack
 from pipeline.download.pairing import PairRows
-from pipeline.download.parquet import ParquetRows
+from pipeline.download.parquet import ParquetRows, has_bytes
 from pipeline.download.splits import SPLIT_OF_NAME, draw_split
 from pipeline.download.webdataset import Shard, add_shards
 from pipeline.errors import DownloadError, InputError
 from pipeline.params.download import HubParams, SplitsParams
+from pipeline.params.places import expanded
 from pipeline.redact import one_line
 from pipeline.runtime import hash_strings, log, progress
 
@@ -142,12 +142,16 @@ def _refused(error: Exception, name: str, revision: str | None) -> DownloadError
     ]
     for kind, why, fix in refusals:
         if isinstance(error, kind):
-            return DownloadError(f"the data set {name} {why}.", fix)
+            own = _OWN if Path(expanded(name)).exists() else ""
+            return DownloadError(f"the data set {name} {why}.", own or fix)
     reason = " ".join((str(error) or type(error).__name__).split()).rstrip(".")[:300]
     return DownloadError(
         f"the data set {name} cannot be fetched: {reason}.",
         "check the network and HF_ENDPOINT, and run it again; what was transferred is kept.",
     )
+
+
+_OWN = "for data on this machine set download.pairs to folder or webdataset."
 
 
 def _refuse(path: Path, error: InputError) -> None:
@@ -244,19 +248,12 @@ def open_table(path: Path, file: str, params: HubParams) -> ParquetRows:
     table = ParquetRows(path, columns, name=file)
     table.require_text(f"{_KEY}.caption_column", params.caption_column)
     kind = table.schema.field(params.image_column).type
-    if not _has_bytes(kind):
+    if not has_bytes(kind):
         raise InputError(
             f"{file} has a column {params.image_column} of {one_line(str(kind), 120)}, no images.",
             f"set {_KEY}.image_column to a column of bytes, or of {{bytes, path}}.",
         )
     return table
-
-
-def _has_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _has_bytes(kind.field("bytes").type)
-    is_binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
-    return any(test(kind) for test in is_binary)
 
 
 @dataclass(frozen=True)
@@ -278,7 +275,8 @@ class _Table:
             packer.add(member, content)
             # By its bytes: paths are often missing or alike, and rows move when files are cut anew.
             split = self.split or draw_split(content, self.splits)
-            captions = _captions(cells[self.params.caption_column])
+            where = f"{self.rows.name} row {row:,}: {self.params.caption_column}"
+            captions = read_captions(cells[self.params.caption_column], where)
             rows.add_captions(rows.add_image(split, archive, member), captions)
 
     def _cells(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -292,7 +290,3 @@ def _image(cell: Any) -> tuple[bytes | None, str]:
         return cell, ""
     ending = PurePosixPath(str(cell.get("path") or "")).suffix.lower()
     return cell["bytes"], ending if ending.removeprefix(".") in IMAGE_ENDINGS else ""
-
-
-def _captions(cell: Any) -> list[str]:
-    return [text or "" for text in (cell if isinstance(cell, list) else [cell])] or [""]

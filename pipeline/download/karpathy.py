@@ -8,8 +8,10 @@ from typing import Any
 import pandas as pd
 
 from pipeline.download.archives import Archive
+from pipeline.download.pairing import clean_caption
 from pipeline.download.splits import SPLIT_OF_NAME
 from pipeline.errors import InputError
+from pipeline.plaintext import decode
 from pipeline.redact import one_line
 
 _LARGEST_ID = (1 << 63) - 1
@@ -36,11 +38,17 @@ def read_karpathy(
     """
     content = _read_json(splits, f"dataset_{dataset}.json")
     members = _members_by_name(archives)
-    images, captions = [], []
+    images: list[dict[str, str | int]] = []
+    captions: list[tuple[int, str]] = []
+    known: set[int] = set()
     for row, image in enumerate(content):
         where = f"{splits.name}: dataset_{dataset}.json, image {row}"
         images.append(_image_row(image, members, where))
-        captions += _caption_rows(image, where)
+        image_id = int(images[-1]["image_id"])
+        if image_id in known:
+            raise _malformed(where, f"imgid: {image_id} stands for an image before it too")
+        known.add(image_id)
+        captions += [(image_id, caption) for caption in _captions(image, where)]
     caption_table = pd.DataFrame(captions, columns=["image_id", "caption"])
     caption_table.insert(0, "caption_id", range(len(caption_table)))
     return pd.DataFrame(images), caption_table
@@ -49,7 +57,8 @@ def read_karpathy(
 def _read_json(splits: Path, name: str) -> list[Any]:
     with Archive(splits) as archive:
         try:
-            images = json.loads(archive.read(name))["images"]
+            content = decode(archive.read(name), f"{splits}: {name}")
+            images = json.loads(content)["images"]
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             reason = one_line(str(error), _LONGEST)
             raise InputError(
@@ -75,30 +84,26 @@ def _image_row(
     image: Any, members: Mapping[str, tuple[str, str]], where: str
 ) -> dict[str, str | int]:
     try:
-        image_id, split, name = (
-            int(image["imgid"]),
-            SPLIT_OF_NAME[image["split"]],
-            image["filename"],
-        )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        image_id, split, name = image["imgid"], SPLIT_OF_NAME[image["split"]], image["filename"]
+    except (KeyError, TypeError) as error:
         raise _malformed(where, error) from None
     if not (isinstance(name, str) and _is_text(name)):
         raise _malformed(where, "filename")
-    if not 0 <= image_id <= _LARGEST_ID:
+    if type(image_id) is not int or not 0 <= image_id <= _LARGEST_ID:
         raise _malformed(where, "imgid")
     fallback = (next(iter(members.values()), ("", ""))[0], name)
     archive, member = members.get(name, fallback)
     return {"image_id": image_id, "split": split, "archive": archive, "member": member}
 
 
-def _caption_rows(image: Any, where: str) -> list[tuple[int, str]]:
+def _captions(image: Any, where: str) -> list[str]:
     try:
-        raw = [str(sentence["raw"]) for sentence in image["sentences"]]
+        raw = [sentence["raw"] for sentence in image["sentences"]]
     except (KeyError, TypeError) as error:
         raise _malformed(where, error) from None
-    if not all(map(_is_text, raw)):
-        raise _malformed(where, "sentence, but half of a character")
-    return [(int(image["imgid"]), " ".join(text.split())) for text in raw]
+    if not all(isinstance(text, str) and _is_text(text) for text in raw):
+        raise _malformed(where, "sentence: its raw is no text")
+    return [clean_caption(text) for text in raw]
 
 
 def _is_text(text: str) -> bool:

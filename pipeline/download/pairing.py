@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.download.archives import reports_unreadable
 from pipeline.download.records import ARCHIVES, CAPTIONS, IMAGES, PairsWriter
+from pipeline.plaintext import MARK, is_blank
 
 MOST_CHARACTERS = 10_000
 """A caption is cut behind so many: teachers and students read some hundred tokens."""
@@ -17,9 +18,12 @@ _BATCH = 4096
 
 
 def clean_caption(text: str) -> str:
-    """A caption on one line, as UTF-8 can hold it, without characters that are no text."""
-    shown = _CONTROLS.sub(" ", text).encode("utf-8", "replace").decode("utf-8")
-    return " ".join(shown.split())
+    """A caption on one line, as UTF-8 can hold it, without characters that are no text.
+
+    "" where nothing of it can be seen.
+    """
+    shown = _CONTROLS.sub(" ", text.replace(MARK, "")).encode("utf-8", "replace").decode("utf-8")
+    return "" if is_blank(shown) else " ".join(shown.split())
 
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -38,6 +42,8 @@ class PairRows:
         """What the tables lack of the source, or have otherwise, by name of the metric."""
         self._writer = writer
         self._images = self._captions = 0
+        self.has_captions = False
+        """Whether one of them is a text."""
         self._known: set[str] = set()
         self._empty()
 
@@ -85,6 +91,7 @@ class PairRows:
     def _cleaned(self, caption: str) -> str:
         text = clean_caption(caption)
         self.left_out["captions_empty"] += not text
+        self.has_captions |= bool(text)
         self.left_out["captions_cut"] += len(text) > MOST_CHARACTERS
         return text[:MOST_CHARACTERS].rstrip()
 

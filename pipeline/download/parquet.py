@@ -19,13 +19,22 @@ _LONGEST = 200
 
 def has_text(kind: pa.DataType) -> bool:
     """Whether cells of this type are texts or lists of texts."""
+    if _is_one_of(kind, "list", "large_list", "fixed_size_list", "list_view"):
+        kind = kind.value_type
     if pa.types.is_dictionary(kind):
-        return has_text(kind.value_type)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return has_text(kind.value_type)
-    return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )
+        kind = kind.value_type
+    return _is_one_of(kind, "string", "large_string", "string_view")
+
+
+def has_bytes(kind: pa.DataType) -> bool:
+    """Whether cells of this type are bytes, or {bytes, path} as `datasets` writes images."""
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return _is_one_of(kind, "binary", "large_binary", "binary_view")
+
+
+def _is_one_of(kind: pa.DataType, *names: str) -> bool:
+    return any(getattr(pa.types, f"is_{name}")(kind) for name in names)
 
 
 class ParquetRows:
@@ -112,7 +121,9 @@ class ParquetRows:
         )
 
 
-def require_column(table: str, columns: Sequence[str], key: str, wanted: str) -> None:
+def require_column(
+    table: str, columns: Sequence[str], key: str, wanted: str, hint: str = ""
+) -> None:
     """Refuse a table without a column, or with several of its name.
 
     Args:
@@ -120,6 +131,7 @@ def require_column(table: str, columns: Sequence[str], key: str, wanted: str) ->
         columns: those it has.
         key: the param that names the column.
         wanted: the name.
+        hint: what else may be wrong.
 
     Raises:
         InputError: naming the columns there are.
@@ -130,7 +142,7 @@ def require_column(table: str, columns: Sequence[str], key: str, wanted: str) ->
     shown = one_line(", ".join(repr(column)[:40] for column in columns[:_SHOWN]), _LONGEST)
     raise InputError(
         f"{table} {problem} {wanted!r:.60}; its columns are {shown or 'none'}.",
-        f"set {key} to the right one.",
+        f"set {key} to the right one{hint}.",
     )
 
 

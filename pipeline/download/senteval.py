@@ -8,6 +8,7 @@ carry as `cat -v` wrote them stay as they are, so that scores are comparable.
 Every file must hold at least one sample, and a gold file one score: no task can get lost silently.
 """
 
+import codecs
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import pandas as pd
 from pipeline.download.archives import Archive
 from pipeline.download.records import STS, TRANSFER
 from pipeline.errors import InputError
+from pipeline.plaintext import MARK
 from pipeline.redact import one_line
 
 STS_SUBSETS: Mapping[str, tuple[str, ...]] = {
@@ -93,8 +95,8 @@ class _Files:
     archive: Archive
 
     def lines(self, name: str, encoding: str = "utf-8") -> list[str]:
-        """The lines of a file; the last may end the file without a line break."""
-        lines = self._text(name, encoding).split("\n")
+        """The lines of a file, as of any text; the last may end the file without a line break."""
+        lines = self._text(name, encoding).replace("\r\n", "\n").replace("\r", "\n").split("\n")
         return lines[:-1] if lines[-1] == "" else lines
 
     def all_lines(self, name: str) -> list[str]:
@@ -105,7 +107,7 @@ class _Files:
         self, name: str, columns: int, *, header: int = 0, more: bool = False
     ) -> Iterator[tuple[int, list[str]]]:
         """Numbered tab-separated rows of `columns` columns (or `more`), after `header` lines."""
-        lines = self.lines(name, "utf-8-sig")[header:]
+        lines = self.lines(name)[header:]
         if not lines:
             raise self.malformed(name, header + 1, "is missing: the file ends after its header")
         for number, line in enumerate(lines, start=header + 1):
@@ -119,9 +121,9 @@ class _Files:
         member = next((n for n in self.archive.sizes if n == name or n.endswith(f"/{name}")), None)
         if member is None:
             raise InputError(f"{self.archive.path} holds no {name}.", "fetch it again.")
-        content = self.archive.read(member)
+        content = self.archive.read(member).removeprefix(codecs.BOM_UTF8)
         try:
-            text = content.decode(encoding)
+            text = content.decode(encoding).replace(MARK, "")
         except UnicodeDecodeError as error:
             number = content.count(b"\n", 0, error.start) + 1
             raise self.malformed(name, number, f"is not {encoding}") from None

@@ -12,6 +12,7 @@ from pipeline.download.archives import reports_unreadable
 from pipeline.download.fetch import MIRROR_VARIABLE, fetch
 from pipeline.download.sources import RemoteFile
 from pipeline.errors import DownloadError, InputError
+from pipeline.params.places import is_address, why_missing
 from pipeline.runtime import hash_strings
 
 MOST_SHARDS = 1_000_000
@@ -31,34 +32,52 @@ def find_shards(names: str | Sequence[str]) -> list[str]:
             ordered by name.
 
     Raises:
-        InputError: a shard is not there, a range is none, there are too many, or a URL names no
-            file.
+        InputError: a shard is not there or a folder, a range is none, there are too many, or an
+            address is of a kind that is not fetched, or names no file.
         ResourceError: a folder of theirs cannot be entered.
     """
     expanded = [
         name for one in ([names] if isinstance(names, str) else names) for name in expand(one)
     ]
-    shards = list(dict.fromkeys(shard for name in expanded for shard in _find(name)))
-    missing = [shard for shard in shards if not _is_there(shard)]
+    found = list(dict.fromkeys(shard for name in expanded for shard in _find(name)))
+    missing = [shard for shard in found if not _is_there(shard)]
     if missing:
+        what, fix = why_missing(missing[0], _KEY)
         raise InputError(
-            f"{len(missing):,} of {len(shards):,} shards do not exist, the first is {missing[0]}.",
-            f"check {_KEY}.",
+            f"{len(missing):,} of {len(found):,} shards are not there, the first: {what}", fix
         )
-    return shards
+    return list(dict.fromkeys(_placed(shard) for shard in found))
 
 
 def is_remote(shard: str) -> bool:
     """Whether it must be fetched."""
-    return shard.startswith(_SCHEMES)
+    return shard.lower().startswith(_SCHEMES)
+
+
+def _placed(shard: str) -> str:
+    return shard if is_remote(shard) else str(Path(shard).absolute())
 
 
 def _is_there(shard: str) -> bool:
-    """Whether a shard is a file; of a URL, whether it names one at all is what can be said."""
+    """Whether a shard is a file; of a URL, whether it names one at all is what can be said.
+
+    Raises:
+        InputError: it is a folder, or an address of another kind.
+    """
     if is_remote(shard):
         return bool(_file_name(shard))
+    if is_address(shard):
+        raise InputError(f"{shard} is an address of a kind that is not fetched.", _OTHER_ADDRESS)
     with reports_unreadable(shard):
+        if Path(shard).is_dir():
+            raise InputError(f"{shard} is a folder.", f"name its shards as {_KEY}, {shard}/*.tar.")
         return Path(shard).is_file()
+
+
+_OTHER_ADDRESS = (
+    f"copy the shards to this machine first, or write http(s) addresses as {_KEY}; for a data set "
+    "of the hub set download.pairs to hub."
+)
 
 
 def expand(name: str) -> list[str]:
@@ -97,18 +116,16 @@ def _refused(name: str, why: str) -> InputError:
 
 
 def _find(name: str) -> Iterator[str]:
-    if is_remote(name):
+    if is_address(name) or not glob.has_magic(name) or Path(name).exists():
         yield name
-    elif glob.has_magic(name) and not Path(name).exists():
-        yield from _globbed(name)
     else:
-        yield str(Path(name).absolute())
+        yield from _globbed(name)
 
 
 def _globbed(name: str) -> list[str]:
-    found = sorted(str(Path(path).absolute()) for path in glob.glob(name, recursive=True))  # noqa: PTH207
+    found = sorted(glob.glob(name, recursive=True))  # noqa: PTH207
     if not found:
-        raise _refused(name, "matches no file")
+        raise InputError(*why_missing(name, _KEY, "matches no file"))
     return found
 
 

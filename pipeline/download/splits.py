@@ -1,4 +1,4 @@
-"""Which split an image is in: as its source names it, or drawn by the image's name."""
+"""Which split an image is in: as its source names it, or drawn by the image's bytes."""
 
 import hashlib
 
@@ -17,15 +17,31 @@ SPLIT_OF_NAME = {
 """Ours by the names in use; COCO's `restval` images are training images by convention."""
 
 
-def draw_split(name: str | bytes, shares: SplitsParams) -> str:
+def draw_split(content: str | bytes, shares: SplitsParams) -> str:
     """The split of an image whose source names none.
 
-    It follows from the name alone, so that an image stays where it is when others are added; and
-    val and test grow from two ends, so that another share of one does not move images of the other.
+    It follows from the content alone, so that equal images are in one split, and an image stays
+    where it is when others are added, or under another name.
+
+    Args:
+        content: the image's bytes; its name where it is not there.
+        shares: of the splits.
     """
-    content = name if isinstance(name, bytes) else name.encode("utf-8", "surrogatepass")
-    digest = hashlib.sha256(content).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
+    return split_at(place_of(content), shares)
+
+
+def place_of(content: str | bytes) -> float:
+    """Where an image stands between 0 and 1: any place is as likely as any other."""
+    if isinstance(content, str):
+        content = content.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") / 2**64
+
+
+def split_at(place: float, shares: SplitsParams) -> str:
+    """The split of a place.
+
+    Val and test grow from two ends, so that another share of one does not move images of the other.
+    """
     if place < shares.test:
         return "test"
     return "val" if place >= 1 - shares.val else "train"

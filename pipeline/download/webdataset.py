@@ -1,21 +1,25 @@
 """Source `webdataset`: tar shards as img2dataset writes them, read in place, one after the other.
 
 A sample is what shares everything before the first dot of its names: 000000012.jpg, .txt, .json.
+Its .txt has a caption a line; without one, its .json has a caption, or a list of them.
 """
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.download.archives import Archive, reports_unreadable
+from pipeline.download.captions import is_missing, read_captions
 from pipeline.download.folder import IMAGE_ENDINGS
 from pipeline.download.pairing import PairRows
 from pipeline.download.shards import fetch_shard, find_shards, is_remote
-from pipeline.download.splits import draw_split
+from pipeline.download.splits import place_of, split_at
 from pipeline.errors import InputError
 from pipeline.params.download import SplitsParams, WebdatasetParams
+from pipeline.plaintext import decode, is_blank
+from pipeline.redact import one_line
 from pipeline.runtime import log, progress
 
 _SKIP = "download.webdataset.damaged"
@@ -27,15 +31,21 @@ class Sample:
 
     image: str | None = None
     """Member of its first image."""
-    text: str | None = None
-    """Of its .txt."""
-    described: str | None = None
-    """The caption in its .json."""
+    place: float = 0.0
+    """Of that image between the splits; 0 where it was not asked for."""
+    further: int = 0
+    """Images after the first."""
+    text: list[str] = field(default_factory=list)
+    """The captions of its .txt, one a line."""
+    described: list[str] = field(default_factory=list)
+    """Those of its .json."""
+    unreadable: InputError | None = None
+    """Why captions that it has cannot be read."""
 
     @property
-    def caption(self) -> str:
-        """Its caption; "" where it has none."""
-        return self.described or "" if self.text is None else self.text
+    def captions(self) -> list[str]:
+        """Its captions; "" where it has none."""
+        return self.text or self.described or [""]
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class Shard:
 
     path: Path
     split: str | None = None
-    """That of all its images; None: drawn by their keys."""
+    """That of all its images; None: drawn by their bytes."""
 
 
 def write_webdataset_pairs(
@@ -102,49 +112,88 @@ def add_shards(
         on_damage: is told of each damaged shard, which is left out if it returns.
 
     Raises:
-        InputError: no sample has an image.
+        InputError: no sample has an image, or none a caption.
         ResourceError: a shard cannot be read.
     """
-    counts = Counter(shards=total, shards_skipped=0, samples_without_image=0)
+    counts = Counter(
+        shards=total,
+        shards_skipped=0,
+        samples_without_image=0,
+        images_further=0,
+        captions_unreadable=0,
+    )
+    endings: Counter[str] = Counter()
     added = 0
     for shard in progress(shards, what="shards", unit="shard", total=total):
         try:
             with reports_unreadable(shard.path):
                 shard.path.stat()  # one that is gone is no damaged one
-            samples = read_shard(shard.path)
+            samples = read_shard(shard.path, endings, placed=shard.split is None)
         except InputError as error:
             on_damage(shard.path, error)
             counts["shards_skipped"] += 1
             continue
-        with_image = _add_samples(rows, shard, samples, splits)
-        counts["samples_without_image"] += len(samples) - with_image
-        added += with_image
+        _note(samples, counts)
+        added += _add_samples(rows, shard, samples, splits)
     rows.left_out.update(counts)
+    _require_both(rows, total, added, endings)
+
+
+def _note(samples: Mapping[str, Sample], counts: Counter[str]) -> None:
+    """Count what cannot be taken, and name the first of the captions."""
+    for sample in samples.values():
+        counts["samples_without_image"] += sample.image is None
+        counts["images_further"] += sample.further
+        if sample.unreadable is not None:
+            counts["captions_unreadable"] += 1
+            if counts["captions_unreadable"] <= _WARNINGS:
+                log.warning("left out a caption: %s", sample.unreadable.what)
+
+
+def _require_both(rows: PairRows, shards: int, added: int, endings: Counter[str]) -> None:
+    shown = one_line(", ".join(ending for ending, _ in endings.most_common(_SHOWN)), 200) or "none"
+    found = f"what follows the first dot of their members' names is {shown}"
     if not added:
         raise InputError(
-            f"{total:,} shards hold no sample with an image.",
+            f"{shards:,} shards hold no sample with an image; {found}.",
             "check that they are webdataset shards: tars of 000.jpg with 000.txt or 000.json.",
+        )
+    if not rows.has_captions:
+        raise InputError(
+            f"no sample of {shards:,} shards has a caption; {found}.",
+            "write captions as .txt, one a line, or under `caption` in .json.",
         )
 
 
+_WARNINGS = 5
+_SHOWN = 12
+
+
 def _add_samples(
-    rows: PairRows, shard: Shard, samples: dict[str, Sample], splits: SplitsParams
+    rows: PairRows, shard: Shard, samples: Mapping[str, Sample], splits: SplitsParams
 ) -> int:
     """Add the samples that have an image; returns how many."""
     added = 0
-    for key, sample in samples.items():
+    for sample in samples.values():
         if sample.image is not None:
-            split = shard.split or draw_split(key, splits)
+            split = shard.split or split_at(sample.place, splits)
             image_id = rows.add_image(split, str(shard.path), sample.image)
-            rows.add_captions(image_id, [sample.caption])
+            rows.add_captions(image_id, sample.captions)
             added += 1
     return added
 
 
-def read_shard(path: Path) -> dict[str, Sample]:
+def read_shard(
+    path: Path, endings: Counter[str] | None = None, *, placed: bool = True
+) -> dict[str, Sample]:
     """The samples of a shard by key, in the order of their first member.
 
     Of a sample's images the first counts. Hidden files, which some systems add, are no members.
+
+    Args:
+        path: the shard.
+        endings: counts what follows the first dot of the members' names.
+        placed: read the images too, for their places between the splits.
 
     Raises:
         InputError: it is damaged or truncated, or several members have one name.
@@ -160,7 +209,9 @@ def read_shard(path: Path) -> dict[str, Sample]:
         for member in archive.sizes:
             key, ending = _key_and_ending(member)
             if key is not None:
-                _take(samples.setdefault(key, Sample()), ending, member, archive)
+                _take(samples.setdefault(key, Sample()), ending, member, archive, placed)
+                if endings is not None:
+                    endings[ending] += 1
     return samples
 
 
@@ -170,19 +221,37 @@ def _key_and_ending(member: str) -> tuple[str | None, str]:
     return (folder + slash + stem if stem else None), ending.lower()
 
 
-def _take(sample: Sample, ending: str, member: str, archive: Archive) -> None:
-    if ending == "txt":
-        sample.text = archive.read(member).decode("utf-8-sig", "replace")
-    elif ending == "json":
-        sample.described = _described(archive.read(member))
-    elif ending in IMAGE_ENDINGS and sample.image is None:
+def _take(sample: Sample, ending: str, member: str, archive: Archive, placed: bool) -> None:
+    if ending in IMAGE_ENDINGS:
+        if sample.image is not None:
+            sample.further += 1
+            return
         sample.image = member
+        sample.place = place_of(archive.read(member)) if placed else 0.0
+    elif ending in _READERS:
+        content, where = archive.read(member), f"{archive.path}: {one_line(member, _LONGEST)}"
+        try:
+            _READERS[ending](sample, decode(content, where), where)
+        except InputError as error:
+            sample.unreadable = error
 
 
-def _described(content: bytes) -> str | None:
-    """The caption of a sample's json; None where it has none that is text."""
+def _take_text(sample: Sample, text: str, where: str) -> None:
+    """One caption a line that is not empty, or a list of captions."""
+    captions = read_captions(text.strip(), where)
+    lines = (line for caption in captions for line in caption.split("\n"))
+    sample.text = [line for line in lines if not (is_blank(line) or is_missing(line))]
+
+
+def _take_json(sample: Sample, text: str, where: str) -> None:
+    """What stands under `caption`, a text or a list of texts; a list alone are captions too."""
     try:
-        caption = json.loads(content)["caption"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return caption if isinstance(caption, str) else None
+        about = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InputError(f"{where} is no JSON.", "write the sample again.") from None
+    captions = about.get("caption") if isinstance(about, dict) else about
+    sample.described = read_captions(captions, f"{where}: caption")
+
+
+_READERS = {"txt": _take_text, "json": _take_json}
+_LONGEST = 120

@@ -2,22 +2,21 @@
 
 from pathlib import Path
 
+from pipeline.download.archives import reports_unreadable
 from pipeline.errors import InputError
+from pipeline.plaintext import is_blank, read_lines
 
 
 def read_sentences_file(path: Path) -> list[str]:
-    """The sentences of a UTF-8 text file, white space stripped, empty lines left out.
+    """The sentences of a text file, white space stripped, lines without text left out.
 
     Raises:
-        InputError: it is not UTF-8 or holds no sentence.
+        InputError: it is no UTF-8 text, or holds no sentence.
+        ResourceError: it cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 at byte {error.start:,}.", "fetch the file again."
-        ) from None
-    sentences = [line for raw in text.split("\n") if (line := raw.strip())]
+    with reports_unreadable(path), path.open("rb") as stream:
+        lines = (line.strip() for _, line in read_lines(stream, str(path)))
+        sentences = [line for line in lines if not is_blank(line)]
     if not sentences:
         raise InputError(f"{path} holds no sentence.", "fetch the file again.")
     return sentences

@@ -22,11 +22,13 @@ from pipeline.encoder import SentenceEncoder
 from pipeline.errors import InputError, MissingArtifactError, ParamsError, StaleArtifactError
 from pipeline.evaluate.scores import AVERAGE, Score
 from pipeline.evaluate.suite import Suite
-from pipeline.runtime import atomic_file, hash_weights, reports_unwritable, write_json
+from pipeline.runtime import atomic_file, hash_weights, log, reports_unwritable, write_json
 
-EVALUATOR = 2
+EVALUATOR = 3
 """Version of the evaluator: raised where a change can change a number."""
 
+_IDENTITY = ("weights", "pooling", "normalised", "lower_case", "prompt", "max_length")
+"""The facts of an encoder by which it is known, whatever its folder is called."""
 _DIGITS = 4
 _LIBRARIES = (
     "numpy",
@@ -58,10 +60,12 @@ class System:
 def describe(suite: Suite, device: str, **model: Any) -> dict[str, Any]:
     """How a system was measured: the given facts of the model, and those of the evaluation."""
     libraries = {name: version(name) for name in _LIBRARIES}
+    repeated = suite.retrieval.pairing.repeated() if suite.retrieval else None
     return {
         **model,
         "evaluator": EVALUATOR,
         "data": suite.data,
+        **({} if repeated is None else {"repeated": repeated}),
         "settings": _settings(suite),
         "device": device,
         "libraries": {"python": platform.python_version(), **libraries},
@@ -74,6 +78,8 @@ def describe_encoder(encoder: SentenceEncoder) -> dict[str, Any]:
         "weights": hash_weights(encoder, without="pooler."),  # drawn at random where unused
         "pooling": encoder.pooling,
         "normalised": encoder.normalised,
+        "lower_case": encoder.lower_case,
+        "prompt": encoder.prompt,
         "max_length": encoder.max_length,
         "truncated": encoder.truncated,
     }
@@ -94,6 +100,33 @@ def check_report_path(out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out.parent):
             pass
+
+
+def require_same_model(out: Path, encoder: Mapping[str, Any], *, asked_for: bool) -> None:
+    """Refuse to replace the report of another model under a name that nobody asked for.
+
+    Args:
+        out: where the report goes.
+        encoder: the facts of the model that is to be scored, as `describe_encoder`.
+        asked_for: the user named `out`; a report of another model is replaced then, with a warning.
+
+    Raises:
+        ParamsError: a file is there that is no report, or one of another model.
+    """
+    if not out.exists():
+        return
+    try:
+        about = read_report(out)[0].about
+    except (InputError, IndexError):
+        about = {}
+    if about and all(about.get(key, encoder[key]) == encoder[key] for key in _IDENTITY):
+        return
+    which = f"the report of {about['model']}" if "model" in about else "no report of this version"
+    if not asked_for:
+        raise ParamsError(
+            f"{out} is {which}, another model.", "name another file with --out, or delete this one."
+        )
+    log.warning("%s is replaced: it was %s", out, which)
 
 
 def write_report(out: Path, systems: Sequence[System]) -> None:
@@ -172,7 +205,7 @@ def read_report(path: Path) -> list[System]:
     if not path.is_file():
         raise MissingArtifactError(path, made_by="evaluate")
     try:
-        systems = json.loads(path.read_text(encoding="utf-8"))["systems"]
+        systems = json.loads(path.read_text(encoding="utf-8-sig"))["systems"]
         read = [
             System(one["name"], one["about"], [Score(**score) for score in one["scores"]])
             for one in systems

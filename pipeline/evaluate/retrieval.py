@@ -1,15 +1,21 @@
 """Retrieval between captions and images: recall@1/5/10 and median rank.
 
 Text-to-image: every caption is a query for its image. Image-to-text: every image is a query for its
-captions, and the best placed of them counts (Karpathy and Fei-Fei 2015). Ranks are by cosine; what
-ties with the right answer is placed before it, so that a collapsed space scores nothing.
+captions. Equal images, and equal captions, are right answers of each other: right for a caption are
+the images of all captions of its text, and all that equal one of them. The best placed right answer
+counts (Karpathy and Fei-Fei 2015). Ranks are by cosine; what is wrong and ties with the right
+answer is placed before it, so that a collapsed space scores nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64
+import pandas as pd
+from jaxtyping import Bool, Float32, Int64
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from pipeline.errors import InputError
 from pipeline.evaluate.embed import unit_rows
@@ -23,13 +29,71 @@ Ranks = Int64[np.ndarray, " queries"]
 
 
 @dataclass(frozen=True)
+class Pairing:
+    """Which captions and images are right answers of each other."""
+
+    text: Int64[np.ndarray, " captions"]
+    """The number of each caption's text."""
+    picture: Int64[np.ndarray, " images"]
+    """The number of each image's picture."""
+    known: Any
+    """Texts x pictures, sparse: 1 where a caption of the text is an image's of the picture."""
+
+    @classmethod
+    def of(
+        cls,
+        captions: Sequence[Hashable],
+        images: Sequence[Hashable],
+        caption_image: Int64[np.ndarray, " captions"],
+    ) -> "Pairing":
+        """Pair captions with images.
+
+        Args:
+            captions: what makes a caption equal to another.
+            images: what makes an image equal to another.
+            caption_image: the row of each caption's image.
+        """
+        text, picture = _numbered(captions), _numbered(images)
+        places = np.unique(np.stack([text, picture[caption_image]]), axis=1)
+        shape = (text.max(initial=-1) + 1, picture.max(initial=-1) + 1)
+        known = csr_array((np.ones(places.shape[1], dtype=np.int8), tuple(places)), shape=shape)
+        return cls(text, picture, known)
+
+    def of_captions(self, rows: Int64[np.ndarray, " some"]) -> Bool[np.ndarray, "some images"]:
+        """Which images are right for some of the captions."""
+        return _cells(self.known, self.text[rows], self.picture)
+
+    def of_images(self, rows: Int64[np.ndarray, " some"]) -> Bool[np.ndarray, "some captions"]:
+        """Which captions are right for some of the images."""
+        return _cells(self.known.T.tocsr(), self.picture[rows], self.text)
+
+    def is_complete(self) -> bool:
+        """Whether there are captions, and every image has one or equals one that has."""
+        return len(self.text) > 0 and bool((self.known.sum(axis=0) > 0).all())
+
+    def repeated(self) -> dict[str, int]:
+        """How many pictures, and how many texts, occur more than once."""
+        numbers = {"images": self.picture, "captions": self.text}
+        return {name: int((np.bincount(one) > 1).sum()) for name, one in numbers.items()}
+
+
+def _numbered(values: Sequence[Any]) -> Int64[np.ndarray, " values"]:
+    """A number for each value, the same for equal ones."""
+    return pd.factorize(pd.Series(values, dtype=object))[0].astype(np.int64)
+
+
+def _cells(known: Any, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.bool_]:
+    cells: NDArray[np.bool_] = known[rows].toarray()[:, columns] > 0
+    return cells
+
+
+@dataclass(frozen=True)
 class Gallery:
     """Captions and images in one space."""
 
     captions: Float32[np.ndarray, "captions dim"]
     images: Float32[np.ndarray, "images dim"]
-    caption_image: Int64[np.ndarray, " captions"]
-    """The row of each caption's image."""
+    pairing: Pairing
 
 
 def score_retrieval(gallery: Gallery, split: str) -> list[Score]:
@@ -38,7 +102,7 @@ def score_retrieval(gallery: Gallery, split: str) -> list[Score]:
     Raises:
         InputError: there is no caption, or an image without one.
     """
-    if len(gallery.captions) == 0 or len(np.unique(gallery.caption_image)) < len(gallery.images):
+    if not gallery.pairing.is_complete():
         raise InputError(
             f"the {split} split of the pairs has no captions, or an image without one.",
             "run `dvc repro -f download features`.",
@@ -50,32 +114,27 @@ def score_retrieval(gallery: Gallery, split: str) -> list[Score]:
 
 
 def caption_ranks(gallery: Gallery) -> Ranks:
-    """The rank of each caption's image among all images, from 1."""
+    """The rank of each caption's best placed right image among all images, from 1."""
     blocks = _cosines(gallery.captions, gallery.images)
     return np.concatenate(
-        [_ranks(cosines, gallery.caption_image[rows, None]) for rows, cosines in blocks]
+        [_ranks(cosines, gallery.pairing.of_captions(rows)) for rows, cosines in blocks]
     )
 
 
 def image_ranks(gallery: Gallery) -> Ranks:
-    """The rank of each image's best placed caption among all captions, from 1.
-
-    What ties with that caption is placed before it, but for the image's own captions.
-    """
-    ranks = np.empty(len(gallery.images), dtype=np.int64)
-    for rows, cosines in _cosines(gallery.images, gallery.captions):
-        for row, similar in zip(rows, cosines, strict=True):
-            own = gallery.caption_image == row
-            ranks[row] = 1 + np.count_nonzero(similar[~own] >= similar[own].max())
-    return ranks
+    """The rank of each image's best placed right caption among all captions, from 1."""
+    blocks = _cosines(gallery.images, gallery.captions)
+    return np.concatenate(
+        [_ranks(cosines, gallery.pairing.of_images(rows)) for rows, cosines in blocks]
+    )
 
 
 def _ranks(
-    cosines: Float32[np.ndarray, "queries items"], right: Int64[np.ndarray, "queries 1"]
+    cosines: Float32[np.ndarray, "queries items"], right: Bool[np.ndarray, "queries items"]
 ) -> Ranks:
-    """How many items are at least as near as the right one, itself included."""
-    near = cosines >= np.take_along_axis(cosines, right, axis=1)
-    ranks: Ranks = near.sum(axis=1, dtype=np.int64)
+    """One more than the wrong items that are at least as near as the nearest right one."""
+    best = np.where(right, cosines, -np.inf).max(axis=1, keepdims=True)
+    ranks: Ranks = 1 + ((cosines >= best) & ~right).sum(axis=1, dtype=np.int64)
     return ranks
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from pipeline.encoder import Student
 from pipeline.errors import InputError
 from pipeline.evaluate.correlation import Bootstrap
 from pipeline.evaluate.embed import Embeddings, Encoder, embed
-from pipeline.evaluate.retrieval import Gallery, score_retrieval
+from pipeline.evaluate.retrieval import Gallery, Pairing, score_retrieval
 from pipeline.evaluate.scores import Score
 from pipeline.evaluate.sts import StsTask, normalise, score_sts, sts_tasks
 from pipeline.evaluate.transfer import score_transfer
-from pipeline.features.store import Features, read_features
+from pipeline.features.rows import Features
+from pipeline.features.store import read_features
 from pipeline.params.evaluate import EvaluateParams, Part
 from pipeline.params.teacher import TeacherParams
 from pipeline.runtime import hash_strings
@@ -48,6 +50,12 @@ class HeldOutPairs:
     """The row of each caption's image."""
     teacher: str = ""
     """sha256 over the weights that made the features."""
+
+    @cached_property
+    def pairing(self) -> Pairing:
+        """Which of them belong together; images are equal where their features are."""
+        images = [row.tobytes() for row in self.image_features]
+        return Pairing.of(self.captions.tolist(), images, self.caption_image)
 
 
 @dataclass(frozen=True)
@@ -160,14 +168,14 @@ def teacher_retrieval(suite: Suite) -> list[Score]:
     captions, images = (
         features.astype(np.float32) for features in (pairs.caption_features, pairs.image_features)
     )
-    return score_retrieval(Gallery(captions, images, pairs.caption_image), _SPLIT)
+    return score_retrieval(Gallery(captions, images, pairs.pairing), _SPLIT)
 
 
 def _ground(student: Student, embeddings: Embeddings, pairs: HeldOutPairs) -> Gallery:
     return Gallery(
         captions=student.ground_sentences(embeddings.of(pairs.captions)),
         images=student.ground_images(pairs.image_features),
-        caption_image=pairs.caption_image,
+        pairing=pairs.pairing,
     )
 
 

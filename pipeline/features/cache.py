@@ -29,7 +29,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import h5py
 import numpy as np
 from jaxtyping import Bool, Float16, Float32, Int64, UInt8
 from numpy.typing import NDArray
@@ -330,6 +329,8 @@ def _pack_shard(
     keys: Keys, features: Float16[np.ndarray, "rows dim"], teacher: str, kind: Kind
 ) -> bytes:
     """The bytes of a shard; made in memory, so that a full disk is met by a plain write."""
+    import h5py
+
     tables = {"keys": keys, "features": features, "checksums": row_checksums(features, keys)}
     with h5py.File(
         "shard", "w", driver="core", backing_store=False, userblock_size=HEADER_BYTES

@@ -6,20 +6,18 @@ start only. A run that was killed therefore goes on with the very batches it wou
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Float16
 from numpy.typing import NDArray
-from pandas.api.extensions import ExtensionArray
 from torch import Tensor
 
 from pipeline.download.archives import Archive
@@ -31,12 +29,23 @@ from pipeline.params.features import FeaturesParams
 from pipeline.runtime import ahead, counter, length_batches, progress
 
 if TYPE_CHECKING:
+    import pandas as pd
     from tqdm import tqdm
 
 _OPEN_ARCHIVES = 4
 
-Column = Sequence[str] | ExtensionArray
-"""Text by row."""
+
+@runtime_checkable
+class Column(Protocol):
+    """Text by row."""
+
+    def __len__(self) -> int:
+        """Rows."""
+        ...
+
+    def __getitem__(self, rows: Any, /) -> Any:
+        """The text of one row, or those of a slice."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from pipeline.features.cache import FeatureCache, Keys, first_of_each, text_keys
 from pipeline.features.encode import NewCaptions, PackedImages, Work
 from pipeline.features.files import DamagedFeaturesError
 from pipeline.features.images import Rejection
-from pipeline.features.store import Features, write_features
+from pipeline.features.rows import Features
+from pipeline.features.store import write_features
 from pipeline.params.features import FeaturesParams
 from pipeline.runtime import log
 
@@ -46,6 +47,8 @@ class Extraction:
     rejected: pd.DataFrame
     """One row an unusable image or caption, with the columns REJECTED."""
     metrics: dict[str, Any]
+    times: dict[str, int | float]
+    """What differs from run to run: what was encoded this time, and how fast."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ def extract_features(
         caption_image=_rows_of(kept_captions["image_id"].to_numpy(np.int64), image_ids),
     )
     rejected = pd.concat([rejected_images, rejected_captions], ignore_index=True)
-    return Extraction(features, rejected, _account(features, images, captions, rejected))
+    metrics = _account(features, rejected)
+    return Extraction(features, rejected, metrics, _times(images=images, captions=captions))
 
 
 def write_extraction(
@@ -234,18 +238,18 @@ def _check_share(rejected: pd.DataFrame, what: str, rows: int, limit: float) -> 
         )
 
 
-def _account(
-    features: Features, images: _Encoded, captions: _Encoded, rejected: pd.DataFrame
-) -> dict[str, Any]:
-    """Counts, and rates of what had to be computed."""
+def _account(features: Features, rejected: pd.DataFrame) -> dict[str, Any]:
+    """Counts that are the same whatever the cache held."""
     return {
         "images": len(features.images),
         "captions": len(features.captions),
-        "images_encoded": images.computed,
-        "captions_encoded": captions.computed,
         "rejected": len(rejected),
         "rejected_by_reason": rejected["reason"].value_counts().to_dict(),
         "dim": features.dim,
-        "images_per_second": images.rate,
-        "captions_per_second": captions.rate,
     }
+
+
+def _times(**sides: _Encoded) -> dict[str, int | float]:
+    """How many rows of each side were computed, and how many a second."""
+    counts = {f"{side}_encoded": one.computed for side, one in sides.items()}
+    return counts | {f"{side}_per_second": one.rate for side, one in sides.items()}

@@ -20,15 +20,17 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-import h5py
 import numpy as np
 from jaxtyping import Float16, UInt8, UInt32
 from numpy.typing import DTypeLike, NDArray
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
 from pipeline.errors import InputError, ResourceError
+
+if TYPE_CHECKING:
+    import h5py
 
 HEADER_BYTES = 512
 """Of a shard's header."""
@@ -273,7 +275,7 @@ def _map_shard(path: Path, dim: int) -> CheckedRows:
     return CheckedRows(path, features, checksums, keys)
 
 
-def place_of(table: h5py.Dataset) -> int:
+def place_of(table: "h5py.Dataset") -> int:
     """Where a contiguous table begins in its file, in bytes.
 
     Raises:

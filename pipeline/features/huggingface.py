@@ -1,4 +1,4 @@
-"""Teachers of transformers: CLIP and SigLIP, from safetensors only and without code of others."""
+"""Teachers of transformers: CLIP and SigLIP, without running code of others."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -23,13 +23,12 @@ from pipeline.features.identity import (
 )
 from pipeline.features.images import CONVENTION, Decoder
 from pipeline.features.tokens import Tokens
-from pipeline.redact import one_line
+from pipeline.pretrained import LOAD_HINT, is_pickled
+from pipeline.redact import first_line
 
 _KINDS = ("clip", "siglip")
 _OLD_END = 2
 """CLIP configurations that name this end-of-text token mean the highest id of a text."""
-_LONGEST = 200
-"""Characters of what the library says, in a message."""
 _NO_CODE = {"trust_remote_code": False}
 """Unless told so, transformers asks at the terminal whether to run a folder's code."""
 
@@ -161,6 +160,7 @@ def _load_config(name: str) -> Any:
 def _load(name: str) -> tuple[nn.Module, Any, Any]:
     """Load model, image processor and tokenizer, and set inference mode."""
     _silence()
+    pickled = is_pickled(name)
     tokenizer = _reported(name, lambda: AutoTokenizer.from_pretrained(name, **_NO_CODE))
     processor = _reported(
         name, lambda: cast(Any, AutoImageProcessor).from_pretrained(name, **_NO_CODE)
@@ -170,7 +170,8 @@ def _load(name: str) -> tuple[nn.Module, Any, Any]:
         lambda: AutoModel.from_pretrained(
             name,
             dtype=torch.float32,
-            use_safetensors=True,
+            use_safetensors=not pickled,
+            weights_only=True,
             trust_remote_code=False,
             output_loading_info=True,
         ),
@@ -178,7 +179,7 @@ def _load(name: str) -> tuple[nn.Module, Any, Any]:
     if lacking := sorted(info["missing_keys"]):
         raise ModelError(
             f"teacher {name} lacks {len(lacking)} of its weights, the first {lacking[0]}.",
-            "get the whole model.safetensors again.",
+            "get the model's weights again, all of them.",
         )
     return model.eval().requires_grad_(requires_grad=False), processor, tokenizer
 
@@ -187,12 +188,9 @@ def _reported(name: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = one_line(said, _LONGEST)
         raise ModelError(
-            f"teacher {name} cannot be loaded with transformers: {reason}",
-            "check the folder or hub name, and that config.json, model.safetensors, "
-            "preprocessor_config.json and the tokenizer files are there.",
+            f"teacher {name} cannot be loaded with transformers: {first_line(error)}.",
+            f"{LOAD_HINT[:-1]}; its pictures need preprocessor_config.json.",
         ) from error
 
 

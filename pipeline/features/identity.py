@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
+from pipeline.params.places import why_missing
 from pipeline.runtime import hash_file, hash_strings
 
 LOCAL_PREFIX = "local-dir:"
@@ -82,10 +83,7 @@ def folder_of(model: str) -> Path | None:
     """
     folder = Path(model.removeprefix(LOCAL_PREFIX).removeprefix(TRANSFORMERS_PREFIX))
     if model.startswith(LOCAL_PREFIX) and not folder.is_dir():
-        raise ModelError(
-            f"teacher.model: the folder {folder} does not exist.",
-            "name a folder of an open_clip or transformers model.",
-        )
+        raise ModelError(*why_missing(str(folder), "teacher.model"))
     is_folder = model.startswith((LOCAL_PREFIX, TRANSFORMERS_PREFIX)) and folder.is_dir()
     return folder if is_folder else None
 

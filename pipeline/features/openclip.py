@@ -32,16 +32,13 @@ from pipeline.features.identity import (
 from pipeline.features.images import CONVENTION, Decoder, to_pixels
 from pipeline.features.tokens import Tokens
 from pipeline.params.teacher import TeacherParams
-from pipeline.redact import one_line
+from pipeline.redact import first_line
 
 Tokenizer = Callable[[list[str]], Int[Tensor, "captions context"]]
 Clean = Callable[[str], str]
 
 _OF_PICTURES = (Resize, ResizeKeepRatio, CenterCrop, CenterCropOrPad, MaybeConvertMode)
 """Steps of a transform that make a picture of a picture."""
-
-_LONGEST = 200
-"""Characters of what the library says, in a message."""
 
 _WORDS = 1 << 18
 """Words whose token ids are kept."""
@@ -367,10 +364,8 @@ def _reports_loading(params: TeacherParams) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # open_clip raises bare RuntimeError, KeyError, OSError, ...
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = one_line(said, _LONGEST)
         raise ModelError(
-            f"teacher {params.model} ({params.pretrained}) cannot be loaded: {reason}",
+            f"teacher {params.model} ({params.pretrained}) cannot be loaded: {first_line(error)}.",
             "check teacher.model and teacher.pretrained; `open_clip.list_pretrained()` names "
             "all that can be downloaded.",
         ) from error

@@ -131,6 +131,30 @@ class JoinedRows:
                 yield self.runs.paths[file[where[0]]], where, source[where]
 
 
+FeatureRows = Float16[np.ndarray, "_ _"] | JoinedRows
+"""Features, in memory, mapped from one file, or from many; a slice or places give an array."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features with the ids of their rows; see `store.py`."""
+
+    images: FeatureRows
+    image_ids: Int64[np.ndarray, " images"]
+    captions: FeatureRows
+    caption_ids: Int64[np.ndarray, " captions"]
+    caption_image: Int64[np.ndarray, " captions"]
+    teacher: str = ""
+    """sha256 over the weights that made them; empty where that is not recorded."""
+    digest: str = ""
+    """Hash of all features as written; empty where they were never in a file."""
+
+    @property
+    def dim(self) -> int:
+        """Width of the teacher's space."""
+        return int(self.images.shape[1])
+
+
 def runs_of(
     paths: Sequence[Path], file: Int64[np.ndarray, " rows"], row: Int64[np.ndarray, " rows"]
 ) -> Runs:

@@ -48,7 +48,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, TypeGuard
 
 import h5py
 import numpy as np
-from jaxtyping import Float16, Int64, UInt8, UInt32
+from jaxtyping import Float16, UInt8, UInt32
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt
 
@@ -66,7 +66,7 @@ from pipeline.features.files import (
     row_checksums,
 )
 from pipeline.features.identity import TeacherIdentity, hash_teacher_source
-from pipeline.features.rows import JoinedRows, Places, Runs
+from pipeline.features.rows import FeatureRows, Features, JoinedRows, Places, Runs
 from pipeline.params.teacher import TeacherParams
 from pipeline.runtime import atomic_file, counter
 
@@ -78,9 +78,6 @@ IN_MEMORY = 1 << 30
 """Features of images and captions together that are read into memory, bytes."""
 VIRTUAL_RUNS = 1 << 12
 """Runs of rows that are given to HDF5 as a virtual data set."""
-
-FeatureRows = Float16[np.ndarray, "_ _"] | JoinedRows
-"""Features, in memory, mapped from one file, or from many; a slice or places give an array."""
 
 Layout = Literal["file", "virtual"]
 
@@ -139,26 +136,6 @@ class _Header:
     """Of the file, bytes."""
     rest: NonNegativeInt
     """CRC-32 of all bytes that are neither header nor features."""
-
-
-@dataclass(frozen=True)
-class Features:
-    """Features with the ids of their rows; see the module's docstring."""
-
-    images: FeatureRows
-    image_ids: Int64[np.ndarray, " images"]
-    captions: FeatureRows
-    caption_ids: Int64[np.ndarray, " captions"]
-    caption_image: Int64[np.ndarray, " captions"]
-    teacher: str = ""
-    """sha256 over the weights that made them; empty where that is not recorded."""
-    digest: str = ""
-    """Hash of all features as written; empty where they were never in a file."""
-
-    @property
-    def dim(self) -> int:
-        """Width of the teacher's space."""
-        return int(self.images.shape[1])
 
 
 def write_features(

@@ -29,6 +29,8 @@ class Built(NamedTuple):
     """Rows, what they stand for, bytes, and of each space what was taken and finds."""
     curve: pd.DataFrame
     """Every trial as a row, with its space and whether it was taken."""
+    times: dict[str, Any]
+    """What differs from run to run: of each space every trial with its speed, best first."""
 
 
 def build_index(
@@ -69,7 +71,7 @@ def build_index(
         exported = export_queries(model, kept, target)
         write_manifest(target, describe(model, pairs, spaces, exported=exported))
         # Before it has its final name, under which another run may replace it at any moment.
-        return Built(_measure(target, items, trials), _curve(trials))
+        return Built(_measure(target, items, trials), _curve(trials), _times(trials))
 
 
 def write_rows(folder: Path, items: Items, spaces: Mapping[Space, Parts]) -> None:
@@ -102,14 +104,26 @@ def _measure(folder: Path, items: Items, trials: _Trials) -> dict[str, Any]:
     return {
         **{str(name): count for name, count in rows.items()},
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),
-        "spaces": {space: asdict(tried[0]) for space, tried in trials.items()},
+        "spaces": {space: _lasting(tried[0]) for space, tried in trials.items()},
     }
 
 
 def _curve(trials: _Trials) -> pd.DataFrame:
     rows = [
-        {"space": space, "taken": number == 0, **asdict(one)}
+        {"space": space, "taken": number == 0, **_lasting(one)}
         for space, tried in trials.items()
         for number, one in enumerate(tried)
     ]
     return pd.DataFrame(rows)
+
+
+def _times(trials: _Trials) -> dict[str, Any]:
+    return {
+        space: [{**asdict(one.setting), "kind": one.kind, **asdict(one.speed)} for one in tried]
+        for space, tried in trials.items()
+    }
+
+
+def _lasting(trial: Trial) -> dict[str, Any]:
+    """A trial without its speed."""
+    return {name: value for name, value in asdict(trial).items() if name != "speed"}

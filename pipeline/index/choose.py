@@ -44,6 +44,16 @@ _TIE = 1e-6
 
 
 @dataclass(frozen=True)
+class Speed:
+    """How fast queries were answered this time."""
+
+    queries_per_second: float
+    """Many at once."""
+    milliseconds: float
+    """Median of queries that come alone."""
+
+
+@dataclass(frozen=True)
 class Trial:
     """One point of the curve."""
 
@@ -53,12 +63,10 @@ class Trial:
     rerank: int
     """Rows compared again, in numbers of k."""
     recall: float
-    queries_per_second: float
-    """Many at once."""
-    milliseconds: float
-    """Median of queries that come alone."""
     cost: float
     """Bytes that a query reads."""
+    speed: Speed
+    """Of this run; all else is the same in every run."""
     bytes: int = 0
     """Of the file."""
 
@@ -199,8 +207,8 @@ def _try_setting(kind: Kind, index: Any, setting: Setting, probe: Probe) -> Tria
     rows, compared = kinds.search_counted(kind, index, probe.queries, k)
     rate = len(probe.queries) / (time.perf_counter() - start)
     cost = kinds.bytes_a_query(kind, index, setting, compared, probe.k)
-    alone = _time_alone(index, probe)
-    return Trial(kind, setting.effort, setting.rerank, probe.recall(rows), rate, alone, cost)
+    speed = Speed(round(rate, 1), round(_time_alone(index, probe), 4))
+    return Trial(kind, setting.effort, setting.rerank, probe.recall(rows), cost, speed)
 
 
 def _rose_by(recalls: Sequence[float]) -> float:

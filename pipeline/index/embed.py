@@ -17,7 +17,7 @@ from jaxtyping import Int64
 
 from pipeline.encoder import Student
 from pipeline.errors import InputError
-from pipeline.features.store import Features
+from pipeline.features.rows import Features
 from pipeline.index.items import Items
 from pipeline.index.layout import SCHEMA, Space, Vectors, normalise
 from pipeline.runtime import atomic_file, counter, hash_strings, save_array

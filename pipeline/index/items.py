@@ -12,9 +12,12 @@ from jaxtyping import Int64
 from pipeline.download.archives import reports_unreadable
 from pipeline.download.records import Pairs
 from pipeline.errors import InputError
-from pipeline.features.store import Features, blocks
+from pipeline.features.rows import Features
+from pipeline.features.store import blocks
 from pipeline.index.layout import ROWS
 from pipeline.params.index import IndexParams
+from pipeline.params.places import why_missing
+from pipeline.plaintext import is_blank, read_lines
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ def find_items(
     if "sentences" in params.items:
         tables.append(_plain_rows("sentence", enumerate(sentences)))
     if params.texts is not None:
+        if not Path(params.texts).is_file():
+            raise InputError(*why_missing(params.texts, "index.texts"))
         tables.append(_plain_rows("text", _read_texts(Path(params.texts))))
     images, rows = _image_rows(pairs, features)
     if "images" not in params.items:
@@ -101,15 +106,12 @@ def _hash_features(features: Features) -> list[bytes]:
 
 
 def _read_texts(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of the user's file that are not empty, with their numbers from 1."""
+    """The lines of the user's file in which there is something, with their numbers from 1."""
     empty = True
-    try:
-        with reports_unreadable(path), path.open(encoding="utf-8", newline="\n") as stream:
-            for number, line in enumerate(stream, start=1):
-                if text := line.strip():
-                    empty = False
-                    yield number, text
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is no UTF-8 text.", "give one text a line.") from None
+    with reports_unreadable(path), path.open("rb") as stream:
+        for number, line in read_lines(stream, str(path)):
+            if not is_blank(line):
+                empty = False
+                yield number, line.strip()
     if empty:
         raise InputError(f"{path} holds no text.", "give one text a line.")

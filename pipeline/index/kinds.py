@@ -20,8 +20,7 @@ import faiss
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from pipeline.errors import InputError
-from pipeline.index.layout import REBUILD, Vectors
+from pipeline.index.layout import Vectors, unusable
 from pipeline.params.index import Kind
 from pipeline.runtime import output_file
 
@@ -307,9 +306,7 @@ def read(path: Path) -> Any:
     """Open an index, mapped where FAISS can: all but the codes of ivf-pq, which are read.
 
     Raises:
-        InputError: it is missing or damaged.
+        InputError: it is missing, or FAISS refuses it.
     """
-    try:
+    with unusable(path):
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-    except RuntimeError:  # faiss raises nothing narrower
-        raise InputError(f"{path} is missing or damaged.", REBUILD) from None

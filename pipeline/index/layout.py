@@ -5,7 +5,7 @@
     images.faiss     images in that space, L2-normalised
     texts.parquet    what each row of texts.faiss and grounded.faiss is
     images.parquet   what each row of images.faiss is
-    query.onnx       the student for queries (and query.onnx.data), where it could be exported
+    query.onnx       the student for queries, weights included, where it could be exported
     tokenizer.json   the student's, beside it
     manifest.json    schema, model hash, corpus fingerprint, spaces, numbers of rows, exported
     checksums.json   sha256 of all of them, held against files of up to 256 MiB when they are opened
@@ -17,9 +17,10 @@ one, is one row with its `count`; `id`, `archive` and `member` are those of the 
 alone. A GPU index is never saved: the files open anywhere.
 """
 
+import contextlib
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -28,12 +29,18 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32
 
-from pipeline.errors import InputError, MissingArtifactError, StaleArtifactError
-from pipeline.runtime import write_json
+from pipeline.errors import (
+    InputError,
+    MissingArtifactError,
+    PipelineError,
+    StaleArtifactError,
+)
+from pipeline.redact import first_line
+from pipeline.runtime import ran_out_of_memory, write_json
 from pipeline.seal import SEALS, require_sealed, seal
 from pipeline.student_files import hash_student
 
-SCHEMA = 3
+SCHEMA = 4
 Target = Literal["texts", "images"]
 """What is ranked."""
 Space = Literal["texts", "grounded", "images"]
@@ -169,6 +176,25 @@ def require_whole(folder: Path, *names: str) -> None:
     require_sealed(folder, *names, fix=REBUILD, most=_READ_AT_ONCE)
 
 
+@contextlib.contextmanager
+def unusable(path: Path) -> Iterator[None]:
+    """Turn what a library raises about a file of an index into an error that passes on its reason.
+
+    The file's checksum held: it is what was written, and the library may have other reasons.
+
+    Raises:
+        InputError: naming the file.
+    """
+    try:
+        yield
+    except PipelineError:
+        raise
+    except Exception as error:  # the libraries raise errors of their own, or bare ones
+        if ran_out_of_memory(error):
+            raise
+        raise InputError(f"{path} cannot be used: {first_line(error)}.", REBUILD) from None
+
+
 def read_manifest(folder: Path, model: Path) -> dict[str, Any]:
     """What the index says of itself.
 
@@ -179,20 +205,17 @@ def read_manifest(folder: Path, model: Path) -> dict[str, Any]:
     Raises:
         MissingArtifactError: there is no index or no student.
         StaleArtifactError: another student made it, or another version of the project.
-        InputError: the manifest is damaged.
+        InputError: the manifest cannot be read, or is not what was written.
     """
     if not model.is_dir():
         raise MissingArtifactError(model, made_by="train")
     path = folder / MANIFEST
     manifest = _load(path)
     require_whole(folder, MANIFEST)
-    for key, wanted in (("schema", SCHEMA), ("model", hash_student(model))):
-        if manifest.get(key) != wanted:
-            raise StaleArtifactError(
-                f"{folder} was built by another {'student' if key == 'model' else 'version'} "
-                f"than {model}.",
-                REBUILD,
-            )
+    if manifest.get("schema") != SCHEMA:
+        raise StaleArtifactError(f"{folder} was built by another version of the project.", REBUILD)
+    if manifest.get("model") != hash_student(model):
+        raise StaleArtifactError(f"{folder} was built by another student than {model}.", REBUILD)
     spaces = manifest.get("spaces")
     if not isinstance(spaces, list) or any(space not in list(TARGET_OF) for space in spaces):
         raise InputError(f"{path} names no spaces.", REBUILD)

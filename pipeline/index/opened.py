@@ -26,8 +26,8 @@ from pipeline.index.layout import (
     normalise,
     require_space,
     require_whole,
+    unusable,
 )
-from pipeline.redact import one_line
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class RowTable:
     """
 
     file: pq.ParquetFile
+    path: Path
     _turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @classmethod
@@ -45,15 +46,13 @@ class RowTable:
         """Open a table without reading its rows.
 
         Raises:
-            InputError: it is missing, damaged or of other columns.
+            InputError: it is missing, of other columns, or Arrow refuses it.
         """
-        try:
+        with unusable(path):
             file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
-        except (pa.ArrowException, OSError):
-            raise InputError(f"{path} is missing or damaged.", REBUILD) from None
         if not file.schema_arrow.equals(ROWS):
             raise InputError(f"{path} has other columns than this version writes.", REBUILD)
-        return cls(file)
+        return cls(file, path)
 
     def __len__(self) -> int:
         return int(self.file.metadata.num_rows)
@@ -70,7 +69,7 @@ class RowTable:
         """The named rows, each once.
 
         Raises:
-            InputError: the table is damaged.
+            InputError: Arrow cannot read them.
         """
         wanted = np.unique(np.fromiter(rows, dtype=np.int64))
         groups = np.searchsorted(self._starts, wanted, side="right") - 1
@@ -82,12 +81,8 @@ class RowTable:
         return found
 
     def _read(self, group: int) -> pa.Table:
-        try:
-            with self._turn:
-                return self.file.read_row_group(group, use_threads=False)
-        except (pa.ArrowException, OSError) as error:
-            reason = one_line(str(error).splitlines()[0], 200)
-            raise InputError(f"a table of the index is damaged: {reason}.", REBUILD) from None
+        with unusable(self.path), self._turn:
+            return self.file.read_row_group(group, use_threads=False)
 
 
 @dataclass(frozen=True)
@@ -107,7 +102,8 @@ class FileIndex:
             spaces: what its manifest says it holds.
 
         Raises:
-            InputError: a file is missing or damaged, or two do not belong together.
+            InputError: a file is missing, not what was written or refused by its library, or two
+                do not belong together.
         """
         targets = {TARGET_OF[space] for space in spaces}
         require_whole(folder, *(f"{name}.faiss" for name in spaces))

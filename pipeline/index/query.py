@@ -18,13 +18,14 @@ import numpy as np
 from pipeline.errors import InputError, ResourceError
 from pipeline.index.layout import (
     QUERY,
-    REBUILD,
     SCHEMA,
     TOKENIZER,
     Target,
     Vectors,
     require_whole,
+    unusable,
 )
+from pipeline.redact import first_line
 from pipeline.runtime import atomic_folder, log, ran_out_of_memory
 from pipeline.seal import seal
 from pipeline.student_files import hash_student
@@ -37,7 +38,15 @@ if TYPE_CHECKING:
 _BATCH = 64
 _TOLERANCE = 1e-4
 """Largest difference of a value of normalised vectors; float32 sums in another order give 1e-6."""
-_PROBES = ("", "a", "two dogs on a beach", "A café, 3 rôles & 日本 🙂!", " ".join(["red"] * 600))
+_MOST_BYTES = 2_000_000_000
+"""Of weights; protobuf's limit of 2 GiB is that of a whole file."""
+_PROBES = (
+    "",
+    "a",
+    "two dogs on a beach",
+    "A café, 3 rôles & 日本 🙂!",
+    " ".join(["red", *["blue"] * 600, "green"]),
+)
 
 
 @runtime_checkable
@@ -66,21 +75,18 @@ class ExportedQueries:
         """Open what `export_queries` wrote into an index.
 
         Raises:
-            InputError: a file is missing or damaged.
+            InputError: a file is missing, is not what was written, or its library refuses it.
         """
         import onnxruntime
         from tokenizers import Tokenizer
 
-        require_whole(folder, TOKENIZER, QUERY, f"{QUERY}.data")
-        try:
+        require_whole(folder, TOKENIZER, QUERY)
+        with unusable(folder / TOKENIZER):
             tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        with unusable(folder / QUERY):
             session = onnxruntime.InferenceSession(
                 str(folder / QUERY), providers=["CPUExecutionProvider"]
             )
-        except Exception:  # noqa: BLE001  # both libraries raise errors of their own, or bare ones
-            raise InputError(
-                f"{folder / QUERY} or {TOKENIZER} is missing or damaged.", REBUILD
-            ) from None
         return cls(session, tokenizer)
 
     def embed(self, texts: Sequence[str], target: Target) -> Vectors:
@@ -98,12 +104,8 @@ class ExportedQueries:
         ids = np.zeros(mask.shape, dtype=np.int64)
         ids[mask] = np.concatenate(encoded)
         tokens = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
-        try:
+        with unusable(Path(QUERY)):
             (vectors,) = self.session.run([target], tokens)
-        except Exception as error:
-            if ran_out_of_memory(error):
-                raise
-            raise InputError(f"{QUERY} of the index is damaged.", REBUILD) from None
         return np.asarray(vectors, dtype=np.float32)
 
 
@@ -146,10 +148,9 @@ def export_queries(model: Path, kept: Path, folder: Path) -> bool:
     except Exception as error:
         if ran_out_of_memory(error):
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        log.warning("queries will be embedded by torch, which starts slower: %s", reason)
+        log.warning("queries will be embedded by torch, which starts slower: %s", first_line(error))
         return False
-    for name in (TOKENIZER, QUERY, f"{QUERY}.data"):
+    for name in (TOKENIZER, QUERY):
         shutil.copyfile(made / name, folder / name)
     return True
 
@@ -169,13 +170,33 @@ def _export(model: Path, folder: Path) -> None:
     from pipeline.encoder import load_student
 
     student = load_student(model, torch.device("cpu"))
-    tokenizer = Tokenizer.from_file(str(model / TOKENIZER))
-    tokenizer.enable_truncation(student.encoder.max_length)
+    encoder = student.encoder
+    _require_one_file(student)
+    tokenizer = Tokenizer.from_str(encoder.tokenizer.backend_tokenizer.to_str())
+    side = encoder.tokenizer.truncation_side
+    tokenizer.enable_truncation(encoder.max_length, direction=side)
     tokenizer.no_padding()
     (folder / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
-    _export_graph(student).save(folder / QUERY, external_data=True)
+    # onnxruntime reads no data file behind a link, which files of a DVC cache may be.
+    _export_graph(student).save(folder / QUERY, external_data=False)
     _compare(student, ExportedQueries.open(folder))
     seal(folder, *(path.name for path in folder.iterdir()))
+
+
+def _require_one_file(student: "Student") -> None:
+    """Refuse what one ONNX file and one tokenizer cannot hold.
+
+    Raises:
+        ValueError: saying what that is.
+    """
+    if student.encoder.prompt:
+        msg = "its prompt is no part of its tokenizer"
+        raise ValueError(msg)
+    parts = (*student.encoder.parameters(), *student.heads.parameters())
+    size = sum(part.numel() * part.element_size() for part in parts)
+    if size > _MOST_BYTES:
+        msg = f"its weights take {size:,} bytes, and an ONNX file holds {_MOST_BYTES:,}"
+        raise ValueError(msg)
 
 
 def _export_graph(student: "Student") -> Any:

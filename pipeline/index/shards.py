@@ -22,6 +22,7 @@ from pipeline.index import kinds
 from pipeline.index.embed import Parts, Share
 from pipeline.index.layout import Space, Vectors
 from pipeline.params.index import IndexParams, Kind
+from pipeline.redact import first_line
 from pipeline.runtime import atomic_file, hash_file, progress, reports_unwritable
 from pipeline.seal import add_checksum, is_whole
 
@@ -116,9 +117,10 @@ def _read(path: Path) -> Any:
     """In memory, to be added to."""
     try:
         return faiss.read_index(str(path))
-    except RuntimeError:  # faiss raises nothing narrower
+    except RuntimeError as error:  # faiss raises nothing narrower
         raise InputError(
-            f"{path} is damaged.", "delete it and run the same command again."
+            f"{path} cannot be used: {first_line(error)}.",
+            "delete it and run the same command again.",
         ) from None
 
 

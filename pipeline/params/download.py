@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config import Block, Number, Text
+from pipeline.params.places import PathText
 
 Share = Annotated[Number, Field(ge=0, lt=1)]
 
@@ -12,14 +13,14 @@ Share = Annotated[Number, Field(ge=0, lt=1)]
 class FolderParams(Block):
     """A folder of images and a table of captions."""
 
-    images: Text | None
+    images: PathText | None
     """The folder of the images."""
-    captions: Text | None
-    """The table: .csv, .tsv, .jsonl or .parquet."""
+    captions: PathText | None
+    """The table: .csv, .tsv, .txt, .jsonl or .parquet."""
     image_column: Text
     """The column of an image's path, seen from `images`."""
     caption_column: Text
-    """The column of a caption, or of a list of captions (.jsonl, .parquet)."""
+    """The column of a caption, or of a list of captions."""
     split_column: Text | None
     """The column of the split; None: drawn by `splits`."""
 
@@ -27,7 +28,7 @@ class FolderParams(Block):
 class WebdatasetParams(Block):
     """Shards as img2dataset writes them."""
 
-    shards: Text | Annotated[list[Text], Field(min_length=1, max_length=10_000)] | None
+    shards: PathText | Annotated[list[PathText], Field(min_length=1, max_length=10_000)] | None
     """Local paths or http(s) URLs, with ranges such as {00000..00331}; local ones may be globs."""
     damaged: Literal["error", "skip"]
     """What to do about a damaged shard: stop, or leave all of it out."""

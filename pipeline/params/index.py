@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.config import UNIQUE, Block, Number, Text, distinct
+from pipeline.config import UNIQUE, Block, Number, distinct
+from pipeline.params.places import PathText
 
 Item = Literal["captions", "images", "sentences", "texts"]
 Kind = Literal["flat", "hnsw", "ivf-sq8", "ivf-pq"]
@@ -15,7 +16,7 @@ class IndexParams(Block):
 
     items: Annotated[list[Item], Field(min_length=1), AfterValidator(distinct), UNIQUE]
     """What can be found."""
-    texts: Text | None
+    texts: PathText | None
     """A file of your own texts, UTF-8, one a line; null where `items` does not name texts."""
     kind: Literal["auto", "flat", "hnsw", "ivf-sq8", "ivf-pq"]
     """FAISS index; `auto` measures recall and takes the cheapest."""

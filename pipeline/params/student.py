@@ -4,13 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.config import UNIQUE, Block, Text
+from pipeline.config import UNIQUE, Block
+from pipeline.params.places import PathText
 
 
 class StudentParams(Block):
     """A BERT-like encoder, its pooling and its heads."""
 
-    encoder: Text
+    encoder: PathText
     """A transformers directory or hub name."""
     pooling: Literal["cls", "mean"]
     """Sentence vector: the first token, or the mean over all tokens that are not padding."""

@@ -3,21 +3,22 @@
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from pipeline.download.records import Pairs
 from pipeline.errors import InputError
-from pipeline.features.store import Features
+from pipeline.features.rows import Features
 from pipeline.params.train import TrainParams
 from pipeline.train.mining import hard_negative_order
 from pipeline.train.objective import loss_of
 from pipeline.train.run_params import RunParams
+
+if TYPE_CHECKING:
+    from pipeline.download.records import Pairs
 
 Rows = Int64[np.ndarray, " batch"]
 Lengths = Int64[np.ndarray, " rows"]
@@ -58,7 +59,7 @@ class TrainingData:
     pairs: TrainingPairs
 
 
-def training_pairs(pairs: Pairs, features: Features) -> TrainingPairs:
+def training_pairs(pairs: "Pairs", features: Features) -> TrainingPairs:
     """Join the captions of the train split with their feature rows, by id.
 
     Captions without features (their image was rejected) are left out.
@@ -66,6 +67,8 @@ def training_pairs(pairs: Pairs, features: Features) -> TrainingPairs:
     Raises:
         InputError: no caption is left.
     """
+    import pandas as pd
+
     table = pairs.captions_of("train")
     rows = pd.Index(features.caption_ids).get_indexer(pd.Index(table["caption_id"]))
     known = rows >= 0

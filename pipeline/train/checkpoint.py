@@ -7,15 +7,14 @@ import time
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 
 from pipeline.encoder import SentenceEncoder
-from pipeline.features.store import Features
+from pipeline.features.rows import Features
 from pipeline.runtime import (
     atomic_file,
     choose_device,
@@ -28,6 +27,9 @@ from pipeline.train.batches import TrainingData
 from pipeline.train.code import hash_code
 from pipeline.train.run_params import RunParams
 from pipeline.train.tokens import tokenizer_parts
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 State = dict[str, Any]
 """Tensors, numbers and plain containers of them."""
@@ -122,7 +124,7 @@ def _require_whole(path: Path) -> None:
             raise ValueError(f"{damaged} is damaged")
 
 
-def run_fingerprint(data: TrainingData, params: RunParams, seed: int, dev: pd.DataFrame) -> str:
+def run_fingerprint(data: TrainingData, params: RunParams, seed: int, dev: "pd.DataFrame") -> str:
     """A hash of what decides the bits of a trained student, on one kind of machine.
 
     Args:

@@ -58,6 +58,9 @@ class Training:
 
     student: Student
     metrics: dict[str, float | int]
+    times: dict[str, float]
+    """What differs from run to run: seconds of all its processes and of those that were stopped,
+    steps a second, and the share of the seconds that dev scores took."""
     curves: list[Point]
     is_main: bool = True
     """Whether this process is to write the results: one of those that train together does."""
@@ -95,7 +98,7 @@ def train_student(
     """
     run = _Run(data, params, seed, score_dev, tokens, trackers or Trackers())
     run.go(checkpoint)
-    return Training(run.best_student(), run.metrics(), run.curves.points, run.is_main)
+    return Training(run.best_student(), run.metrics(), run.times(), run.curves.points, run.is_main)
 
 
 class _Run:
@@ -146,7 +149,7 @@ class _Run:
         self._step = 0
         self._best: tuple[float, int, State] | None = None
         self.curves = Curves()
-        self._seconds = self._selecting = 0.0
+        self._seconds = self._selecting = self._seconds_before = 0.0
 
     def go(self, checkpoint: Checkpoint | None) -> None:
         """Run all steps that are left, scoring on dev before, between and after."""
@@ -192,12 +195,18 @@ class _Run:
             "best_step": self._best[1],
             "masked_share": round(self.curves.mean_of("masked_share"), 6),
             "applied_margin": round(self.curves.mean_of("applied_margin"), 6),
-            "seconds": round(self._seconds, 1),
-            "steps_per_second": round(self._steps / self._seconds, 2),
-            "selection_share": round(self._selecting / self._seconds, 4),
             "precision_bits": 16 if self._precision == "bf16" else 32,
             "unpadded": int(self._is_unpadded),
             "processes": self._ranks.count,
+        }
+
+    def times(self) -> dict[str, float]:
+        """How long the run took; a stopped run counts with all its parts."""
+        return {
+            "training_seconds": round(self._seconds, 1),
+            "seconds_before": round(self._seconds_before, 1),
+            "steps_per_second": round(self._steps / self._seconds, 2),
+            "selection_share": round(self._selecting / self._seconds, 4),
         }
 
     def _take_step(self, bar: "tqdm[Any]") -> None:
@@ -319,6 +328,7 @@ class _Run:
         self._best = tuple(state["best"]) if state["best"] else None
         self.curves.restore(state["curves"])
         self._seconds, self._selecting = state["seconds"], state["selecting"]
+        self._seconds_before = self._seconds
         set_random_states(state["random"][self._ranks.rank], self._ranks.device)
 
 

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from jaxtyping import Float
 from torch import Tensor, distributed
 
@@ -128,6 +127,8 @@ def find_ranks(batch_size: int, device: torch.device, *, gathers: bool) -> Ranks
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks(1, 0, device)
+    from accelerate import PartialState
+
     state = PartialState(cpu=device.type == "cpu")
     count = state.num_processes
     least = 1 if gathers else 2

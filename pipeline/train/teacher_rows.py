@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from pipeline.features.store import Features
+from pipeline.features.rows import Features
 from pipeline.train.objective import TeacherBatch
 
 _SHARE_OF_DEVICE = 0.5

@@ -94,11 +94,11 @@ def pack_tokens(
     return packed
 
 
-def tokenizer_parts(encoder: SentenceEncoder) -> tuple[str, str]:
+def tokenizer_parts(encoder: SentenceEncoder) -> tuple[str, str, str]:
     """All that tells one tokenizer from another, however it was last called."""
     backend = json.loads(encoder.tokenizer.backend_tokenizer.to_str())
     backend |= {"truncation": None, "padding": None}
-    return json.dumps(backend, sort_keys=True), str(encoder.tokenizer.init_kwargs)
+    return json.dumps(backend, sort_keys=True), str(encoder.tokenizer.init_kwargs), encoder.prompt
 
 
 def _tokenize(

@@ -121,7 +121,7 @@ def test_shards_are_read_in_the_hub_s_cache(connected, tmp_path):
         "notes.parquet": b"not read where there are shards",
     }
     pairs, counts = make(tmp_path)
-    drawn = [draw_split(f"00000000{number}", SPLITS) for number in (1, 2)]
+    drawn = [draw_split(image_bytes(number), SPLITS) for number in (1, 2)]
     assert pairs.images["split"].tolist() == [*drawn, "test", "test"]
     assert all(Path(path).is_relative_to(tmp_path / "hub") for path in pairs.images["archive"])
     assert pairs.archives["archive"].tolist() == list(dict.fromkeys(pairs.images["archive"]))

@@ -120,6 +120,12 @@ def test_correlate_gives_none_where_there_is_no_correlation(cosines, gold, fewes
     assert found.count == len(gold)
 
 
+def test_two_pairs_are_enough_where_nothing_else_is_said():
+    values = np.array([0.1, 0.2])
+    found = correlate(values, -values, Bootstrap(resamples=5, seed=0))
+    assert (found.spearman, found.pearson) == pytest.approx((-100, -100))
+
+
 def test_as_many_pairs_as_the_fewest_are_enough():
     values = np.array([0.1, 0.2, 0.4])
     found = correlate(values, values, Bootstrap(resamples=5, seed=0), fewest=3)

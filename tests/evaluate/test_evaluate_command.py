@@ -95,6 +95,8 @@ def test_the_report_says_how_the_student_was_measured(in_tiny_run):
         "model": "data/models/0",
         "pooling": "mean",
         "normalised": False,
+        "lower_case": False,
+        "prompt": "",
         "max_length": 256,
         "truncated": 0,
         "weights": hash_weights(encoder, without="pooler."),
@@ -105,7 +107,8 @@ def test_the_report_says_how_the_student_was_measured(in_tiny_run):
     assert {key: about[key] for key in expected} == expected
     assert about["data"].keys() == {*PARTS, "training_text"}
     assert about["libraries"].keys() >= {"python", "torch", "transformers", "scikit-learn"}
-    assert about["evaluator"] >= 2
+    assert about["evaluator"] >= 3
+    assert about["repeated"].keys() == {"captions", "images"}
 
 
 def test_beside_adds_the_systems_of_another_report(run):
@@ -293,6 +296,29 @@ def test_a_model_that_lacks_weights_is_refused(run, tmp_path):
     save_file(kept, tmp_path / "holed/model.safetensors", metadata={"format": "pt"})
     result = invoke("evaluate", "--model", str(tmp_path / "holed"), "--out", "x.json")
     assert_clear_error(result, "lacks 1 of its weights", lost)
+
+
+def test_a_report_is_not_replaced_by_that_of_another_model_of_its_name(run, caplog):
+    """Two folders called model; what they hold tells them apart, not their names."""
+    shutil.copytree(PLAIN, "a/model")
+    save_spoiled(Path("b/model"), 0.5)
+    ask = ("--pooling", "mean", "--tasks", "sts")
+    report = Path("reports/others/model.json")
+    assert invoke("evaluate", "--model", "a/model", *ask).exit_code == 0
+    first = report.read_bytes()
+    refused = invoke("evaluate", "--model", "b/model", *ask)
+    assert_clear_error(refused, f"{report} is the report of a/model, another model", "--out")
+    refused = invoke("evaluate", "--model", "a/model", "--pooling", "cls", "--tasks", "sts")
+    assert_clear_error(refused, "another model")
+    assert report.read_bytes() == first
+    shutil.copytree("a/model", "c/model")
+    assert invoke("evaluate", "--model", "c/model/.", *ask).exit_code == 0  # the same model
+    assert json.loads(report.read_text())["systems"][0]["about"]["model"] == "c/model/."
+    caplog.set_level("WARNING", logger="kdmcse")
+    evaluate("--model", "b/model", *ask, out=str(report))
+    assert "is replaced: it was the report of c/model" in caplog.text
+    report.write_text("{}")
+    assert_clear_error(invoke("evaluate", "--model", "a/model", *ask), "no report of this version")
 
 
 def test_two_systems_of_one_name_are_refused(run):

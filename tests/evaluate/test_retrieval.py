@@ -7,7 +7,19 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.evaluate import retrieval
-from pipeline.evaluate.retrieval import Gallery, caption_ranks, image_ranks, score_retrieval
+from pipeline.evaluate.retrieval import (
+    Gallery,
+    Pairing,
+    caption_ranks,
+    image_ranks,
+    score_retrieval,
+)
+
+
+def pair(owners, *, captions=None, images=None):
+    """Captions with the rows of their images; all differ unless it is said what equals what."""
+    images = range(max(owners, default=-1) + 1) if images is None else images
+    return Pairing.of(range(len(owners)) if captions is None else captions, images, owners)
 
 
 def make_gallery(images=15, captions=40, *, seed=0):
@@ -17,7 +29,7 @@ def make_gallery(images=15, captions=40, *, seed=0):
     owners = np.concatenate([np.arange(images), rng.integers(images, size=captions - images)])
     owners = rng.permutation(owners)
     near = places[owners] + 2 * rng.standard_normal((captions, 6))
-    return Gallery(near.astype(np.float32), places.astype(np.float32), owners)
+    return Gallery(near.astype(np.float32), places.astype(np.float32), pair(owners)), owners
 
 
 def cosine(first, second):
@@ -25,38 +37,37 @@ def cosine(first, second):
     return sum(first * second) / (sum(first**2) * sum(second**2)) ** 0.5
 
 
-def slow_caption_ranks(gallery):
+def slow_caption_ranks(gallery, owners):
     ranks = []
-    for caption, owner in zip(gallery.captions, gallery.caption_image, strict=True):
+    for caption, owner in zip(gallery.captions, owners, strict=True):
         cosines = [cosine(caption, image) for image in gallery.images]
         best_first = sorted(range(len(cosines)), key=lambda image: -cosines[image])
         ranks.append(1 + best_first.index(owner))
     return ranks
 
 
-def slow_image_ranks(gallery):
+def slow_image_ranks(gallery, owners):
     """Places of the best own caption among the captions of others and itself."""
     ranks = []
     for number, image in enumerate(gallery.images):
         cosines = [cosine(image, caption) for caption in gallery.captions]
         best_first = sorted(range(len(cosines)), key=lambda caption: -cosines[caption])
-        owners = [gallery.caption_image[caption] for caption in best_first]
-        ranks.append(1 + owners.index(number))
+        ranks.append(1 + [owners[caption] for caption in best_first].index(number))
     return ranks
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_ranks_are_places_in_the_sorted_list(seed):
-    gallery = make_gallery(seed=seed)
-    assert caption_ranks(gallery).tolist() == slow_caption_ranks(gallery)
-    assert image_ranks(gallery).tolist() == slow_image_ranks(gallery)
+    gallery, owners = make_gallery(seed=seed)
+    assert caption_ranks(gallery).tolist() == slow_caption_ranks(gallery, owners)
+    assert image_ranks(gallery).tolist() == slow_image_ranks(gallery, owners)
 
 
 def test_the_best_of_several_captions_counts():
     gallery = Gallery(
         captions=np.array([[1, 0], [0, 1], [-1, 0.1]], dtype=np.float32),
         images=np.array([[3, 0], [0, 0.5]], dtype=np.float32),
-        caption_image=np.array([0, 1, 0]),
+        pairing=pair(np.array([0, 1, 0])),
     )
     assert image_ranks(gallery).tolist() == [1, 1]
     assert caption_ranks(gallery).tolist() == [1, 1, 2]
@@ -67,10 +78,10 @@ def scores_of(gallery):
 
 
 def test_recalls_and_median_rank_follow_from_the_ranks():
-    gallery = make_gallery()
+    gallery, owners = make_gallery()
     slow = {
-        "text_to_image": slow_caption_ranks(gallery),
-        "image_to_text": slow_image_ranks(gallery),
+        "text_to_image": slow_caption_ranks(gallery, owners),
+        "image_to_text": slow_image_ranks(gallery, owners),
     }
     expected = {}
     for task, ranks in slow.items():
@@ -82,7 +93,7 @@ def test_recalls_and_median_rank_follow_from_the_ranks():
 
 
 def test_scores_say_their_split_and_count_their_queries():
-    scores = score_retrieval(make_gallery(images=15, captions=40), "dev")
+    scores = score_retrieval(make_gallery(images=15, captions=40)[0], "dev")
     counts = {(score.part, score.task, score.split): score.count for score in scores}
     assert counts == {
         ("retrieval", "text_to_image", "dev"): 40,
@@ -95,7 +106,7 @@ def test_a_collapsed_space_finds_nothing(value):
     gallery = Gallery(
         captions=np.full((24, 4), value, dtype=np.float32),
         images=np.full((12, 4), value, dtype=np.float32),
-        caption_image=np.repeat(np.arange(12), 2),
+        pairing=pair(np.repeat(np.arange(12), 2)),
     )
     assert caption_ranks(gallery).tolist() == [12] * 24
     assert image_ranks(gallery).tolist() == [1 + 22] * 12  # behind the captions of the others
@@ -107,7 +118,7 @@ def test_what_ties_with_the_right_answer_is_placed_before_it():
     gallery = Gallery(
         captions=np.array([[1, 0], [2, 0], [0, 1]], dtype=np.float32),
         images=np.array([[5, 0], [1, 0], [0, 3]], dtype=np.float32),
-        caption_image=np.array([0, 1, 2]),
+        pairing=pair(np.array([0, 1, 2])),
     )
     assert caption_ranks(gallery).tolist() == [2, 2, 1]
     assert image_ranks(gallery).tolist() == [2, 2, 1]
@@ -115,7 +126,7 @@ def test_what_ties_with_the_right_answer_is_placed_before_it():
 
 @pytest.mark.parametrize("block", [1, 100, 250])
 def test_blocks_change_nothing(block, monkeypatch):
-    gallery = make_gallery(seed=3)
+    gallery, _ = make_gallery(seed=3)
     whole = caption_ranks(gallery), image_ranks(gallery)
     monkeypatch.setattr(retrieval, "_BLOCK", block)
     np.testing.assert_array_equal(caption_ranks(gallery), whole[0])
@@ -123,9 +134,10 @@ def test_blocks_change_nothing(block, monkeypatch):
 
 
 def test_an_image_without_a_caption_is_refused():
-    gallery = make_gallery(images=5, captions=9)
-    keep = gallery.caption_image != 2
-    bare = Gallery(gallery.captions[keep], gallery.images, gallery.caption_image[keep])
+    gallery, owners = make_gallery(images=5, captions=9)
+    keep = owners != 2
+    pairing = pair(owners[keep], images=range(5))
+    bare = Gallery(gallery.captions[keep], gallery.images, pairing)
     with pytest.raises(InputError, match=r"dev split .* image without one"):
         score_retrieval(bare, "dev")
 
@@ -133,4 +145,59 @@ def test_an_image_without_a_caption_is_refused():
 def test_no_captions_are_refused():
     nothing = np.empty((0, 3), dtype=np.float32)
     with pytest.raises(InputError, match=r"test split .* no captions"):
-        score_retrieval(Gallery(nothing, nothing, np.empty(0, dtype=np.int64)), "test")
+        score_retrieval(Gallery(nothing, nothing, pair(np.empty(0, dtype=np.int64))), "test")
+
+
+def test_a_perfect_system_finds_every_picture_that_is_there_twice():
+    """Eight pictures under two names each, with one caption a name, and exact embeddings."""
+    places = np.eye(8, dtype=np.float32)[np.arange(16) // 2]
+    owners = np.arange(16)
+    names = [number // 2 for number in owners]
+    twice = pair(owners, captions=names, images=names)
+    assert set(scores_of(Gallery(places, places, twice)).values()) == {100.0, 1.0}
+    names_alone = scores_of(Gallery(places, places, pair(owners)))
+    assert names_alone["text_to_image", "recall@1"] == 0
+    assert twice.repeated() == {"images": 8, "captions": 8}
+
+
+def test_equal_ones_are_right_answers_of_each_other():
+    """By hand. Images a, b, a', c; captions 0 of a, 1 of b, 2 of a', 3 of c with the text of 1.
+
+    Right for captions 0 and 2 are a and a'; for 1 and 3, b and c. Right for a and a' are captions
+    0 and 2; for b and c, 1 and 3. On the line of cosines with an image, its order decides.
+    """
+    angles = {"a": 0.0, "b": 1.0, "c": 2.0}
+    images = np.array([[np.cos(angles[one]), np.sin(angles[one])] for one in "abac"])
+    at = np.array([0.9, 0.1, 2.2, 0.2])
+    captions = np.stack([np.cos(at), np.sin(at)], axis=1)
+    pairing = pair(np.arange(4), captions=["x", "y", "z", "y"], images=list("abac"))
+    gallery = Gallery(captions.astype(np.float32), images.astype(np.float32), pairing)
+    # 0.9: b (0.1) before a (0.9); 0.1: a, a' (0.1) before b (0.9); 2.2: c, b (0.2, 1.2) before a;
+    # 0.2: a, a' before b (0.8).
+    assert caption_ranks(gallery).tolist() == [2, 3, 3, 3]
+    # a: 0.1 and 0.2 are wrong and before 0.9; b: 0.9 is wrong and before 0.2 (0.8); a' as a;
+    # c: 2.2 and 0.9 are wrong and before 0.2.
+    assert image_ranks(gallery).tolist() == [3, 2, 3, 3]
+    assert pairing.repeated() == {"images": 1, "captions": 1}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ranks_of_repeated_ones_are_those_of_a_plain_loop(seed):
+    rng = np.random.default_rng(seed)
+    gallery, owners = make_gallery(images=12, captions=30, seed=seed)
+    texts, pictures = rng.integers(20, size=30).tolist(), rng.integers(8, size=12).tolist()
+    pairs = {(text, pictures[owner]) for text, owner in zip(texts, owners, strict=True)}
+    gallery = Gallery(
+        gallery.captions, gallery.images, pair(owners, captions=texts, images=pictures)
+    )
+
+    def slow(queries, items, is_right):
+        for number, query in enumerate(queries):
+            cosines = [cosine(query, item) for item in items]
+            order = sorted(range(len(items)), key=lambda item: -cosines[item])
+            yield 1 + [is_right(number, item) for item in order].index(True)
+
+    found = slow(gallery.captions, gallery.images, lambda c, i: (texts[c], pictures[i]) in pairs)
+    assert caption_ranks(gallery).tolist() == list(found)
+    found = slow(gallery.images, gallery.captions, lambda i, c: (texts[c], pictures[i]) in pairs)
+    assert image_ranks(gallery).tolist() == list(found)

@@ -1,8 +1,6 @@
 """A folder in which all stages ran, to break one of them in; and what may come of that."""
 
 import hashlib
-import io
-import json
 import os
 import shutil
 import signal
@@ -13,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from tests.conftest import TINY, write_params
 from tests.faults.zygote import Order, Zygote
 
@@ -22,10 +18,6 @@ LONGEST = 60.0
 """Seconds after which a command hangs."""
 SMALL_SHARDS = {"features": {"shard_rows": 64, "batch_size": 32}}
 """So that features are computed in several steps that a fault can fall between."""
-_OF_THE_RUN = {
-    "seconds", "selection_share", "milliseconds", "images_encoded", "captions_encoded",
-}  # fmt: skip
-"""What reports say of a run rather than of its result, beside rates."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +146,7 @@ class Bench:
             remove(path)
 
     def made(self, stage: Stage) -> dict[str, str]:
-        """A hash of every file that a stage made, times left out, by name."""
+        """A hash of every file that a stage made, by name."""
         if not stage.makes:
             return {"out": _hash(self.prints / "out")}
         return {
@@ -240,20 +232,4 @@ def _difference(made: Mapping[str, str], expected: Mapping[str, str]) -> list[st
 
 
 def _hash(path: Path) -> str:
-    content = path.read_bytes()
-    if path.suffix == ".json" and b"second" in content:
-        content = json.dumps(_result_of(json.loads(content)), sort_keys=True).encode()
-    elif path.name == "index.csv":
-        table = pd.read_csv(io.BytesIO(content))
-        content = table.drop(columns=[n for n in table if _is_of_the_run(n)]).to_csv().encode()
-    return hashlib.sha256(content).hexdigest()
-
-
-def _result_of(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {name: _result_of(one) for name, one in content.items() if not _is_of_the_run(name)}
-    return [_result_of(one) for one in content] if isinstance(content, list) else content
-
-
-def _is_of_the_run(name: str) -> bool:
-    return name in _OF_THE_RUN or name.endswith("_per_second")
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -63,7 +63,7 @@ def finish(project: Path) -> str:
 
 
 def results(project: Path) -> dict:
-    """What was made, less the times in reports."""
+    """What was made."""
     seals = {
         str(path.relative_to(project)): path.read_text()
         for path in sorted((project / "data").rglob(SEALS))

@@ -327,11 +327,28 @@ def test_what_a_transformers_folder_lacks_is_named(tmp_path, clip, missing, word
         load(f"local-dir:{without(clip, tmp_path, *missing)}")
 
 
-def test_pickled_weights_are_not_loaded(tmp_path, clip):
+def test_pickled_weights_give_the_same_features(tmp_path, clip):
+    """What a pickle could run beside its tensors is refused: tests/faults/fuzz/test_weights.py."""
+    expected = load(f"transformers:{clip}").encode_captions(["a dog"])
     copy = without(clip, tmp_path, "model.safetensors")
     torch.save(AutoModel.from_pretrained(clip).state_dict(), copy / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="cannot be loaded"):
-        load(f"transformers:{copy}")
+    assert torch.equal(load(f"transformers:{copy}").encode_captions(["a dog"]), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("tf_model.h5", "weights of TensorFlow alone"),
+        ("onnx/model.onnx", "weights of ONNX alone"),
+        ("adapter_config.json", "holds an adapter"),
+    ],
+)
+def test_weights_of_other_libraries_are_named(tmp_path, clip, name, words):
+    copy = without(clip, tmp_path, "model.safetensors")
+    (copy / name).parent.mkdir(exist_ok=True)
+    (copy / name).write_text("{}")
+    with pytest.raises(ModelError, match=words):
+        load(f"local-dir:{copy}")
 
 
 def test_missing_weights_are_not_drawn_at_random(tmp_path, clip):

@@ -1,6 +1,7 @@
 """What can be found: each text and image once, with its number."""
 
 import dataclasses
+import re
 from collections import Counter
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline.features.store import Features, read_features
 from pipeline.index.items import find_items
 from pipeline.params.index import IndexParams
 from pipeline.params.teacher import TeacherParams
+from pipeline.plaintext import is_blank
 from tests.conftest import TINY, read_default_params
 
 
@@ -74,13 +76,19 @@ def test_items_are_those_that_are_named(corpus):
     assert len(alone.images)
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), max_size=20))
+@given(
+    st.lists(
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30),
+        max_size=20,
+    )
+)
 def test_own_texts_are_the_lines_that_are_not_empty(tmp_path_factory, lines):
     path = tmp_path_factory.mktemp("own") / "texts.txt"
     path.write_text("\n".join(lines), encoding="utf-8", newline="\n")
     params = index_params(items=["texts"], texts=str(path))
-    written = "\n".join(lines).split("\n")
-    wanted = {number: line.strip() for number, line in enumerate(written, 1) if line.strip()}
+    written = re.split("\r\n|\r|\n", "\n".join(lines))
+    bare = {number: line.replace("\ufeff", "") for number, line in enumerate(written, 1)}
+    wanted = {number: line.strip() for number, line in bare.items() if not is_blank(line)}
     empty = Pairs(path, *(pd.DataFrame({name: [] for name in names}) for names in COLUMNS))
     none, ids = np.zeros((0, 2), np.float16), np.zeros(0, np.int64)
     features = Features(none, ids, none, ids, ids)
@@ -100,12 +108,27 @@ COLUMNS = (
 )
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"ok\n\x80\n"])
-def test_own_texts_that_are_no_text(corpus, tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xff\xfe\x00", "own.txt is UTF-16"),
+        (b"ok\n\x80\n", "own.txt line 2 is no UTF-8"),
+        (b"ok\na\0b\n", "own.txt line 2 holds NUL"),
+    ],
+)
+def test_own_texts_that_are_no_text(corpus, tmp_path, content, words):
     (tmp_path / "own.txt").write_bytes(content)
     params = index_params(items=["texts"], texts=str(tmp_path / "own.txt"))
-    with pytest.raises(InputError, match=r"own.txt is no UTF-8 text"):
+    with pytest.raises(InputError, match=words):
         find_items(params, *corpus, [])
+
+
+def test_a_byte_order_mark_is_no_part_of_an_own_text(corpus, tmp_path):
+    (tmp_path / "own.txt").write_bytes("\ufeffa dog\r\n\u2028\r\na dog\u2028a cat\n".encode())
+    params = index_params(items=["texts"], texts=str(tmp_path / "own.txt"))
+    found = find_items(params, *corpus, []).texts
+    own = found[found["kind"] == "text"]
+    assert dict(zip(own["text"], own["id"], strict=True)) == {"a dog": 1, "a dog\u2028a cat": 3}
 
 
 def test_own_texts_that_are_not_there(corpus, tmp_path):

@@ -12,6 +12,7 @@ from pipeline.download.records import write_table
 from pipeline.errors import InputError, MissingArtifactError, PipelineError, StaleArtifactError
 from pipeline.index.layout import ROWS, Window
 from pipeline.index.opened import RowTable
+from pipeline.seal import seal
 from pipeline.search import Searcher, require_corpus
 from tests.conftest import unseal
 
@@ -37,7 +38,7 @@ def test_an_index_of_another_model_is_refused(copied):
 def test_an_index_of_another_version_is_refused(copied):
     unseal(copied / "index")
     change(copied / "index/manifest.json", schema=2)
-    with pytest.raises(StaleArtifactError, match="another version"):
+    with pytest.raises(StaleArtifactError, match=r"index was built by another version of the pro"):
         Searcher.open(copied / "model", copied / "index")
 
 
@@ -84,7 +85,7 @@ def test_damaged_files_are_named(copied, name, damage, sealed):
     "name",
     [
         "texts.faiss", "grounded.faiss", "images.faiss", "texts.parquet", "images.parquet",
-        "manifest.json", "query.onnx", "query.onnx.data", "tokenizer.json", "checksums.json",
+        "manifest.json", "query.onnx", "tokenizer.json", "checksums.json",
     ],
 )  # fmt: skip
 def test_a_flipped_bit_is_noticed_when_the_index_is_opened(copied, name):
@@ -95,6 +96,15 @@ def test_a_flipped_bit_is_noticed_when_the_index_is_opened(copied, name):
     with pytest.raises(PipelineError, match=name) as error:
         Searcher.open(copied / "model", copied / "index")
     assert "dvc repro -f index" in error.value.fix
+
+
+@pytest.mark.parametrize("name", ["texts.faiss", "texts.parquet", "query.onnx", "tokenizer.json"])
+def test_what_a_library_says_of_a_file_that_is_whole_is_passed_on(copied, name):
+    (copied / "index" / name).write_bytes(b"rot")
+    seal(copied / "index", name)
+    with pytest.raises(InputError, match=rf"{name} cannot be used: \w.{{8,}}") as error:
+        Searcher.open(copied / "model", copied / "index")
+    assert "damaged" not in error.value.what
 
 
 def test_a_manifest_of_other_types_is_refused(copied):

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -19,6 +20,7 @@ from pipeline.features.store import read_features
 from pipeline.features.teacher import Teacher
 from pipeline.index.layout import Window
 from pipeline.params.teacher import TeacherParams
+from pipeline.plaintext import is_blank
 from pipeline.search import Searcher, read_queries
 from tests.conftest import TINY
 
@@ -168,12 +170,27 @@ def test_a_picture_that_cannot_be_used_says_why(searcher, teacher, content, word
 
 @given(st.binary(max_size=200))
 def test_queries_of_any_bytes_are_read_or_refused(content):
-    wanted = [line for line in content.decode("utf-8", "replace").splitlines() if line.strip()]
-    if wanted and content.decode("utf-8", "ignore").encode() == content:
+    text = content.decode("utf-8", "replace")
+    lines = re.split("\r\n|\r|\n", text.replace("\ufeff", ""))
+    wanted = [line for line in lines if not is_blank(line)]
+    if wanted and "\0" not in text and content.decode("utf-8", "ignore").encode() == content:
         assert read_queries(content, "stdin") == wanted
     else:
         with pytest.raises(InputError, match="stdin"):
             read_queries(content, "stdin")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_query(searcher):
+    content = "\ufeffa red circle\r\n\ufeff\r\na blue\u2028square\n".encode()
+    queries = read_queries(content, "stdin")
+    assert queries == ["a red circle", "a blue\u2028square"]
+    typed = searcher.search(["\ufeffa red circle"], target="texts")
+    assert typed == searcher.search(["a red circle"], target="texts")
+    for empty in ("\ufeff", " \u200b"):
+        with pytest.raises(InputError, match="the query is empty"):
+            searcher.search([empty], target="texts")
+    with pytest.raises(InputError, match="NUL"):
+        searcher.search(["a\0dog"], target="texts")
 
 
 def test_a_line_too_long_is_named():

@@ -169,4 +169,4 @@ def test_training_raises_the_score_on_dev(data, tiny_run):
     score_dev = DevScorer(read_sts(tiny_run / "data/evaluation"), batch_size=64)
     training, _ = train(data, params, score_dev)
     assert training.metrics["dev_best"] > training.metrics["dev_before"] + 3
-    assert 0 < training.metrics["selection_share"] < 1
+    assert 0 < training.times["selection_share"] < 1

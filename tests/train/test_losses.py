@@ -158,6 +158,23 @@ def test_the_gates_differ_between_the_shift_and_the_margin():
         torch.testing.assert_close(shift, expected * (1 - torch.eye(2)))
 
 
+@pytest.mark.parametrize("gate", ["margin", "shift"])
+def test_an_angle_of_just_the_margin_is_not_moved(gate):
+    cosine = torch.tensor(0.2).cos().repeat(2, 2)
+    teacher = torch.zeros(2, 2)
+    assert not applied_margins(cosine, teacher, margin=0.2, gate=gate).any()
+    below = applied_margins(cosine.nextafter(teacher), teacher, margin=0.2, gate=gate)
+    torch.testing.assert_close(below, 0.2 * (1 - torch.eye(2)))
+
+
+def test_margins_have_the_precision_of_the_students_cosines():
+    cosine, teacher = torch.zeros(2, 2, dtype=torch.float64), torch.full((2, 2), 0.1)
+    margins = applied_margins(cosine, teacher.bfloat16(), margin=0.2, gate="margin")
+    expected = 0.2 * (1 - float(teacher.bfloat16()[0, 1]))
+    assert margins.dtype == torch.float64
+    assert float(margins[0, 1]) == pytest.approx(expected, rel=1e-15)
+
+
 @given(sizes, seeds, st.floats(0.01, 0.5), st.sampled_from(["margin", "shift"]))
 def test_at_delta_1_the_adaptive_margin_is_the_fixed_one(size, seed, margin, gate):
     """A fixed margin, written down on its own: every negative at theta > m gets m."""

@@ -76,6 +76,29 @@ def test_the_filter_names_the_similarity(similarity):
     assert list(order[:2]) == [0, nearest]
 
 
+@settings(max_examples=30)
+@given(st.integers(-4, 12), st.integers(0, 10_000))
+def test_dot_products_decide_and_ties_go_to_the_first_row(limit, seed):
+    """Of small whole numbers: many are equal, and exact in float32."""
+    images = np.random.default_rng(seed).integers(-2, 3, (48, 2)).astype(np.float32)
+    rows = np.random.default_rng(seed).integers(0, 40, 48)
+    noise = FilterParams(kind="dot", similarity="image", drop="above", threshold=limit)
+    order = hard_negative_order(
+        torch.from_numpy(images), torch.from_numpy(images[::-1].copy()),
+        batch_size=6, neighbours=5, noise=noise, image_rows=rows,
+    )  # fmt: skip
+    left, expected = list(range(48)), []
+    while left:
+        anchor = left.pop(0)
+        expected.append(anchor)
+        dots = {row: float(images[anchor] @ images[row]) for row in left}
+        usable = [r for r in left if dots[r] <= limit and rows[r] != rows[anchor]]
+        for row in sorted(usable, key=lambda r: (-dots[r], r))[: min(5, -len(expected) % 6)]:
+            left.remove(row)
+            expected.append(row)
+    assert list(order) == expected
+
+
 def test_captions_of_one_image_are_not_sought():
     """Rows 0 and 1 are of one image, so that all its similarities are 1."""
     images = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.params.loss import FilterParams
-from pipeline.train.noise import filter_negatives
+from pipeline.train.noise import filter_limit, filter_negatives
 
 
 @pytest.fixture
@@ -53,6 +55,14 @@ def test_percentile_removes_that_share(features):
     params = make_filter(kind="percentile", similarity="image", threshold=80.0)
     keep = filter_negatives(*features, params)
     assert float(keep.masked_share()) == pytest.approx(0.2, abs=0.05)
+
+
+@given(st.integers(2, 60), st.integers(0, 100), st.integers(0, 1000))
+def test_the_limit_of_a_percentile_is_the_score_of_that_rank(count, threshold, seed):
+    scores = np.random.default_rng(seed).permutation(count).astype(np.float32)  # ranks themselves
+    params = make_filter(kind="percentile", threshold=threshold)
+    limit = filter_limit(torch.from_numpy(scores), params)
+    assert float(limit) == pytest.approx(threshold * (count - 1) / 100, abs=0.5)
 
 
 def test_off_keeps_everything(features):

@@ -1,0 +1,73 @@
+"""Paths as people write them, and what to say of those that lead nowhere."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import unquote
+
+from pydantic import AfterValidator
+
+from pipeline.config import Text
+
+_FILE = re.compile(r"file:(//(localhost)?)?(?=/)", re.IGNORECASE)
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://|pipe:", re.IGNORECASE)
+_FOLDER_OF_MODEL = re.compile(r"(?:local-dir:|transformers:)?")
+_COPIES = (".dvc", "tmp", "exps")
+"""Where DVC copies the project to for experiments that leave the folder alone."""
+
+
+def expanded(written: str) -> str:
+    """A path with the home folder for `~`, and with the values of `$VARIABLES`.
+
+    What follows `local-dir:` or `transformers:` is such a path too, and so is that of a `file:`
+    address. Other addresses, and names of the hub, stay as they are.
+    """
+    if found := _FILE.match(written):
+        return unquote(written[found.end() :])
+    if is_address(written):
+        return written
+    prefix = written[: _FOLDER_OF_MODEL.match(written).end()]  # type: ignore[union-attr]  # or ""
+    return prefix + os.path.expanduser(os.path.expandvars(written.removeprefix(prefix)))  # noqa: PTH111  # Path's own raises for unknown users
+
+
+def is_address(written: str) -> bool:
+    """Whether it is an address, such as https://..., s3://... or pipe:..., and no path."""
+    return bool(_ADDRESS.match(written))
+
+
+PathText = Annotated[Text, AfterValidator(expanded)]
+"""A path, or a name that may be one, after `expanded`."""
+
+
+def why_missing(written: str, key: str, what: str = "does not exist") -> tuple[str, str]:
+    """What is wrong, and what to do, where a path is none.
+
+    Args:
+        written: the path as it was written.
+        key: the param, option or variable that names it.
+        what: it does.
+    """
+    if is_address(written):
+        return (
+            f"{written} is an address, which {key} does not take.",
+            f"copy it to this machine, and set {key} to the path there.",
+        )
+    if Path(written).is_absolute():
+        return f"{written} {what}.", f"check {key}."
+    here = Path.cwd()
+    if (project := _project_of(here)) is None:
+        return f"{written} {what}.", f"check {key}; relative paths are seen from {here}."
+    return (
+        f"{written} {what} in the copy of the project that this experiment runs in.",
+        f"set {key} to an absolute path, such as {project / written}.",
+    )
+
+
+def _project_of(folder: Path) -> Path | None:
+    """The project that a folder is a copy of; None where DVC has not copied it."""
+    parts = folder.parts
+    for end in range(len(parts) - len(_COPIES)):
+        if parts[end : end + len(_COPIES)] == _COPIES:
+            return Path(*parts[:end])
+    return None

@@ -1,0 +1,109 @@
+"""Show what a run came to: scores beside the baselines, times of the stages, what is next."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.results import SYSTEMS, Results, Took, read_results
+from stages import paths
+from stages._cli import read_params, run_stage
+
+_WIDTH = 80
+
+
+def main(
+    reports: Annotated[Path, typer.Option(help="What the stages wrote.")] = paths.REPORTS,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Show the student beside untrained and teacher, what the stages took, and what is next."""
+    params = read_params()
+    results = read_results(reports, params.train.seeds)
+    if as_json:
+        typer.echo(json.dumps(results.as_json(), indent=2))
+        return
+    console = Console(width=_WIDTH, markup=False, emoji=False, highlight=False)
+    console.print(_scores(results), "", _times(results))
+    for sentence in results.missing:
+        console.print(sentence)
+    typer.echo(_next(f"{params.loss.margin + 0.05:g}"))
+
+
+def _scores(results: Results) -> Table:
+    seeds = ", ".join(map(str, results.seeds))
+    title = f"Scores, means over seeds {seeds}" if len(results.seeds) > 1 else "Scores"
+    table = _table(title, "", *SYSTEMS, "95 % of student")
+    for name, found in results.scores.items():
+        cells = [f"{found[one]:.2f}" if one in found else "-" for one in SYSTEMS]
+        interval = results.intervals.get(name)
+        table.add_row(name, *cells, "{:.2f} to {:.2f}".format(*interval) if interval else "-")
+    return table
+
+
+def _times(results: Results) -> Table:
+    table = _table("Stages", "", "took", "")
+    for stage, took in results.stages.items():
+        table.add_row(stage, _duration(took.seconds) if took.timed else "-", _state(took))
+    table.columns[2].justify = "left"
+    return table
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    """Names on the left, numbers on the right."""
+    table = Table(
+        first, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False
+    )
+    for other in others:
+        table.add_column(other, justify="right")
+    return table
+
+
+def _state(took: Took) -> str:
+    """What is to be said of a stage beside its time; nothing where it just ran."""
+    if not took.made:
+        return "not run yet"
+    restored = took.made - took.timed
+    said = {
+        f"{restored} of {took.runs} not run here: from a cache or from git": restored,
+        f"{took.runs - took.made} of {took.runs} to run": took.runs - took.made,
+    }
+    return ", ".join(what for what, count in said.items() if count).removeprefix("1 of 1 ")
+
+
+def _duration(seconds: float) -> str:
+    """In the largest two units, such as `1 min 14 s`."""
+    if seconds < 60:  # noqa: PLR2004  # of a minute
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def _next(margin: str) -> str:
+    """Three commands, as they are to be typed."""
+    page = Path("dvc_plots/index.html").resolve()
+    return f"""
+Next{_activation()}:
+  python -m stages.search "a small red circle above a blue square" --images
+  dvc exp run -S loss.margin={margin}  # and then: dvc metrics diff
+  dvc plots show                  # one page of charts, without a network:
+    {page}"""
+
+
+def _activation() -> str:
+    """What is to be done first where the commands would be those of another Python."""
+    script = Path(sys.prefix, "bin", "activate")
+    if "VIRTUAL_ENV" in os.environ or not script.is_file():
+        return ""
+    return f", after `source {os.path.relpath(script)}`"
+
+
+app = run_stage(main)
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,92 @@
+"""Whatever DVC puts into the working folder, links too: everything opens, and nothing is changed.
+
+With `cache.type` symlink or hardlink the files of an output are links to read-only files of the
+cache, which are named after their content.
+"""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
+
+from pipeline.index.layout import QUERY
+from pipeline.search import Searcher
+from tests.conftest import ROOT, invoke
+
+LINKS = {"symlink": os.symlink, "hardlink": os.link, "copy": shutil.copyfile}
+OUTPUTS = ("pairs", "text", "evaluation", "features.h5", "models", "index")
+QUERIES = ["a small red circle", "two blue squares above a large green star"]
+
+
+@pytest.fixture(params=LINKS)
+def linked(request, tiny_run, tmp_path, monkeypatch) -> Path:
+    """A copy of the tiny run whose outputs are as DVC puts them there, beside their cache."""
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    for output in (folder / "data" / name for name in OUTPUTS):
+        files = [output] if output.is_file() else [p for p in output.rglob("*") if p.is_file()]
+        for path in files:
+            cached = tmp_path / "cache" / hashlib.md5(path.read_bytes()).hexdigest()  # noqa: S324
+            cached.parent.mkdir(exist_ok=True)
+            path.replace(cached)
+            cached.chmod(0o444)
+            LINKS[request.param](cached, path)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def found(folder: Path) -> list[list[tuple[str, int, float]]]:
+    searcher = Searcher.open(folder / "data/models/0", folder / "data/index")
+    hits = searcher.search(QUERIES, target="texts") + searcher.search(QUERIES, target="images")
+    return [[(hit.kind, hit.id, round(hit.score, 5)) for hit in one] for one in hits]
+
+
+def test_a_linked_index_finds_what_the_index_finds(linked, tiny_run):
+    assert found(linked) == found(tiny_run)
+
+
+def test_the_export_is_one_file(tiny_run):
+    assert [path.name for path in (tiny_run / "data/index").glob(f"{QUERY}*")] == [QUERY]
+
+
+def test_a_linked_student_loads_in_all_three_libraries(linked, tiny_run):
+    linked, own = linked / "data/models/0", tiny_run / "data/models/0"
+    theirs = SentenceTransformer(str(linked), device="cpu").encode(QUERIES)
+    np.testing.assert_array_equal(
+        theirs, SentenceTransformer(str(own), device="cpu").encode(QUERIES)
+    )
+    assert AutoModel.from_pretrained(linked).config.hidden_size == theirs.shape[1]
+    assert AutoTokenizer.from_pretrained(linked)(QUERIES[0])["input_ids"]
+
+
+def test_stages_replace_links_and_leave_the_cache_alone(linked):
+    cache = linked.parent / "cache"
+    before = contents(cache)
+    for stage in ("evaluate", "index"):
+        result = invoke(stage)
+        assert result.exit_code == 0, (stage, result.output, result.exception)
+    again = found(linked)
+    assert not any(path.is_symlink() for path in (linked / "data/index").iterdir())
+    shutil.rmtree(linked / "data/vectors")  # a student that is exported anew is the same
+    assert invoke("index").exit_code == 0
+    assert found(linked) == again
+    assert contents(cache) == before
+
+
+def test_an_encoder_and_a_teacher_may_be_links(linked, tmp_path):
+    for kind in ("student", "teacher"):
+        for path in (ROOT / "data/demo" / kind).iterdir():
+            (tmp_path / kind).mkdir(exist_ok=True)
+            (tmp_path / kind / path.name).symlink_to(path)
+    result = invoke("evaluate", "--model", str(tmp_path / "student"), "--pooling", "mean",
+                    "--out", "x.json", "--tasks", "sts")  # fmt: skip
+    assert result.exit_code == 0, result.output
