@@ -44,12 +44,15 @@ def _files(package: Path, module: str) -> Iterator[Path]:
     yield from filter(Path.is_file, [*files, *(path.with_suffix(".py") for path in folders[1:])])
 
 
-def _imports(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def _imports(node: ast.AST) -> Iterator[str]:
+    """What the code at and below a node imports, but for the eyes of a type checker alone."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module:
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    elif not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+        for child in ast.iter_child_nodes(node):
+            yield from _imports(child)
 
 
 def _meaning(tree: ast.Module) -> str:

@@ -35,6 +35,7 @@ def replace(file: Path, old: str, new: str) -> None:
 CHANGES_NOTHING = {
     "code of the page": ("app/service.py", "from pathlib", "import this\nfrom pathlib"),
     "code of another stage": ("index/build.py", "from pathlib", "import this\nfrom pathlib"),
+    "what only a type checker reads": ("download/records.py", "import itertools", "import this"),
     "a table drawn after training": ("train/diagnostics.py", "_BINS = 100", "_BINS = 50"),
     "a comment": ("train/losses.py", "    if keep is not None:", "    if keep is not None:  # !"),
     "a docstring": ("train/losses.py", "cos(theta - shift), from cos(theta).", "Other words."),
