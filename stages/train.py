@@ -8,7 +8,7 @@ import typer
 
 from pipeline.download.records import Pairs, read_pairs, read_sentences, read_sts
 from pipeline.encoder import Student, save_student
-from pipeline.evaluate.selection import DevScorer
+from pipeline.evaluate.selection import DevScorer, dev_pairs
 from pipeline.features.store import read_features
 from pipeline.runtime import atomic_file, atomic_folder, write_json
 from pipeline.train.batches import TrainingData, training_pairs
@@ -58,7 +58,7 @@ def main(
     corpus = read_pairs(pairs)
     cached = read_features(features, params.teacher, corpus.fingerprint())
     data = TrainingData(read_sentences(text), training_pairs(corpus, cached))
-    dev = read_sts(evaluation)
+    dev = dev_pairs(read_sts(evaluation))
     score_dev = DevScorer(dev, params.train.batch_size)
     kept = Checkpoint(checkpoints, run_fingerprint(data, run, seed, dev), checkpoint_every)
     tables, effect = _look_at_teacher(data, run, seed, corpus)

@@ -13,6 +13,21 @@ SELECTION_TASKS = ("STS-B", "SCENES")
 """Tasks whose dev split selects the student."""
 
 
+def dev_pairs(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of sts.parquet that select the student.
+
+    Raises:
+        InputError: there are none.
+    """
+    dev = table[(table["split"] == "dev") & table["task"].isin(SELECTION_TASKS)]
+    if dev.empty:
+        raise InputError(
+            f"the STS table has no dev pairs of {' or '.join(SELECTION_TASKS)}.",
+            "run `dvc repro -f download`.",
+        )
+    return pd.DataFrame(dev)
+
+
 class DevScorer:
     """Scores on all dev pairs together; the sentences are tokenised at the first call.
 
@@ -25,12 +40,7 @@ class DevScorer:
     """
 
     def __init__(self, table: pd.DataFrame, batch_size: int) -> None:
-        dev = table[(table["split"] == "dev") & table["task"].isin(SELECTION_TASKS)]
-        if dev.empty:
-            raise InputError(
-                f"the STS table has no dev pairs of {' or '.join(SELECTION_TASKS)}.",
-                "run `dvc repro -f download`.",
-            )
+        dev = dev_pairs(table)
         both = pd.concat([dev["sentence1"], dev["sentence2"]], ignore_index=True)
         codes, sentences = pd.factorize(both)
         self._first, self._second = np.split(codes, 2)

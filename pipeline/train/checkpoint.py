@@ -18,13 +18,13 @@ from pipeline.features.rows import Features
 from pipeline.runtime import (
     atomic_file,
     choose_device,
-    hash_file,
     hash_strings,
     hash_weights,
     log,
     output_file,
 )
 from pipeline.train.batches import TrainingData
+from pipeline.train.code import hash_code
 from pipeline.train.run_params import RunParams
 from pipeline.train.tokens import tokenizer_parts
 
@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 State = dict[str, Any]
 """Tensors, numbers and plain containers of them."""
 
-_LIBRARY = Path(__file__).parents[1]
-"""A run of other code is another run, wherever the change is."""
+_PACKAGE = Path(__file__).parents[1]
+_CODE = ("pipeline.train.loop", "pipeline.evaluate.selection")
+"""What takes the steps and what selects the student. A run of other code is another run."""
 _FORMAT = 1
 _NAME = 16
 _UNREADABLE = (
@@ -130,7 +131,7 @@ def run_fingerprint(data: TrainingData, params: RunParams, seed: int, dev: "pd.D
         data: both streams.
         params: the blocks of training.
         seed: of the run.
-        dev: the table whose dev pairs select the student.
+        dev: the pairs that select the student, and no others.
     """
     blocks = (params.student, params.loss, params.train)
     settings = [block.model_dump_json(exclude={"seeds", "track"}) for block in blocks]
@@ -144,7 +145,7 @@ def run_fingerprint(data: TrainingData, params: RunParams, seed: int, dev: "pd.D
             str(choose_device()),
             os.environ.get("WORLD_SIZE", "1"),
             *map(version, _LIBRARIES),
-            *(hash_file(path) for path in sorted(_LIBRARY.rglob("*.py"))),
+            hash_code(_PACKAGE, *_CODE),
             hash_weights(encoder),
             str(cast(Any, encoder.backbone).config),
             *tokenizer_parts(encoder),

@@ -11,7 +11,7 @@ _EPS = 1e-8
 """Floor of sin^2: keeps the gradient finite for duplicates, whose cosine is 1."""
 
 
-def adap_acse_loss(
+def adap_acse(
     anchors: Float[Tensor, "batch dim"],
     candidates: Float[Tensor, "batch dim"],
     teacher_cosine: Float[Tensor, "batch batch"],
@@ -20,7 +20,7 @@ def adap_acse_loss(
     temperature: float,
     gate: Gate = "margin",
     keep: Bool[Tensor, "batch batch"] | None = None,
-) -> Float[Tensor, ""]:
+) -> tuple[Float[Tensor, ""], Float[Tensor, "batch batch"]]:
     """Contrastive loss whose negatives get a margin by how unlike the teacher finds them.
 
         Delta_ij = |1 - teacher_cosine_ij|,  theta_ij = angle(anchor_i, candidate_j)
@@ -43,14 +43,37 @@ def adap_acse_loss(
         keep: (B, B), False removes a negative from the denominator; the diagonal always stays.
 
     Returns:
-        The scalar loss.
+        The scalar loss, and the margins that it applied (`applied_margins`), without gradient.
     """
     cosine = cosines(anchors, candidates)
     shift = applied_margins(cosine, teacher_cosine, margin=margin, gate=gate)
     logits = torch.where(shift > 0, _shift_angles(cosine, shift), cosine) / temperature
     if keep is not None:
         logits = logits.masked_fill(~(keep | _diagonal(logits)), -torch.inf)
-    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device)), shift
+
+
+def adap_acse_loss(
+    anchors: Float[Tensor, "batch dim"],
+    candidates: Float[Tensor, "batch dim"],
+    teacher_cosine: Float[Tensor, "batch batch"],
+    *,
+    margin: float,
+    temperature: float,
+    gate: Gate = "margin",
+    keep: Bool[Tensor, "batch batch"] | None = None,
+) -> Float[Tensor, ""]:
+    """The loss of `adap_acse` alone."""
+    loss, _ = adap_acse(
+        anchors,
+        candidates,
+        teacher_cosine,
+        margin=margin,
+        temperature=temperature,
+        gate=gate,
+        keep=keep,
+    )
+    return loss
 
 
 def applied_margins(
@@ -60,7 +83,7 @@ def applied_margins(
     margin: float,
     gate: Gate,
 ) -> Float[Tensor, "batch batch"]:
-    """What `adap_acse_loss` takes from every angle, radians: margin * Delta, or 0 at a closed gate.
+    """What `adap_acse` takes from every angle, radians: margin * Delta, or 0 at a closed gate.
 
     Args:
         cosine: (B, B), of anchors and candidates; no gradient flows through it.

@@ -65,6 +65,7 @@ def filter_negatives(
     images: Float[Tensor, "batch teacher"],
     captions: Float[Tensor, "batch teacher"],
     params: FilterParams,
+    cosines: TeacherScores | None = None,
 ) -> Keep | None:
     """Decide which negatives stay; None where the filter is off.
 
@@ -75,10 +76,14 @@ def filter_negatives(
         images: (B, D_teacher), as the teacher gives them.
         captions: (B, D_teacher), likewise.
         params: what is removed.
+        cosines: `teacher_cosines` of the batch, where they are known already.
     """
     if params.kind == "off":
         return None
-    scored = (teacher_dots if params.kind == "dot" else teacher_cosines)(images, captions)
+    if params.kind == "dot":
+        scored = teacher_dots(images, captions)
+    else:
+        scored = cosines or teacher_cosines(images, captions)
     score = scored.by_name()[params.similarity]
     return Keep(image=_keep(score, params), caption=_keep(score.T, params))
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pipeline.encoder import GroundingHeads, SentenceEncoder, Tokens
 from pipeline.params.loss import LossParams
-from pipeline.train.losses import adap_acse_loss, applied_margins, cosines, simcse_loss
+from pipeline.train.losses import adap_acse, simcse_loss
 from pipeline.train.noise import Keep, TeacherScores, filter_negatives, teacher_cosines
 
 Objective = Literal["simcse", "mcse", "kdmcse"]
@@ -116,8 +116,8 @@ class Distillation(nn.Module):
     def _add_grounded(self, text: Tensor, views: Views, teacher: TeacherBatch) -> StepLoss:
         """The losses against the teacher, with its margins and its filter."""
         images, captions = teacher
-        keep = filter_negatives(images, captions, self.loss.filter)
         alphas = teacher_cosines(images, captions)
+        keep = filter_negatives(images, captions, self.loss.filter, alphas)
         targets = {
             "image": self.heads.ground_images(images),
             "caption": self.heads.ground_captions(captions),
@@ -146,10 +146,10 @@ class Distillation(nn.Module):
         alphas: TeacherScores,
         keep: Keep | None,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """The average over both views of AdapACSE against one side, and its mean margin."""
+        """The average over both views of AdapACSE against one side, and the first's mean margin."""
         alpha = self.opinion(getattr(alphas, name))
-        losses = [
-            adap_acse_loss(
+        both = [
+            adap_acse(
                 view,
                 targets,
                 alpha,
@@ -160,9 +160,9 @@ class Distillation(nn.Module):
             )
             for view in views
         ]
-        cosine = cosines(views[0], targets).detach()
-        applied = applied_margins(cosine, alpha, margin=self.margin, gate=self.loss.gate)
-        return torch.stack(losses).mean(), applied.sum() / (len(alpha) * (len(alpha) - 1))
+        loss = torch.stack([loss for loss, _ in both]).mean()
+        _, margins = both[0]
+        return loss, margins.sum() / (len(alpha) * (len(alpha) - 1))
 
 
 def _shorten(views: Views, dimension: int) -> Views:

@@ -11,7 +11,7 @@ from pipeline.errors import InputError, ModelError
 from pipeline.evaluate.correlation import Bootstrap
 from pipeline.evaluate.embed import embed
 from pipeline.evaluate.geometry import alignment, mcse_batches, uniformity
-from pipeline.evaluate.selection import DevScorer
+from pipeline.evaluate.selection import DevScorer, dev_pairs
 from pipeline.evaluate.sts import score_sts, sts_tasks
 from tests.conftest import ROOT
 
@@ -87,3 +87,12 @@ def test_alignment_and_uniformity_are_those_of_the_dev_pairs(table, encoder):
     assert found["alignment"] == pytest.approx(alignment(first, second, gold, batches), abs=1e-4)
     assert found["uniformity"] == pytest.approx(uniformity(first, second, batches), abs=1e-4)
     assert found["alignment"] > 0 > found["uniformity"]
+
+
+def test_pairs_that_do_not_select_are_no_part_of_what_does(table):
+    """Training keeps its checkpoints by them: another test pair must not cost one."""
+    dev = dev_pairs(table)
+    assert dev.to_csv() == dev_pairs(table.assign(score=table["score"].where(
+        table["split"] == "dev", 0.0))).to_csv()  # fmt: skip
+    assert dev.to_csv() != dev_pairs(table.assign(score=0.0)).to_csv()
+    assert dev_pairs(dev).equals(dev)

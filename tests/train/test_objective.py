@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.encoder import GroundingHeads, SentenceEncoder
 from pipeline.params.loss import LossParams
@@ -188,3 +189,36 @@ def test_bf16_gives_finite_float32_losses(encoder, teacher):
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
     model.zero_grad()
     model.eval()
+
+
+@pytest.mark.parametrize("kind", ["off", "cosine", "percentile", "dot"])
+def test_a_step_takes_no_product_of_a_batch_twice(encoder, teacher, kind):
+    """One of the text loss, one a view and term, three of the teacher; its filter may need others.
+
+    The margin that is reported is the one that the loss applied.
+    """
+    products = []
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            result = function(*arguments, **(options or {}))
+            if function is torch.ops.aten.mm.default and result.shape == (4, 4):
+                products.append(tuple(tuple(one.flatten().tolist()) for one in arguments))
+            return result
+
+    model = build(encoder, margin=0.3, filter={"kind": kind, "threshold": 0.5})
+    views = model.two_views(encoder.tokenize(SENTENCES))
+    views = views[0], views[1] + 0.1 * torch.randn_like(views[1])
+    with torch.no_grad(), Count():
+        loss = model.loss_of_views(views, teacher)
+    assert len(products) == 1 + 2 * 2 + 3 * (2 if kind == "dot" else 1)
+    assert len(set(products)) == len(products)
+    anchors, targets = (
+        F.normalize(one.detach().double(), dim=1)
+        for one in (model.heads.ground_sentences(views[0]), model.heads.ground_images(teacher[0]))
+    )
+    v = F.normalize(teacher[0].double(), dim=1)
+    angle, shift = (anchors @ targets.T).acos(), 0.3 * (1 - v @ v.T).abs()
+    others = ~torch.eye(4, dtype=torch.bool)
+    expected = torch.where(angle > 0.3, shift, 0.0)[others].mean()
+    torch.testing.assert_close(loss.applied_margin.double(), expected, rtol=1e-4, atol=1e-5)
