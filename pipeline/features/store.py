@@ -470,6 +470,7 @@ def _read_header(path: Path) -> _Header:
 
 def _read_tables(path: Path, header: _Header) -> Features:
     _check_shapes(header.tables)
+    _check_places(header)
     with reports_unreadable(path), path.open("rb") as stream:
         if _checksum_rest(stream, header) != header.rest:
             raise ValueError("its ids and attributes do not fit their checksum")
@@ -480,6 +481,12 @@ def _read_tables(path: Path, header: _Header) -> Features:
         images, captions = _load_rows(images), _load_rows(captions)
     weights, digest = (str(header.attributes[name]) for name in ("weights", "digest"))
     return Features(images, ids[0], captions, ids[1], ids[2], weights, digest)
+
+
+def _check_places(header: _Header) -> None:
+    for name, place in header.tables.items():
+        if place.offset < header.length and place.bytes_of(name):
+            raise ValueError(f"/{name} lies in the header, which has another checksum")
 
 
 def _check_shapes(tables: dict[str, _Place]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.compare import read_configuration
-from pipeline.encoder import saved_pooling
+from pipeline.encoder_settings import read_settings
 from pipeline.errors import PipelineError
 from pipeline.evaluate.report import read_report
 from pipeline.features.cache import list_cached
@@ -21,8 +21,8 @@ NESTED = "[" * 100_000
 READERS: dict[str, Callable[[Path], object]] = {
     "checksums.json": lambda path: require_sealed(path.parent, "one", fix="mend"),
     "manifest.json": lambda path: read_manifest(path.parent, ROOT / "data/demo/student"),
-    "modules.json": lambda path: saved_pooling(path.parent),
-    str(POOLING_FILE): lambda path: saved_pooling(path.parent.parent),
+    "modules.json": lambda path: read_settings(path.parent),
+    str(POOLING_FILE): lambda path: read_settings(path.parent.parent),
     "report.json": read_report,
     "configuration.json": lambda path: read_configuration(str(path)),
     "metrics.json": lambda path: read_json(path, "train"),
