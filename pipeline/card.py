@@ -383,11 +383,11 @@ def _leak(facts: Facts, rows: Sequence[ScoreRow]) -> str:
     """How much of the tests the training text gave away."""
     own = facts.parameters.get("download.evaluation") == SCENES
     average = next((row for row in rows if row.task == AVERAGE), None)
-    count = average.count if average else 0
-    unseen = average.unseen["count"] if average and average.unseen else 0
+    if average is None or average.unseen is None:
+        return "How much of the training text appears in these tasks was not measured."
     why = "" if own else ": these tasks took captions from public data sets of pictures"
     return f"""Training captions and sentences can appear in STS tests too{why}. Here that concerns
-{count - unseen} of {count} test pairs.
+{average.count - average.unseen["count"]} of {average.count} test pairs.
 *Unseen* pairs are those neither of whose sentences occurs in the training text; where the two
 columns differ, go by the unseen one. `-dev` chose the checkpoint and is no test score."""
 

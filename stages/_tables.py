@@ -87,15 +87,15 @@ def _sts_details(scores: Sequence[Score]) -> Table:
     table = _table("STS in detail: Spearman x100, Pearson x100", *columns.split("|"))
     for task in (s for s in scores if _is(s, "spearman", "all") and not s.unseen):
         found = [s for s in scores if (s.task, s.split) == (task.task, task.split)]
-        unseen = next(s for s in found if s.unseen)
+        unseen = next((s for s in found if s.unseen), None)
         table.add_row(
             headline_name(task),
             _with_interval(task),
             *(_value(found, "spearman", aggregation) for aggregation in ("mean", "wmean")),
             _value(found, "pearson", "all"),
-            _with_interval(unseen),
+            _with_interval(unseen) if unseen else "-",
             str(task.count),
-            str(task.count - unseen.count),
+            str(task.count - unseen.count) if unseen else "-",
             *(_value(found, measure, "") for measure in ("alignment", "uniformity")),
         )
     return table

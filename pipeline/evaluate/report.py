@@ -64,7 +64,7 @@ def describe(suite: Suite, device: str, **model: Any) -> dict[str, Any]:
     return {
         **model,
         "evaluator": EVALUATOR,
-        "data": suite.data,
+        "data": {"training_text": None, **suite.data},
         **({} if repeated is None else {"repeated": repeated}),
         "settings": _settings(suite),
         "device": device,
@@ -243,7 +243,8 @@ def _settings(suite: Suite) -> dict[str, Any]:
 
 def _ground(about: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that must be equal for two scores to be comparable."""
-    return {"evaluator": about["evaluator"], **about["settings"], **about["data"]}
+    data = {part: print_ for part, print_ in about["data"].items() if print_ is not None}
+    return {"evaluator": about["evaluator"], **about["settings"], **data}
 
 
 def _is_headline(score: Score) -> bool:

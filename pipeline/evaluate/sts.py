@@ -73,7 +73,7 @@ def score_sts(
     tasks: Sequence[StsTask],
     bootstrap: Bootstrap,
     *,
-    seen: frozenset[str] = frozenset(),
+    seen: frozenset[str] | None = frozenset(),
 ) -> list[Score]:
     """Score every task, and the average over them.
 
@@ -81,7 +81,8 @@ def score_sts(
         embeddings: of all sentences of the tasks.
         tasks: what to score.
         bootstrap: how the intervals are drawn.
-        seen: normalised sentences of the training text (`normalise`).
+        seen: normalised sentences of the training text (`normalise`); None: nothing is known of it,
+            and no unseen pairs are scored.
 
     Returns:
         For every task Spearman and Pearson in each aggregation and sub-set, Spearman over the
@@ -93,10 +94,11 @@ def score_sts(
     """
     measured = [_measure(task, embeddings, bootstrap, seen) for task in tasks]
     tested = [result for result in measured if result.task.split != "dev"]
+    unseen = [result.unseen for result in tested if result.unseen is not None]
     return [
         *(score for result in measured for score in result.scores()),
         _average([result.whole for result in tested], unseen=False),
-        _average([result.unseen for result in tested], unseen=True),
+        *([_average(unseen, unseen=True)] if unseen else []),
     ]
 
 
@@ -123,7 +125,8 @@ class _Measured:
 
     task: StsTask
     whole: Correlation
-    unseen: Correlation
+    unseen: Correlation | None
+    """None where the training text is not known."""
     subsets: dict[str, Correlation]
     geometry: dict[str, float]
 
@@ -134,7 +137,8 @@ class _Measured:
             yield from self._means("wmean", [part.count for part in self.subsets.values()])
         for name, part in self.subsets.items():
             yield from self._correlations(part, subset=name)
-        yield self._ranked(self.unseen, aggregation="all", unseen=True)
+        if self.unseen is not None:
+            yield self._ranked(self.unseen, aggregation="all", unseen=True)
         for measure, value in self.geometry.items():
             yield self._score(measure, value, self.whole.count)
 
@@ -157,13 +161,12 @@ class _Measured:
 
 
 def _measure(
-    task: StsTask, embeddings: Embeddings, bootstrap: Bootstrap, seen: frozenset[str]
+    task: StsTask, embeddings: Embeddings, bootstrap: Bootstrap, seen: frozenset[str] | None
 ) -> _Measured:
     first, second = (unit_rows(embeddings.of(task.pairs[f"sentence{side}"])) for side in (1, 2))
     cosines = row_cosines(first, second)
     gold = task.pairs["score"].to_numpy(np.float64)
     require_correlation(cosines, gold, task.name)
-    unseen = _is_unseen(task.pairs, seen)
     subsets = {
         str(name): correlate(cosines[rows], gold[rows], bootstrap)
         for name, rows in task.pairs.groupby("subset", sort=False).indices.items()
@@ -171,10 +174,21 @@ def _measure(
     return _Measured(
         task=task,
         whole=correlate(cosines, gold, bootstrap),
-        unseen=correlate(cosines[unseen], gold[unseen], bootstrap, fewest=_FEWEST_UNSEEN),
+        unseen=None if seen is None else _correlate_unseen(task, cosines, gold, bootstrap, seen),
         subsets=subsets,
         geometry=_geometry(task, first, second, gold),
     )
+
+
+def _correlate_unseen(
+    task: StsTask,
+    cosines: Float64[np.ndarray, " pairs"],
+    gold: Float64[np.ndarray, " pairs"],
+    bootstrap: Bootstrap,
+    seen: frozenset[str],
+) -> Correlation:
+    rows = _is_unseen(task.pairs, seen)
+    return correlate(cosines[rows], gold[rows], bootstrap, fewest=_FEWEST_UNSEEN)
 
 
 def _geometry(

@@ -1,5 +1,6 @@
 """Everything an encoder is scored on, read once; and the scoring of an encoder on all of it."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +13,7 @@ from jaxtyping import Float16, Int64
 
 from pipeline.download.records import Pairs, read_pairs, read_sentences, read_sts, read_transfer
 from pipeline.encoder import Student
-from pipeline.errors import InputError
+from pipeline.errors import InputError, MissingArtifactError
 from pipeline.evaluate.correlation import Bootstrap
 from pipeline.evaluate.embed import Embeddings, Encoder, embed
 from pipeline.evaluate.retrieval import Gallery, Pairing, score_retrieval
@@ -23,7 +24,7 @@ from pipeline.features.rows import Features
 from pipeline.features.store import read_features
 from pipeline.params.evaluate import EvaluateParams, Part
 from pipeline.params.teacher import TeacherParams
-from pipeline.runtime import hash_strings
+from pipeline.runtime import hash_strings, log
 
 _SPLIT = "test"
 """The split of the pairs that retrieval is measured on."""
@@ -65,10 +66,10 @@ class Suite:
     sts: list[StsTask] | None
     transfer: pd.DataFrame | None
     retrieval: HeldOutPairs | None
-    seen: frozenset[str]
-    """Normalised sentences of the training text."""
+    seen: frozenset[str] | None
+    """Normalised sentences of the training text; None where it is not at hand."""
     data: dict[str, str]
-    """A fingerprint of each part's data, and of the training text."""
+    """A fingerprint of each part's data, and of the training text that is at hand."""
     params: EvaluateParams
 
     def texts(self, *, grounded: bool) -> list[pd.Series]:
@@ -82,7 +83,7 @@ class Suite:
 
 
 def read_suite(places: Places, teacher: TeacherParams, params: EvaluateParams) -> Suite:
-    """Read what `params.tasks` names.
+    """Read what `params.tasks` names, and the training text that is at hand.
 
     Args:
         places: where the artefacts are.
@@ -90,23 +91,37 @@ def read_suite(places: Places, teacher: TeacherParams, params: EvaluateParams) -
         params: the evaluate block.
 
     Raises:
-        MissingArtifactError: an artefact is missing.
+        MissingArtifactError: an artefact is missing that a task needs.
         InputError, StaleArtifactError: as the readers of the artefacts.
     """
-    pairs = read_pairs(places.pairs)
-    seen = frozenset(
-        normalise(sentence)
-        for sentence in (*pairs.captions_of("train")["caption"], *read_sentences(places.text))
-    )
+    pairs = functools.cache(lambda: read_pairs(places.pairs))
     readers: dict[Part, Callable[[], Any]] = {
         "sts": lambda: sts_tasks(read_sts(places.evaluation), params.convention),
         "transfer": lambda: read_transfer(places.evaluation),
         "retrieval": lambda: _held_out(
-            pairs, read_features(places.features, teacher, pairs.fingerprint())
+            pairs(), read_features(places.features, teacher, pairs().fingerprint())
         ),
     }
     found = {part: read() if part in params.tasks else None for part, read in readers.items()}
+    seen = _training_text(pairs, places.text, tells="sts" in params.tasks)
     return Suite(**found, seen=seen, data=_fingerprints(found, seen), params=params)
+
+
+def _training_text(pairs: Callable[[], Pairs], text: Path, *, tells: bool) -> frozenset[str] | None:
+    """Captions of the train split and sentences, normalised; None where either is not there.
+
+    Args:
+        pairs: reads them.
+        text: where the sentences are.
+        tells: whether to warn of what cannot be scored then.
+    """
+    try:
+        sentences = (*pairs().captions_of("train")["caption"], *read_sentences(text))
+    except MissingArtifactError as error:
+        if tells:
+            log.warning("the training text is not at hand: no unseen scores. %s", error.what)
+        return None
+    return frozenset(map(normalise, sentences))
 
 
 def evaluate(
@@ -196,12 +211,12 @@ def _held_out(pairs: Pairs, features: Features) -> HeldOutPairs:
     )
 
 
-def _fingerprints(found: dict[Part, Any], seen: frozenset[str]) -> dict[str, str]:
+def _fingerprints(found: dict[Part, Any], seen: frozenset[str] | None) -> dict[str, str]:
     """What each part is measured on; retrieval by its captions and which of them share an image.
 
     The teacher's features do not count: students of two teachers retrieve from the same pairs.
     """
-    prints = {"training_text": hash_strings(sorted(seen))}
+    prints = {} if seen is None else {"training_text": hash_strings(sorted(seen))}
     if found["sts"] is not None:
         prints["sts"] = hash_strings(_cells([task.pairs for task in found["sts"]]))
     if found["transfer"] is not None:

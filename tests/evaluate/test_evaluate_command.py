@@ -357,3 +357,27 @@ def test_features_of_another_teacher_are_refused(run):
     assert len(change_heads(teacher="0" * 64)["teacher"]) == 64
     for stage in ("evaluate", "index"):
         assert_clear_error(invoke(stage), "another teacher", "dvc repro train")
+
+
+def test_evaluation_data_alone_is_enough_to_score(run, caplog):
+    """What asks for the training text is left out, and never counted as none dropped."""
+    whole = evaluate(*PLAIN_MEAN, "--tasks", "sts")
+    assert whole["sts"].keys() >= {"avg_unseen", "pairs_unseen"}
+    for name in ("pairs", "text", "features.h5", "models"):
+        path = Path("data", name)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    result = invoke("evaluate", "--out", "alone.json", *PLAIN_MEAN, "--tasks", "sts")
+    assert result.exit_code == 0, result.output
+    assert "no unseen scores. data/pairs/images.parquet does not exist" in caplog.text
+    alone = json.loads(Path("alone.json").read_text())
+    assert alone["sts"] == {
+        key: value for key, value in whole["sts"].items() if not key.endswith("_unseen")
+    }
+    (system,) = alone["systems"]
+    assert system["about"]["data"]["training_text"] is None
+    assert not [one for one in system["scores"] if one["unseen"]]
+    details = result.stderr.split("STS in detail")[1]
+    row = next(line for line in details.splitlines() if line.split()[:1] == ["SCENES"]).split()
+    assert row[-5] == row[-3] == "-"  # unseen, dropped
+    beside = evaluate(*PLAIN_MEAN, "--tasks", "sts", "--beside", "scores.json", "--name", "alone")
+    assert [one["name"] for one in beside["systems"]] == ["alone", "student"]

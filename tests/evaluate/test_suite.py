@@ -92,6 +92,32 @@ def test_the_training_text_is_the_captions_of_train_and_the_sentences(tiny_run, 
     assert read(tiny_run, "sts").seen == {normalise(sentence) for sentence in expected}
 
 
+@pytest.mark.parametrize("absent", ["pairs", "text", "text/sentences.parquet"])
+def test_without_the_training_text_all_else_is_as_with_it(tiny_run, copied, read, absent, caplog):
+    whole = read(tiny_run, "sts", "transfer")
+    assert whole.seen
+    assert "unseen" not in caplog.text
+    path = copied / "data" / absent
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    suite = read(copied, "sts", "transfer")
+    assert suite.seen is None
+    assert suite.data == {key: whole.data[key] for key in ("sts", "transfer")}
+    assert "no unseen scores" in caplog.text
+    assert str(copied / "data" / absent.split("/")[0]) in caplog.text
+
+
+def test_retrieval_still_needs_its_pairs(copied, read):
+    shutil.rmtree(copied / "data/pairs")
+    with pytest.raises(MissingArtifactError, match="pairs"):
+        read(copied, "sts", "retrieval")
+
+
+def test_a_training_text_that_is_there_and_damaged_is_refused(copied, read):
+    (copied / "data/text/sentences.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"sentences\.parquet"):
+        read(copied, "sts")
+
+
 def test_reading_twice_gives_the_same_fingerprints(tiny_run, read):
     assert read(tiny_run).data == read(tiny_run).data
 
