@@ -22,6 +22,7 @@ from pipeline.compare import (
     paired_p,
     parse_report,
     read_configuration,
+    rounding_of,
     summarise,
 )
 from pipeline.errors import InputError
@@ -214,7 +215,7 @@ def test_equal_differences_have_no_p(step):
     summary = summarise(first + step - first)
     assert (summary.mean, summary.sd) == pytest.approx((step, 0), abs=1e-12)
     assert summary.interval is None
-    assert "equal" in summary.note
+    assert summary.note == "all values are equal, up to rounding: t is not defined"
 
 
 def test_the_rounding_of_reports_is_no_spread():
@@ -226,10 +227,23 @@ def test_the_rounding_of_reports_is_no_spread():
     assert paired_p(higher + np.array([0, 0, 0.05]), lower) < 1e-4  # a spread of its own is one
 
 
+def test_differences_of_just_the_rounding_are_differences():
+    first, second = np.array([0.5, 0.0]), np.zeros(2)
+    assert summarise(first, 0.5).interval is not None
+    assert paired_p(first, second, 0.5) == pytest.approx(0.5)
+    assert summarise(first, 0.51).interval is paired_p(first, second, 0.51) is None
+
+
+@pytest.mark.parametrize("score", ["transfer", "transfer.MR", "transfer.MRPC.f1"])
+def test_all_of_transfer_has_two_decimals(score):
+    assert rounding_of(score) == 0.025
+    assert rounding_of(f"sts.{score}") == 0.00025
+
+
 def test_one_value_has_a_mean_only():
     summary = summarise(np.array([58.0]))
     assert (summary.n, summary.mean, summary.sd, summary.interval) == (1, 58.0, None, None)
-    assert "one value" in summary.note
+    assert summary.note == "one value has no spread"
 
 
 # Reports and pairs.

@@ -90,7 +90,7 @@ def few_rounds(monkeypatch):
         ({"train": 100, "dev": 61, "test": 70}, 2),
         ({"train": 90, "test": 71}, 3),
         ({"train": 20, "test": 40}, 2),  # as few of a class as there are folds
-        ({"all": 47}, 2),
+        ({"all": 57}, 2),
     ],
 )
 def test_few_rounds_of_every_protocol_equal_the_plain_evaluator(few_rounds, sizes, classes):
@@ -104,6 +104,15 @@ def test_few_rounds_of_every_protocol_equal_the_plain_evaluator(few_rounds, size
     split = "all" if "all" in sizes else "test"
     assert [one.split for one in (accuracy, dev_accuracy, average)] == [split, split, "test"]
     assert {one.count for one in (accuracy, dev_accuracy, average)} == {sizes[split]}
+
+
+def test_a_class_of_the_test_split_alone_is_always_missed(few_rounds):
+    table = make_task("X", {"train": 60, "dev": 40, "test": 50})
+    rare = table.index[table["split"] == "test"][:20]
+    table.loc[rare, "label"] = 3
+    embeddings = make_embeddings(table, dim=16)
+    (accuracy, *_) = score_transfer(embeddings, table, seed=3)
+    assert accuracy.value == PlainTransfer(embeddings.of, table, 3).run()[1] <= 60
 
 
 @pytest.mark.slow

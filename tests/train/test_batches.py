@@ -156,6 +156,8 @@ def test_one_caption_an_image_is_another_one_every_epoch():
         assert sorted(pairs.image_rows[rows]) == list(range(8))
     assert len({tuple(sorted(rows)) for rows in epochs}) > 6
     assert len(set(np.concatenate(epochs))) > 30
+    assert len(set(np.concatenate(epochs[:5]))) < 40  # drawn anew, not taken in turn
+    assert any(set(one) & set(other) for one, other in zip(epochs[::2], epochs[1::2], strict=True))
     assert epoch_batches(pairs, params.train) == 2
 
 
@@ -177,7 +179,9 @@ def test_streams_of_one_seed_are_shuffled_on_their_own():
     first = next(text_stream(equal, params.train, 0))
     assert not np.array_equal(first, next(text_stream(equal, params.train, 1)))
     pairs = make_pairs([1] * 100)
-    assert not np.array_equal(first, next(pair_stream(pairs, equal, params, 0)))
+    for unique in (True, False):  # without `unique_images` both are drawn alike, but for the seed
+        params = run_params(50, train={"pairs": {"unique_images": unique}})
+        assert not np.array_equal(first, next(pair_stream(pairs, equal, params, 0)))
 
 
 @pytest.mark.parametrize(("images", "expected"), [(3, 1), (4, 1), (7, 1), (8, 2), (13, 3)])
@@ -202,6 +206,9 @@ def test_too_few_rows_for_a_batch_is_an_error():
         text_stream(lengths_of(3), run_params(4).train, 0)
     with pytest.raises(InputError, match="only 2 training images"):
         pair_stream(make_pairs([2, 2]), lengths_of(4), run_params(3), 0)
+    mixed = run_params(5, train={"pairs": {"unique_images": False}})
+    with pytest.raises(InputError, match="only 4 training captions"):
+        pair_stream(make_pairs([2, 2]), lengths_of(4), mixed, 0)
 
 
 @pytest.mark.parametrize(
