@@ -68,6 +68,7 @@ from pipeline.features.files import (
 from pipeline.features.identity import TeacherIdentity, hash_teacher_source
 from pipeline.features.rows import FeatureRows, Features, JoinedRows, Places, Runs
 from pipeline.params.teacher import TeacherParams
+from pipeline.redact import one_line
 from pipeline.runtime import atomic_file, counter
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ _PLACES_BYTES = 1024
 _MOST_HEADER = 1 << 16
 """Bytes in which a header ends."""
 _MOST_COLUMNS = 1 << 20
+_LONGEST = 300
+"""Characters of a path that a file names, in a message."""
 _HDF5 = b"\x89HDF"
 """What a file without a header begins with."""
 _KINDS: dict[str, np.dtype[Any]] = {
@@ -539,7 +542,9 @@ def _read_runs(path: Path, stream: BinaryIO, header: _Header, name: str) -> Runs
     shards = [Path(os.fsdecode(bytes(one).rstrip(b"\0"))) for one in names]
     for shard in shards:
         if not shard.is_file():
-            raise InputError(f"{path} points to {shard}, which is gone.", _REDO)
+            raise InputError(
+                f"{path} points to {one_line(str(shard), _LONGEST)}, which is gone.", _REDO
+            )
     runs = _read_table(stream, header, f"{name}/runs")
     file, source, start = np.ascontiguousarray(runs.T)
     rows = header.tables[f"{name}/ids"].shape[0]

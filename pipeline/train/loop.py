@@ -260,16 +260,20 @@ class _Run:
 
     def _log(self, bar: "tqdm[Any]") -> None:
         values = self._ranks.share_value(self.curves.means())
-        if not np.isfinite(values["loss"]):
-            raise TrainingError(
-                f"the loss is {values['loss']} at step {self._step}.",
-                "lower train.learning_rate or raise loss.temperature.",
-            )
+        self._require_finite(values["loss"])
         self._record(values)
         best = f"{self._best[0]:.2f}" if self._best else "-"
         bar.set_postfix(loss=f"{values['loss']:.4f}", sts_dev_best=best)
 
+    def _require_finite(self, loss: float) -> None:
+        if not np.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss} at step {self._step}.",
+                "lower train.learning_rate or raise loss.temperature.",
+            )
+
     def _select(self) -> None:
+        self._require_finite(self._ranks.share_value(self.curves.pending("loss")))
         score = self._score()
         self._model.train()
         if self._best is None or score > self._best[0]:

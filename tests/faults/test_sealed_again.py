@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.download.records import read_sentences
 from pipeline.errors import InputError
 from pipeline.index.layout import ROWS
 from pipeline.index.opened import RowTable
@@ -37,6 +38,22 @@ def test_a_sound_row_is_read(tmp_path):
 def test_a_row_without_a_usable_value_is_refused(tmp_path, changes, words):
     with pytest.raises(InputError, match=words):
         table(tmp_path, **changes).take([0])
+
+
+def sentences(folder, column: str, text: pa.Array) -> list[str]:
+    pq.write_table(pa.table({column: text}), folder / "sentences.parquet")
+    return read_sentences(folder)
+
+
+def test_a_table_of_ours_is_text_under_names_that_a_terminal_shows(tmp_path):
+    sound = pa.array(["a caf\u00e9"])
+    assert sentences(tmp_path, "sentence", sound) == ["a caf\u00e9"]
+    with pytest.raises(InputError, match=r"sentences.parquet cannot be read: .*UTF8") as refused:
+        sentences(tmp_path, "sentence", NO_UTF8)
+    assert refused.value.what.isprintable()
+    with pytest.raises(InputError, match=r"has columns sen\\x00tence") as refused:
+        sentences(tmp_path, "sen\0tence", sound)
+    assert refused.value.what.isprintable()
 
 
 @pytest.mark.parametrize("value", [0.5, np.nan, np.inf])
