@@ -28,7 +28,11 @@ REJECTED = ("kind", "image_id", "caption_id", "archive", "member", "reason", "de
 
 @runtime_checkable
 class Engine(Protocol):
-    """Who encodes: one process (`Encoder`), or a cluster. Works come in the order of their rows."""
+    """Who encodes: one process (`Encoder`), or a cluster.
+
+    Works may come in any order; each names its rows by `start`, and together they have every row
+    once. Nothing that is written depends on the order.
+    """
 
     def encode_images(self, images: PackedImages) -> Iterator[Work]:
         """See `Encoder.encode_images`."""

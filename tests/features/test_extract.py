@@ -305,6 +305,28 @@ def test_batches_workers_and_order_change_rounding_only(tmp_path, teacher, pngs)
         np.testing.assert_allclose(found[::-1], wanted, **TOLERANCE)
 
 
+class LastFirst(Encoder):
+    """Gives its works in the opposite order, as a cluster may."""
+
+    def encode_images(self, images):
+        yield from reversed(list(super().encode_images(images)))
+
+    def encode_captions(self, captions):
+        yield from reversed(list(super().encode_captions(captions)))
+
+
+def test_works_may_come_in_any_order(tmp_path, teacher, pngs):
+    pairs = make_pairs(tmp_path / "pairs", [*pngs[:3], b"no picture", *pngs[3:], b"none either"])
+    expected = extract(pairs, teacher, tmp_path)
+    cache = FeatureCache(tmp_path / "other", teacher.identity, probe_of(teacher))
+    engine = LastFirst(teacher, cache, PARAMS, show_progress=False)
+    out = tmp_path / "turned.h5"
+    found = write_extraction(out, pairs, engine, cache, PARAMS, show_progress=False)
+    assert out.read_bytes() == (tmp_path / "features.h5").read_bytes()
+    assert len(found.rejected) == 2
+    pd.testing.assert_frame_equal(found.rejected, expected.rejected)
+
+
 def test_a_virtual_file_reads_as_the_whole_one(tmp_path, teacher, pngs):
     pairs = make_pairs(tmp_path / "pairs", [*pngs, pngs[0]])
     extract(pairs, teacher, tmp_path)
