@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
-repro: .venv/base ## Install what is needed, run the pipeline and show what it came to
+repro: .venv/base .dvc/plots/page.html ## Install what is needed, run the pipeline and show its results
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
 	@$(BIN)/python -m stages.results
 
@@ -65,6 +65,9 @@ clean: ## Remove the virtual environment and caches; data stays
 .venv/base: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) --editable .
 	@touch $@
+
+.dvc/plots/page.html: .dvc/plots/frame.html pipeline/plots.py | .venv/base
+	@$(BIN)/python -m stages.plots 2> /dev/null
 
 .venv/dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) --editable '.[dev,app,cluster,milvus]'

@@ -41,7 +41,8 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.plain_training import Watch, World, train_plain, train_sentence_transformers
+from benchmarks.plain_training import World, train_plain, train_sentence_transformers
+from benchmarks.watch import Watch
 from pipeline.download.karpathy import read_karpathy
 from pipeline.download.records import Pairs
 from pipeline.download.senteval import read_senteval

@@ -37,7 +37,7 @@ from pipeline.errors import (
 )
 from pipeline.pretrained import LOAD_HINT, is_pickled
 from pipeline.redact import first_line
-from pipeline.runtime import length_batches, log, progress
+from pipeline.runtime import fetched, length_batches, log, progress
 from pipeline.student_files import (
     POOLING_FILE,
     PROMPTS_FILE,
@@ -220,8 +220,10 @@ class SentenceEncoder(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            for rows in progress(batches, what="encoding", unit="batch", show=show_progress):
-                result[rows] = _to_numpy(self(self._pad([tokenized.ids[row] for row in rows])))
+            shown = progress(batches, what="encoding", unit="batch", show=show_progress)
+            vectors = (self(self._pad([tokenized.ids[row] for row in rows])) for rows in shown)
+            for rows, part in zip(batches, fetched(vectors), strict=True):
+                result[rows] = _to_numpy(part)
         finally:
             self.train(was_training)
         self._require_finite(result, tokenized)
@@ -451,7 +453,7 @@ def load_student(folder: Path, device: torch.device) -> Student:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"{folder} has no usable grounding heads: {first_line(error)}.",
-            "run `dvc repro -f train`.",
+            "run `dvc repro -f train`, or get the model again.",
         ) from None
     return Student(encoder.to(device).eval(), heads.to(device).eval(), **facts)
 

@@ -489,6 +489,41 @@ def ahead(
                 items.close()  # a progress bar ends its line now, not when it is collected
 
 
+def fetched(values: Iterable["torch.Tensor"]) -> "Iterator[torch.Tensor]":
+    """Tensors on the CPU, each waited for when the next one's work was given to the device.
+
+    Args:
+        values: given one by one, each by the work that makes it.
+    """
+    waiting: Callable[[], torch.Tensor] | None = None
+    for value in values:
+        coming = _fetch(value)
+        if waiting is not None:
+            yield waiting()
+        waiting = coming
+    if waiting is not None:
+        yield waiting()
+
+
+def _fetch(value: "torch.Tensor") -> "Callable[[], torch.Tensor]":
+    """Start to copy a tensor to the CPU; gives it when it is there."""
+    import torch
+
+    if value.device.type != "cuda":
+        there = value.cpu()
+        return lambda: there
+    coming = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+    coming.copy_(value, non_blocking=True)
+    copied = cast(Any, torch.cuda).Event()
+    copied.record()
+
+    def get() -> torch.Tensor:
+        copied.synchronize()
+        return coming
+
+    return get
+
+
 def length_batches(
     lengths: Sequence[int], batch_size: int, *, most: int | None = None
 ) -> list["NDArray[np.intp]"]:

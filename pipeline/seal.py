@@ -76,7 +76,7 @@ def _read(notes: Path, fix: str) -> dict[str, str]:
         return {}
     except OSError as error:
         raise _unreadable(notes, error) from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{notes} holds no checksums: {first_line(error)}.", fix) from None
 
 

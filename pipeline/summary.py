@@ -149,7 +149,7 @@ def read_summary(text: str, name: str) -> Configuration:
     try:
         reports = json.loads(text)["reports"]
         contents = [(one["seed"], _as_report(one)) for one in reports]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"the summary of {name} is none: {type(error).__name__} {error}.",
             "run `python -m stages.summary`, or the experiment, again.",
@@ -232,7 +232,7 @@ def read_json(path: Path, made_by: str) -> dict[str, Any]:
         raise MissingArtifactError(path, made_by)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path} cannot be read as JSON: {error}.", f"run `dvc repro -f {made_by}`."
         ) from None

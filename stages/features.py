@@ -5,15 +5,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.download.records import read_pairs
-from pipeline.errors import ParamsError
+from pipeline.errors import InputError, ParamsError
 from pipeline.features import cache as caches
 from pipeline.features.engines import make_engine
-from pipeline.features.extract import write_extraction
+from pipeline.features.extract import TooManyRejectedError, write_extraction
 from pipeline.features.teacher import Teacher
 from pipeline.runtime import atomic_file, choose_device, write_json
 from stages import paths
@@ -53,12 +54,20 @@ def _extract(pairs: Path, out: Path, metrics: Path, rejected: Path, store: Path)
     corpus = read_pairs(pairs)
     teacher = Teacher(params.teacher, choose_device(), params.features.precision)
     cache = caches.FeatureCache(store, teacher.identity, teacher.probe())
-    with cache.in_use(), make_engine(params.features, teacher, cache) as engine:
-        extraction = write_extraction(out, corpus, engine, cache, params.features)
-    with atomic_file(rejected) as temporary:
-        extraction.rejected.to_csv(temporary, index=False)
+    try:
+        with cache.in_use(), make_engine(params.features, teacher, cache) as engine:
+            extraction = write_extraction(out, corpus, engine, cache, params.features)
+    except TooManyRejectedError as error:
+        _write_rejected(rejected, error.rejected)
+        raise InputError(error.what, f"{rejected} lists them all; {error.fix}") from None
+    _write_rejected(rejected, extraction.rejected)
     write_json(metrics, extraction.metrics)
     note_times(metrics, **extraction.times)
+
+
+def _write_rejected(path: Path, rows: pd.DataFrame) -> None:
+    with atomic_file(path) as temporary:
+        rows.to_csv(temporary, index=False)
 
 
 def _show(teachers: list[caches.CachedTeacher], as_json: bool) -> None:

@@ -39,7 +39,7 @@ class Rule:
     where: str = ""
 
     def explains(self, name: str, old: str, new: str) -> bool:
-        same_but = f"(.*?)(?:{self.old})(.*)\0\\1(?:{self.new})\\2"
+        same_but = f"(?P<a>.*?)(?:{self.old})(?P<b>.*)\0(?P=a)(?:{self.new})(?P=b)"
         return bool(re.search(self.where, name) and re.fullmatch(same_but, f"{old}\0{new}"))
 
 

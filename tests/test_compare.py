@@ -13,12 +13,19 @@ from scipy import special
 
 from pipeline.compare import (
     ComparedScore,
+    Configuration,
+    check_configuration,
+    check_measured_alike,
     compare,
     holm,
+    is_average,
     paired_p,
+    parse_report,
     read_configuration,
+    rounding_of,
     summarise,
 )
+from pipeline.errors import InputError
 from tests.conftest import assert_clear_error, invoke
 
 FIRST = [58.1, 59.0, 58.4, 57.3, 58.9]
@@ -208,7 +215,7 @@ def test_equal_differences_have_no_p(step):
     summary = summarise(first + step - first)
     assert (summary.mean, summary.sd) == pytest.approx((step, 0), abs=1e-12)
     assert summary.interval is None
-    assert "equal" in summary.note
+    assert summary.note == "all values are equal, up to rounding: t is not defined"
 
 
 def test_the_rounding_of_reports_is_no_spread():
@@ -220,10 +227,23 @@ def test_the_rounding_of_reports_is_no_spread():
     assert paired_p(higher + np.array([0, 0, 0.05]), lower) < 1e-4  # a spread of its own is one
 
 
+def test_differences_of_just_the_rounding_are_differences():
+    first, second = np.array([0.5, 0.0]), np.zeros(2)
+    assert summarise(first, 0.5).interval is not None
+    assert paired_p(first, second, 0.5) == pytest.approx(0.5)
+    assert summarise(first, 0.51).interval is paired_p(first, second, 0.51) is None
+
+
+@pytest.mark.parametrize("score", ["transfer", "transfer.MR", "transfer.MRPC.f1"])
+def test_all_of_transfer_has_two_decimals(score):
+    assert rounding_of(score) == 0.025
+    assert rounding_of(f"sts.{score}") == 0.00025
+
+
 def test_one_value_has_a_mean_only():
     summary = summarise(np.array([58.0]))
     assert (summary.n, summary.mean, summary.sd, summary.interval) == (1, 58.0, None, None)
-    assert "one value" in summary.note
+    assert summary.note == "one value has no spread"
 
 
 # Reports and pairs.
@@ -284,19 +304,70 @@ def test_holm_counts_the_tasks_of_a_block_without_averages(folder):
         assert scores[name].p_adjusted is None
 
 
+def test_two_decimals_of_transfer_and_four_of_all_else_are_rounding(folder):
+    """Differences of 0.02 apart are equal up to rounding in accuracies, and there only."""
+    for name, step in (("a", 0.02), ("b", 0.0)):
+        for seed in range(2):
+            content = report(80.0, seed)
+            content |= {"sts": {"avg": 80 + seed * step}, "transfer": {"avg": 80 + seed * step}}
+            write(f"{name}/{seed}.json", content)
+        for seed in range(2, 5):
+            Path(f"{name}/{seed}.json").unlink()
+    scores = compare_paths("a", "b")
+    for side in (scores["transfer.avg"].first, scores["transfer.avg"].difference):
+        assert (side.interval, side.n) == (None, 2)
+    assert scores["transfer.avg"].p is None
+    for side in (scores["sts.avg"].first, scores["sts.avg"].difference):
+        assert side.interval is not None
+    assert scores["sts.avg"].p == pytest.approx(0.5)  # t = 1 with one degree of freedom
+    alone = compare_paths("b", "a")["transfer.avg"].second
+    assert compare_paths("a")["transfer.avg"].first == alone == scores["transfer.avg"].first
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [
+        ("sts.avg", True),
+        ("sts.avg_unseen", True),
+        ("sts.avg_unseen_too", True),
+        ("avg", True),
+        ("retrieval.text_to_image.avg", True),
+        ("retrieval.avg.recall@1", False),
+        ("sts.average", False),
+        ("sts.STS12", False),
+    ],
+)
+def test_averages_are_known_by_the_last_part_of_their_name(score, expected):
+    assert is_average(score) is expected
+
+
 def test_without_seeds_the_names_pair_and_a_warning_says_so(folder, caplog):
     straight = compare_paths("a", "b")
     for path in folder.glob("?/*.json"):
         content = json.loads(path.read_text())
         write(str(path), {k: v for k, v in content.items() if k != "systems"})
     assert compare_paths("a", "b") == straight
-    assert "paired in the order of file names: a/0.json with b/0.json" in caplog.text
+    pairs = ", ".join(f"a/{seed}.json with b/{seed}.json" for seed in range(5))
+    assert f"paired in the order of file names: {pairs}\n" in caplog.text
     assert "no report records its data and evaluator" in caplog.text
 
 
 def test_with_seeds_and_data_there_is_no_warning(folder, caplog):
     compare_paths("a", "b")
     assert not caplog.records
+
+
+def bare(path: str) -> None:
+    """Take away what a report says of its measurement."""
+    write(path, {k: v for k, v in json.loads(Path(path).read_text()).items() if k != "systems"})
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_report_alone_was_measured_like_itself(folder, caplog, count):
+    for seed in range(5):
+        Path(f"a/{seed}.json").unlink() if seed >= count else bare(f"a/{seed}.json")
+    compare_paths("a")
+    assert ("no report records its data" in caplog.text) == (count > 1)
 
 
 def test_only_the_first_system_is_asked(folder):
@@ -397,6 +468,18 @@ def test_a_file_that_is_no_report(folder, content, words):
     assert_clear_error(invoke("compare", "a", "b"), "a/3.json", *words)
 
 
+def test_the_reason_is_passed_on_in_one_line(folder):
+    write("a/3.json", "{\n1: 2}")
+    reason = "Expecting property name enclosed in double quotes: line 2 column 1 (char 2)."
+    assert_clear_error(invoke("compare", "a"), f"cannot be read as JSON: {reason}")
+
+
+def test_scores_end_below_a_million():
+    assert parse_report({"sts": {"avg": -999_999}}, "x").scores == {"sts.avg": -999_999}
+    with pytest.raises(InputError, match=r"x: sts.avg is 1000000\.0, not a finite score"):
+        parse_report({"sts": {"avg": 1e6}}, "x")
+
+
 def test_a_file_of_other_bytes(folder):
     Path("a/3.json").write_bytes(b"\xff\xfe\x00\xd8")
     assert_clear_error(invoke("compare", "a"), "a/3.json", "cannot be read as JSON")
@@ -455,6 +538,44 @@ def test_reports_measured_on_something_else(folder, sides, change, key):
     assert_clear_error(invoke("compare", *sides), "b/2.json", other, key)
 
 
+def test_other_settings_are_another_measure(folder):
+    for seed, setting in ((0, "senteval"), (1, "mteb")):
+        about_it = about(seed=seed, settings={"convention": setting})
+        write(f"c/{seed}.json", report(seed=seed, systems=about_it))
+    words = ("c/0.json", "c/1.json", "settings.convention differs (senteval and mteb)")
+    assert_clear_error(invoke("compare", "c"), *words)
+
+
+def parsed(where: str, parts: tuple[str, ...], **data: str):
+    content = {part: {"avg": 1.0} for part in parts}
+    return parse_report(content | {"systems": [{"about": {"data": data}}]}, where)
+
+
+def test_the_data_of_what_only_one_report_scores_may_differ():
+    both = parsed("x", ("sts", "transfer"), sts="a", transfer="b")
+    for other in ({"transfer": "c"}, {}):
+        check_measured_alike([both, parsed("y", ("sts",), sts="a", **other)])
+    with pytest.raises(InputError, match=r"x and y .* data.sts differs \(a and b\)"):
+        check_measured_alike([both, parsed("y", ("sts",), sts="b")])
+    with pytest.raises(InputError, match=r"x and y .* data.transfer differs \(b and c\)"):
+        check_measured_alike([both, parsed("y", ("sts", "transfer"), sts="a", transfer="c")])
+
+
+def test_a_configuration_is_alike_in_scores_measure_and_seeds(folder):
+    reports = read_configuration("a").reports
+    check_configuration(Configuration("a", reports))
+    other = parsed("other", ("sts",), sts="c" * 64)
+    twin = parse_report(report(seed=0, systems=about(data={"sts": "d"})), "twin")
+    again = parse_report(report(seed=0), "again")
+    for wrong, words in (
+        (other, "other lacks sts.STS12.*, which a/0.json has"),
+        (twin, "a/0.json and twin were not measured alike: data.sts differs"),
+        (again, "a has seed 0 2 times: a/0.json, again"),
+    ):
+        with pytest.raises(InputError, match=words):
+            check_configuration(Configuration("a", (*reports[:1], wrong)))
+
+
 def test_data_of_a_part_that_was_not_scored_need_not_be_recorded(folder):
     write("b/2.json", report(seed=2, systems=about(seed=2, data={"sts": DATA["sts"]})))
     assert invoke("compare", "b").exit_code == 0
@@ -468,12 +589,18 @@ def test_scores_of_some_reports_only(folder, sides):
     assert_clear_error(invoke("compare", *sides), "b/2.json lacks sts.STS-B, which")
 
 
-def test_a_score_more_than_the_others(folder):
-    write("b/2.json", report(58.0, 2, transfer=dict.fromkeys("abcde", 80)))
-    assert_clear_error(
-        invoke("compare", "a", "b"),
-        "a/0.json lacks transfer.a, transfer.b, transfer.c and 2 more, which b/2.json has",
-    )
+@pytest.mark.parametrize(("count", "more"), [(3, ""), (4, " and 1 more"), (5, " and 2 more")])
+def test_scores_more_than_the_others(folder, count, more):
+    write("b/2.json", report(58.0, 2, transfer=dict.fromkeys("abcde"[:count], 80)))
+    lacks = f"a/0.json lacks transfer.a, transfer.b, transfer.c{more}, which b/2.json has"
+    assert_clear_error(invoke("compare", "a", "b"), lacks)
+
+
+def test_a_score_that_the_second_of_two_reports_lacks(folder):
+    for seed in (0, 2, 3, 4):
+        Path(f"b/{seed}.json").unlink()
+    write("b/2.json", report(58.0, 2, transfer={"MR": 80}))
+    assert_clear_error(invoke("compare", "b"), "b/1.json lacks transfer.MR, which b/2.json has")
 
 
 def test_a_wrong_command_line_exits_with_two(folder):

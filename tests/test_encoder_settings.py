@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 from pipeline.encoder import GroundingHeads, SentenceEncoder, Student, save_student
 from pipeline.errors import ModelError
+from pipeline.train.tokens import tokenizer_parts
 from tests.conftest import ROOT
 
 START = ROOT / "data/demo/student"
@@ -265,3 +266,10 @@ def test_a_student_keeps_how_its_encoder_reads_text(folder, tmp_path):
     save_student(tmp_path / "saved", Student(encoder, heads, "kdmcse"), "# card\n")
     np.testing.assert_allclose(ours(tmp_path / "saved"), ours(folder), atol=1e-6)
     np.testing.assert_allclose(theirs(tmp_path / "saved"), ours(folder), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lower case", "short", "cut on the left", "prompt"])
+def test_kept_tokens_are_told_apart_by_every_setting_of_text(folder, name):
+    before = tokenizer_parts(SentenceEncoder.load(folder))
+    CHANGING[name](folder)
+    assert tokenizer_parts(SentenceEncoder.load(folder)) != before

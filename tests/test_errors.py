@@ -140,10 +140,13 @@ def test_a_missing_artefact_names_the_stage_that_makes_it(scratch, gone, stage, 
     assert_clear_error(invoke(stage, *arguments), gone, f"dvc repro {made_by}")
 
 
-def test_a_loss_that_is_not_finite(scratch):
-    write_params(scratch, TINY, {"loss": {"temperature": 1e-40}, "train": {"evaluate_every": 6}})
+@pytest.mark.parametrize("every", [3, 6])
+def test_a_loss_that_is_not_finite(scratch, every):
+    """It is named before a score on dev meets what it made of the student."""
+    train = {"evaluate_every": every}
+    write_params(scratch, TINY, {"loss": {"temperature": 1e-40}, "train": train})
     model = snapshot(scratch / "data/models/0")
-    assert_clear_error(invoke("train"), "the loss is nan at step 6", "learning_rate")
+    assert_clear_error(invoke("train"), f"the loss is nan at step {every}", "learning_rate")
     assert snapshot(scratch / "data/models/0") == model
 
 

@@ -7,10 +7,23 @@ import pytest
 
 from tests.conftest import ROOT
 
-LACKING = (
-    "accelerate datasets dvc faiss h5py open_clip pandas pyarrow requests rich ruamel scipy "
-    "sentence_transformers sklearn typer"
-).split()
+LACKING = [
+    "accelerate",
+    "datasets",
+    "dvc",
+    "faiss",
+    "h5py",
+    "open_clip",
+    "pandas",
+    "pyarrow",
+    "requests",
+    "rich",
+    "ruamel",
+    "scipy",
+    "sentence_transformers",
+    "sklearn",
+    "typer",
+]
 """What neither training nor encoding may need."""
 
 

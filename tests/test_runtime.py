@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from pipeline.runtime import (
     atomic_file,
     atomic_folder,
     ends_on_signal,
+    fetched,
     hash_strings,
     length_batches,
     ran_out_of_memory,
@@ -248,3 +250,23 @@ def test_memory_that_ran_out_is_known_by_its_words():
     ):
         assert ran_out_of_memory(error)
     assert not ran_out_of_memory(ValueError("no such key"))
+
+
+def test_fetched_waits_for_one_when_the_next_is_on_its_way():
+    begun: list[int] = []
+
+    def make():
+        for number in range(3):
+            begun.append(number)
+            yield torch.full((2,), float(number))
+
+    seen = [(value.tolist(), len(begun)) for value in fetched(make())]
+    assert seen == [([0.0, 0.0], 2), ([1.0, 1.0], 3), ([2.0, 2.0], 3)]
+    assert list(fetched(iter(()))) == []
+
+
+@pytest.mark.gpu
+def test_fetched_gives_what_the_gpu_computed():
+    values = [torch.randn(1000, 1000, device="cuda") for _ in range(4)]
+    for value, there in zip(values, fetched(value @ value for value in values), strict=True):
+        assert torch.equal(there, (value @ value).cpu())

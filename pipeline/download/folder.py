@@ -1,5 +1,7 @@
 """Source `folder`: a folder of images and a table of captions, packed into one zip."""
 
+import difflib
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -18,7 +20,11 @@ ARCHIVE = "images.zip"
 IMAGE_ENDINGS = frozenset({"avif", "bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp"})
 """What makes a file an image, where only its name tells."""
 
+_KEY = "download.folder.images"
 _WARNINGS = 5
+_LONGEST = 200
+_COMPARED = 1000
+"""Images of the folder among which the one is looked for that a path may mean."""
 
 
 def write_folder_pairs(
@@ -42,9 +48,7 @@ def write_folder_pairs(
     with reports_unreadable(folder):
         is_there = folder.is_dir()
     if not is_there:
-        raise InputError(
-            *why_missing(params.images or "", "download.folder.images", "is no folder")
-        )
+        raise InputError(*why_missing(params.images or "", _KEY, "is no folder"))
     with pack(target / ARCHIVE) as packer:
         images = _Images(folder, packer, rows, splits)
         for row in progress(read_rows(table, params), what="captions and images", unit="row"):
@@ -88,16 +92,24 @@ class _Images:
         if not self._known:
             raise InputError(f"{table} has no rows.", "check download.folder.captions.")
         if not self._packer.members:
+            first = next(iter(self._known))
             raise InputError(
                 f"{self._folder} holds none of the {len(self._known):,} images of {table}; the "
-                f"first is {next(iter(self._known))}.",
-                "check download.folder.images; paths in the table are seen from there.",
+                f"first is {first}, {self._alike(first)}.",
+                f"check {_KEY}; paths in the table are seen from there, with / and with their "
+                "ending, in the same case.",
             )
         self._rows.left_out["images_missing"] = len(self._known) - self._packer.members
         named = self._known
         self._rows.left_out["images_unnamed"] = sum(
             name not in named for name in _image_files(self._folder)
         )
+
+    def _alike(self, member: str) -> str:
+        """What the folder has for an image that it does not have, in words."""
+        names = list(itertools.islice(_image_files(self._folder), _COMPARED))
+        alike = difflib.get_close_matches(member[:_LONGEST], names, n=1, cutoff=0.0)
+        return f"the folder has {alike[0]}" if alike else "the folder has no images"
 
     def _add(self, member: str, row: Row) -> tuple[int, str]:
         content = self._read(member)

@@ -34,6 +34,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 
 from pipeline.errors import InputError, MissingArtifactError
+from pipeline.redact import first_line, one_line
 from pipeline.runtime import atomic_file, hash_strings
 from pipeline.seal import require_sealed, seal
 
@@ -340,10 +341,12 @@ def _load(path: Path, redo: str) -> pa.Table:
     """All rows, by this thread alone: Arrow's threads hang or abort where memory ran out."""
     require_sealed(path.parent, path.name, fix=redo)
     try:
-        return pq.ParquetFile(path, pre_buffer=False).read(use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} cannot be read: {reason}.", redo) from None
+        table = pq.ParquetFile(path, pre_buffer=False).read(use_threads=False)
+        table.validate(full=True)  # its texts too: those that are no UTF-8 fail much later
+        _describe(table.schema)  # and the names of its columns
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {first_line(error)}.", redo) from None
+    return table
 
 
 def _is_unusable(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -365,4 +368,8 @@ def _redo(made_by: str) -> str:
 
 
 def _describe(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name} ({field.type})" for field in schema)
+    return one_line(", ".join(f"{field.name} ({field.type})" for field in schema), _LONGEST)
+
+
+_LONGEST = 300
+"""Characters of what a table has, in a message."""

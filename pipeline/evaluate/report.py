@@ -213,7 +213,7 @@ def read_report(path: Path) -> list[System]:
         for system in read:
             _ground(system.about)
             plot_table([system])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} is no evaluation report: {type(error).__name__} {error}.",
             "write it with `python -m stages.evaluate --out`.",

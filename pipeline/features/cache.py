@@ -306,7 +306,7 @@ def _read_probe(folder: Path) -> NDArray[np.float32] | None:
         return None
     except OSError as error:
         raise unreadable(path, error) from error
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -414,8 +414,8 @@ def _describe(folder: Path) -> CachedTeacher:
     shards = {kind: _shards(folder / kind) for kind in KINDS}
     every = [path for paths in shards.values() for path in paths]
     try:
-        teacher = json.loads((folder / "teacher.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        teacher = dict(json.loads((folder / "teacher.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
         teacher = {}
     return CachedTeacher(
         name=folder.name,

@@ -39,6 +39,14 @@ class Engine(Protocol):
         ...
 
 
+class TooManyRejectedError(InputError):
+    """More rows were rejected than is borne; `rejected` lists them, with the columns REJECTED."""
+
+    def __init__(self, what: str, fix: str, rejected: pd.DataFrame) -> None:
+        super().__init__(what, fix)
+        self.rejected = rejected
+
+
 @dataclass(frozen=True)
 class Extraction:
     """Features of everything readable, and an account of the rest."""
@@ -88,17 +96,19 @@ def extract_features(
         params: sizes, and the share of rejected rows that is borne.
 
     Raises:
-        InputError: more images or captions than `max_rejected` cannot be used, or none is left; or
-            rows that the cache held a moment ago are gone.
+        TooManyRejectedError: more images or captions than `max_rejected` cannot be used, or none is
+            left.
+        InputError: there are none, or rows that the cache held a moment ago are gone.
     """
     images = _encode_images(pairs, engine)
     rejected_images = _rejected_images(pairs.images, images.rejected)
-    _check_share(rejected_images, "images", len(images.keys), params.max_rejected)
+    _check_share(rejected_images, rejected_images, len(images.keys), params.max_rejected)
     kept_images = pairs.images[images.kept]
     table = pairs.captions[pairs.captions["image_id"].isin(kept_images["image_id"])]
     captions = _encode_captions(table["caption"], engine, cache, params.shard_rows)
     rejected_captions = _rejected_captions(table, captions.rejected)
-    _check_share(rejected_captions, "captions", len(captions.keys), params.max_rejected)
+    rejected = pd.concat([rejected_images, rejected_captions], ignore_index=True)
+    _check_share(rejected_captions, rejected, len(captions.keys), params.max_rejected)
     kept_captions = table[captions.kept]
     image_ids = kept_images["image_id"].to_numpy(np.int64)
     features = Features(
@@ -108,8 +118,8 @@ def extract_features(
         caption_ids=kept_captions["caption_id"].to_numpy(np.int64),
         caption_image=_rows_of(kept_captions["image_id"].to_numpy(np.int64), image_ids),
     )
-    rejected = pd.concat([rejected_images, rejected_captions], ignore_index=True)
-    metrics = _account(features, rejected)
+    repeated = _count_repeated(kept_images, images.keys[images.kept])
+    metrics = _account(features, rejected) | repeated
     return Extraction(features, rejected, metrics, _times(images=images, captions=captions))
 
 
@@ -217,25 +227,60 @@ def _name_row(row: Mapping[Hashable, Any]) -> str:
     return f"caption {row['caption_id']} of image {row['image_id']}"
 
 
-def _check_share(rejected: pd.DataFrame, what: str, rows: int, limit: float) -> None:
+def _check_share(found: pd.DataFrame, rejected: pd.DataFrame, rows: int, limit: float) -> None:
+    """Refuse too many rejected images, or captions.
+
+    Args:
+        found: those of one kind.
+        rejected: all of both kinds so far.
+        rows: of that kind, rejected or not.
+        limit: the largest share.
+    """
     if not rows:
         raise InputError(
-            f"there are no {what} to encode.", "check the pairs: `dvc repro download`."
+            "there are no images or no captions to encode.",
+            "check the pairs: `dvc repro download`.",
         )
-    if not len(rejected):
+    if not len(found):
         return
-    first = dict(rejected.iloc[0])
+    first = dict(found.iloc[0])
+    what = f"{first['kind']}s"
     why = f"the first, {_name_row(first)}: {first['reason']} ({first['detail']})"
-    if len(rejected) == rows:
-        raise InputError(
-            f"all {rows} {what} were rejected, {why}.", "check the source of the pairs."
+    if len(found) == rows:
+        raise TooManyRejectedError(
+            f"all {rows} {what} were rejected, {why}.", "check the source of the pairs.", rejected
         )
-    if len(rejected) > limit * rows:
-        raise InputError(
-            f"{len(rejected)} of {rows} {what} were rejected, more than features.max_rejected = "
+    if len(found) > limit * rows:
+        raise TooManyRejectedError(
+            f"{len(found)} of {rows} {what} were rejected, more than features.max_rejected = "
             f"{limit:g} allows, {why}.",
             "mend the source of the pairs, or raise features.max_rejected.",
+            rejected,
         )
+
+
+def _count_repeated(images: pd.DataFrame, keys: Keys) -> dict[str, int]:
+    """How many pictures are equal to an earlier one, and how many stand in several splits."""
+    _, first, which = np.unique(keys.view(np.uint64)[:, 0], return_index=True, return_inverse=True)
+    splits = pd.factorize(images["split"])[0]
+    placed = np.unique(which.astype(np.int64) * _MOST_SPLITS + splits)
+    across = np.flatnonzero(np.bincount(placed // _MOST_SPLITS) > 1)
+    if across.size:
+        row = images.iloc[first[across[0]]]
+        log.warning(
+            "%s pictures are in several splits, byte for byte, such as %s of %s: what is learnt of "
+            "them helps their scores",
+            f"{across.size:,}",
+            row["member"],
+            Path(row["archive"]).name,
+        )
+    return {
+        "images_repeated": len(which) - len(first),
+        "images_in_several_splits": int(across.size),
+    }
+
+
+_MOST_SPLITS = 4
 
 
 def _account(features: Features, rejected: pd.DataFrame) -> dict[str, Any]:

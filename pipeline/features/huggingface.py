@@ -67,16 +67,7 @@ class HuggingFaceTeacher:
         self, pixels: UInt8[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch 3 height width"]:
         """What the image processor makes of pixels at its end: rescaled, normalised."""
-        processor = self._processor
-        scaled = processor.rescale_and_normalize(
-            pixels,
-            processor.do_rescale,
-            processor.rescale_factor,
-            processor.do_normalize,
-            tuple(processor.image_mean),
-            tuple(processor.image_std),
-        )
-        return cast(Tensor, scaled.float())
+        return _scale(self._processor, pixels)
 
     def encode_images(
         self, images: Float[Tensor, "batch 3 height width"]
@@ -123,22 +114,56 @@ class _Process:
         return cast(Tensor, pixels)
 
 
+def _scale(
+    processor: Any, pixels: UInt8[Tensor, "batch 3 height width"]
+) -> Float[Tensor, "batch 3 height width"]:
+    scaled = processor.rescale_and_normalize(
+        pixels,
+        processor.do_rescale,
+        processor.rescale_factor,
+        processor.do_normalize,
+        *(tuple(of) if isinstance(of, list) else of for of in _statistics(processor)),
+    )
+    return cast(Tensor, scaled.float())
+
+
+def _statistics(processor: Any) -> tuple[Any, Any]:
+    """Mean and standard deviation that pixels are normalised by: one a channel, or one for all."""
+    return processor.image_mean, processor.image_std
+
+
 def _make_decoder(name: str, processor: Any) -> Decoder:
     """The image processor as a decoder, once it is known to give one shape.
 
     Raises:
-        ModelError: it leaves pictures of different shapes different.
+        ModelError: it does not resize, or leaves pictures of different shapes different.
     """
-    process = _Process(processor, whole=not isinstance(processor, TorchvisionBackend))
-    tried = [Image.new("RGB", size) for size in ((40, 60), (60, 40))]
-    shapes = _reported(name, lambda: {tuple(process(picture).shape) for picture in tried})
+    tried = [Image.linear_gradient("L").resize(size).convert("RGB") for size in _TRIED]
+    process = _Process(processor, whole=True)
+    wholes = _reported(name, lambda: [process(picture) for picture in tried])
     sides = [side for side in processor.to_dict()["size"].values() if side]
-    if len(shapes) > 1 or not sides:
+    if not processor.do_resize or len({tuple(one.shape) for one in wholes}) > 1 or not sides:
         raise ModelError(
             f"teacher {name}: its image processor gives pictures of different sizes.",
             "name a model whose preprocessor_config.json resizes and crops to one size.",
         )
-    return Decoder(process, int(max(sides)))
+    parts = _Process(processor, whole=False)
+    splits = isinstance(processor, TorchvisionBackend) and all(
+        _is_split(parts(picture), whole, processor)
+        for picture, whole in zip(tried, wholes, strict=True)
+    )
+    return Decoder(parts if splits else process, int(max(sides)))
+
+
+_TRIED = ((40, 60), (60, 40))
+
+
+def _is_split(part: Tensor, whole: Tensor, processor: Any) -> bool:
+    """Whether scaling what was made of a picture gives all that the processor makes of it.
+
+    It does not where the processor does more behind that, such as padding.
+    """
+    return part.dtype == torch.uint8 and torch.equal(_scale(processor, part[None])[0], whole)
 
 
 def _context_of(config: Any, tokenizer: Any) -> int:

@@ -68,6 +68,7 @@ from pipeline.features.files import (
 from pipeline.features.identity import TeacherIdentity, hash_teacher_source
 from pipeline.features.rows import FeatureRows, Features, JoinedRows, Places, Runs
 from pipeline.params.teacher import TeacherParams
+from pipeline.redact import one_line
 from pipeline.runtime import atomic_file, counter
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ _PLACES_BYTES = 1024
 _MOST_HEADER = 1 << 16
 """Bytes in which a header ends."""
 _MOST_COLUMNS = 1 << 20
+_LONGEST = 300
+"""Characters of a path that a file names, in a message."""
 _HDF5 = b"\x89HDF"
 """What a file without a header begins with."""
 _KINDS: dict[str, np.dtype[Any]] = {
@@ -470,9 +473,10 @@ def _read_header(path: Path) -> _Header:
 
 def _read_tables(path: Path, header: _Header) -> Features:
     _check_shapes(header.tables)
+    _check_places(header)
     with reports_unreadable(path), path.open("rb") as stream:
         if _checksum_rest(stream, header) != header.rest:
-            raise ValueError("it is damaged")
+            raise ValueError("its ids and attributes do not fit their checksum")
         ids = [_read_table(stream, header, name) for name in _IDS]
         runs = [_read_runs(path, stream, header, name) for name in ("image", "caption")]
     images, captions = _find_rows(path, header, runs)
@@ -480,6 +484,12 @@ def _read_tables(path: Path, header: _Header) -> Features:
         images, captions = _load_rows(images), _load_rows(captions)
     weights, digest = (str(header.attributes[name]) for name in ("weights", "digest"))
     return Features(images, ids[0], captions, ids[1], ids[2], weights, digest)
+
+
+def _check_places(header: _Header) -> None:
+    for name, place in header.tables.items():
+        if place.offset < header.length and place.bytes_of(name):
+            raise ValueError(f"/{name} lies in the header, which has another checksum")
 
 
 def _check_shapes(tables: dict[str, _Place]) -> None:
@@ -532,7 +542,9 @@ def _read_runs(path: Path, stream: BinaryIO, header: _Header, name: str) -> Runs
     shards = [Path(os.fsdecode(bytes(one).rstrip(b"\0"))) for one in names]
     for shard in shards:
         if not shard.is_file():
-            raise InputError(f"{path} points to {shard}, which is gone.", _REDO)
+            raise InputError(
+                f"{path} points to {one_line(str(shard), _LONGEST)}, which is gone.", _REDO
+            )
     runs = _read_table(stream, header, f"{name}/runs")
     file, source, start = np.ascontiguousarray(runs.T)
     rows = header.tables[f"{name}/ids"].shape[0]

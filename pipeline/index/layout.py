@@ -49,7 +49,10 @@ TARGET_OF: dict[Space, Target] = {"texts": "texts", "grounded": "texts", "images
 Vectors = Float32[np.ndarray, "rows dim"]
 QUERY = "query.onnx"
 TOKENIZER = "tokenizer.json"
-REBUILD = "run `dvc repro -f index`."
+REBUILD = (
+    "run `dvc repro -f index`; for an index elsewhere, "
+    "`python -m stages.index --model MODEL --out INDEX`."
+)
 MANIFEST = "manifest.json"
 _READ_AT_ONCE = 1 << 28
 """Bytes of a file that is read and held against its checksum when it is opened; larger ones are
@@ -227,5 +230,5 @@ def _load(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise MissingArtifactError(path.parent, made_by="index") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}.", REBUILD) from None

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
@@ -76,13 +75,19 @@ class RowTable:
         found: dict[int, dict[str, Any]] = {}
         for group in np.unique(groups).tolist():
             chosen = wanted[groups == group]
-            values = self._read(group).take(chosen - self._starts[group]).to_pylist()
+            values = self._read(group, chosen - self._starts[group])
             found |= zip(chosen.tolist(), values, strict=True)
         return found
 
-    def _read(self, group: int) -> pa.Table:
-        with unusable(self.path), self._turn:
-            return self.file.read_row_group(group, use_threads=False)
+    def _read(self, group: int, rows: Int64[np.ndarray, " chosen"]) -> list[dict[str, Any]]:
+        with unusable(self.path):
+            with self._turn:
+                table = self.file.read_row_group(group, use_threads=False)
+            chosen = table.take(rows)
+            values: list[dict[str, Any]] = chosen.to_pylist()  # its texts may be no UTF-8
+        if empty := [name for name in chosen.column_names if chosen[name].null_count]:
+            raise InputError(f"{self.path} has a row without {empty[0]}.", REBUILD)
+        return values
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 from pipeline.errors import InputError, ResourceError
 from pipeline.index.layout import (
     QUERY,
+    REBUILD,
     SCHEMA,
     TOKENIZER,
     Target,
@@ -105,8 +106,11 @@ class ExportedQueries:
         ids[mask] = np.concatenate(encoded)
         tokens = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
         with unusable(Path(QUERY)):
-            (vectors,) = self.session.run([target], tokens)
-        return np.asarray(vectors, dtype=np.float32)
+            (found,) = self.session.run([target], tokens)
+            vectors = np.asarray(found, dtype=np.float32)
+        if not np.isfinite(vectors).all():
+            raise InputError(f"{QUERY} gave a vector that is not finite.", REBUILD)
+        return vectors
 
 
 @dataclass(frozen=True)
@@ -200,15 +204,20 @@ def _require_one_file(student: "Student") -> None:
 
 
 def _export_graph(student: "Student") -> Any:
-    """The graph, in memory: its exporter would not say why a file cannot be written."""
+    """The graph, in memory: its exporter would not say why a file cannot be written.
+
+    The exporter notes at each node which lines of which files it comes of. That is taken out: the
+    same student gives the same bytes wherever the project lies.
+    """
     import torch
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     ids = torch.tensor([[2, 3, 4], [5, 6, 7]])
     tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     with warnings.catch_warnings(), torch.inference_mode(), _quiet():
         warnings.simplefilter("ignore")
-        return torch.onnx.export(
+        program = torch.onnx.export(
             _as_module(student),
             kwargs=tokens,
             input_names=list(tokens),
@@ -217,6 +226,9 @@ def _export_graph(student: "Student") -> Any:
             dynamo=True,
             verbose=False,
         )
+    assert program is not None  # as it is by dynamo
+    ClearMetadataAndDocStringPass()(program.model)
+    return program
 
 
 def _as_module(student: "Student") -> "nn.Module":

@@ -39,9 +39,14 @@ class Curves:
 
     def means(self) -> dict[str, float]:
         """The mean of every term over the steps that had it since the last call."""
-        means = {name: float(torch.stack(terms).mean()) for name, terms in self._terms.items()}
+        means = {curve: self.pending(curve) for curve in self._terms}
         self._terms.clear()
         return means
+
+    def pending(self, curve: str) -> float:
+        """The mean of a term over the steps since that call; 0 where there are none."""
+        terms = self._terms.get(curve)
+        return float(torch.stack(terms).mean()) if terms else 0.0
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
         """Add points, by curve."""

@@ -1,6 +1,5 @@
 """One step, and one loop for every objective."""
 
-import copy
 import functools
 import signal
 import time
@@ -41,7 +40,7 @@ from pipeline.train.run_params import RunParams
 from pipeline.train.teacher_rows import TeacherRows, to_device
 from pipeline.train.tokens import PackedTokens, pack_tokens
 from pipeline.train.trackers import Trackers
-from pipeline.train.unpadded import choose_unpadded
+from pipeline.train.unpadded import choose_unpadded, take_masks_unseen
 
 LOG_EVERY = 10
 """Steps between two points of the training curves."""
@@ -130,6 +129,8 @@ class _Run:
         self._is_unpadded = choose_unpadded(self._model.encoder, train)
         if self._ranks.device.type == "cpu":
             replace_dropout(self._model.encoder.backbone)
+        elif not (self._is_unpadded or train.compile):
+            take_masks_unseen(self._model.encoder)
         self._ranks.draw_apart(seed)
         pack = functools.partial(
             pack_tokens,
@@ -158,6 +159,7 @@ class _Run:
             self._restore(state)
         else:
             self._dev_before = self._score()
+        self._model.train()
         bar = counter("training", "step", self._steps, done=self._step, show=self._ranks.is_main)
         with bar, defers_signals() as stop_signal:
             while self._step < self._steps:
@@ -221,7 +223,6 @@ class _Run:
 
     def _descend(self) -> list[StepLoss]:
         """One optimiser step on the mean loss of its batches."""
-        self._model.train()
         train = self._params.train
         losses = [
             add_gradients(
@@ -259,20 +260,26 @@ class _Run:
 
     def _log(self, bar: "tqdm[Any]") -> None:
         values = self._ranks.share_value(self.curves.means())
-        if not np.isfinite(values["loss"]):
-            raise TrainingError(
-                f"the loss is {values['loss']} at step {self._step}.",
-                "lower train.learning_rate or raise loss.temperature.",
-            )
+        self._require_finite(values["loss"])
         self._record(values)
         best = f"{self._best[0]:.2f}" if self._best else "-"
         bar.set_postfix(loss=f"{values['loss']:.4f}", sts_dev_best=best)
 
+    def _require_finite(self, loss: float) -> None:
+        if not np.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss} at step {self._step}.",
+                "lower train.learning_rate or raise loss.temperature.",
+            )
+
     def _select(self) -> None:
+        self._require_finite(self._ranks.share_value(self.curves.pending("loss")))
         score = self._score()
+        self._model.train()
         if self._best is None or score > self._best[0]:
-            state = {key: value.cpu() for key, value in self._model.state_dict().items()}
-            self._best = (score, self._step, copy.deepcopy(state))
+            state = self._model.state_dict()
+            kept = {key: value.to("cpu", copy=True) for key, value in state.items()}
+            self._best = (score, self._step, kept)
 
     def _score(self) -> float:
         """The score of the encoder as it is, taken by the main process."""

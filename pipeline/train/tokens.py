@@ -94,11 +94,12 @@ def pack_tokens(
     return packed
 
 
-def tokenizer_parts(encoder: SentenceEncoder) -> tuple[str, str, str]:
+def tokenizer_parts(encoder: SentenceEncoder) -> tuple[str, ...]:
     """All that tells one tokenizer from another, however it was last called."""
     backend = json.loads(encoder.tokenizer.backend_tokenizer.to_str())
     backend |= {"truncation": None, "padding": None}
-    return json.dumps(backend, sort_keys=True), str(encoder.tokenizer.init_kwargs), encoder.prompt
+    settings = (str(encoder.tokenizer.init_kwargs), str(encoder.max_length), encoder.prompt)
+    return json.dumps(backend, sort_keys=True), *settings
 
 
 def _tokenize(

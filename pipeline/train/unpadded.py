@@ -5,6 +5,7 @@ of its work) is done for one long row of the batch's tokens. Only attention puts
 side by side again. Vectors and gradients are those of the padded batch.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.encoder import SentenceEncoder, Tokens, run_padded
+from pipeline.encoder import RunBackbone, SentenceEncoder, Tokens, run_padded
 from pipeline.errors import ParamsError
 from pipeline.params.train import TrainParams
 from pipeline.train.dropout import drop
@@ -82,29 +83,51 @@ def leave_out_padding(encoder: SentenceEncoder) -> bool:
     tokens = encoder.tokenize(_PROBES)
     _register()
     for first_position in (0, padding + 1):
-        if _agrees(backbone, tokens, first_position):
+        run = functools.partial(run_unpadded, first_position=first_position)
+        if _agrees(backbone, tokens, run):
             encoder.run_backbone = Unpadded(first_position)
             return True
     backbone.set_attn_implementation(before)
     return False
 
 
+def take_masks_unseen(encoder: SentenceEncoder) -> bool:
+    """Make a padded encoder give its masks to attention as they are, by `attention_mask`.
+
+    It does not for models whose attention is not one of transformers' functions.
+
+    Args:
+        encoder: changed in place.
+
+    Returns:
+        Whether it was.
+    """
+    backbone = cast(Any, encoder.backbone)
+    before = getattr(backbone.config, "_attn_implementation", None)
+    tokens = encoder.tokenize(_PROBES)
+    _register()
+    if before == "sdpa" and _agrees(backbone, tokens, run_padded):
+        return True
+    backbone.set_attn_implementation(before)
+    return False
+
+
 def _register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(_NAME, attend)
-    AttentionMaskInterface.register(_NAME, sdpa_mask)
+    AttentionMaskInterface.register(_NAME, attention_mask)
 
 
 @torch.no_grad()
-def _agrees(backbone: Any, tokens: Tokens, first_position: int) -> bool:
+def _agrees(backbone: Any, tokens: Tokens, run: RunBackbone) -> bool:
+    """Whether a way to the hidden states gives the model's own, with our attention in its place."""
     was_training = backbone.training
     backbone.eval()
     try:
         expected = run_padded(backbone, tokens)
         backbone.set_attn_implementation(_NAME)
-        given = run_unpadded(backbone, tokens, first_position)
+        given = run(backbone, tokens)
     except Exception:  # noqa: BLE001  # a model says in its own way what it does not take
         return False
     finally:
@@ -208,6 +231,33 @@ def attend(
         query, key, value, layout.mask[:, None, None], settings["dropout"], settings["scaling"]
     )
     return layout.unpad(together.transpose(1, 2))[None], None
+
+
+def attention_mask(
+    *,
+    attention_mask: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    allow_is_bidirectional_skip: bool = False,
+    **settings: Any,
+) -> Tensor | None:
+    """The mask that transformers gives SDPA, but on a GPU never looked at.
+
+    transformers leaves out a mask that hides nothing, and to know that, the host waits at every
+    forward pass until the device has the mask. transformers defines arguments and result.
+    """
+    from transformers.masking_utils import sdpa_mask
+
+    is_known = attention_mask is None or torch.device(device).type in _SHARES_MEMORY
+    return sdpa_mask(
+        attention_mask=attention_mask,
+        device=device,
+        allow_is_bidirectional_skip=allow_is_bidirectional_skip and is_known,
+        **settings,
+    )
+
+
+_SHARES_MEMORY = {"cpu"}
+"""Devices whose values the host reads without waiting."""
 
 
 def _attend(

@@ -37,6 +37,7 @@ from pipeline.features.teacher import Teacher
 from pipeline.index.layout import ROWS, Window
 from pipeline.index.opened import FileIndex
 from pipeline.params.teacher import TeacherParams
+from pipeline.plaintext import is_blank
 from pipeline.search import Searcher
 from tests.app.conftest import make_bomb, read_member, rewrite_archive
 from tests.conftest import TINY
@@ -121,7 +122,9 @@ def test_a_full_last_page_has_no_more(client, searcher):
 @given(st.text(max_size=200))
 def test_every_text_is_answered_or_refused(client, schema, query):
     response = client.get("/search", params={"q": query, "k": 3})
-    if query.strip():
+    if "\0" in query and not is_blank(query):
+        assert_problem(response, 422, "NUL")
+    elif not is_blank(query):
         assert response.status_code == 200
         check(schema, "Results", response.json())
         assert response.json()["query"] == query

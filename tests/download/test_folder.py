@@ -329,7 +329,7 @@ def test_a_cleaned_caption_is_one_line_of_utf8(text):
     assert bool(cleaned) <= bool("".join(one for one in text if one not in invisible).strip())
 
 
-TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n\ufeff")).map(str.strip)
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n\ufeff[({")).map(str.strip)
 TEXT = TEXT.filter(lambda text: not is_missing(text))
 
 

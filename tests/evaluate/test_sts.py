@@ -94,6 +94,14 @@ def test_every_aggregation_of_a_year_is_recomputed(measure, recomputed):
         assert found == pytest.approx(wanted, abs=1e-6)
 
 
+def test_sub_sets_stand_in_the_order_of_the_file_and_whole_grades_are_grades():
+    table = make_table({"STS12": ("second", "first", "third")})
+    scores = score(table)
+    subsets = [s.subset for s in scores if s.subset and s.measure == "pearson"]
+    assert subsets == ["second", "first", "third"]
+    assert score(table.assign(score=table["score"].astype(int))) == scores
+
+
 def test_only_years_are_averaged_over_their_sub_sets():
     assert {s.aggregation for s in score(YEAR) if s.task == "STS-B"} == {"all", ""}
 
@@ -181,6 +189,10 @@ def test_unseen_pairs_are_those_without_a_training_sentence():
         assert found.value == pytest.approx(spearman(left), abs=1e-6)
     both = [value(scores, task, aggregation="all", unseen=True) for task in ("STS12", "STS-B")]
     assert value(scores, "avg", aggregation="all", unseen=True) == pytest.approx(np.mean(both))
+
+
+def test_normalised_sentences_are_words_in_lower_case():
+    assert normalise("The CAT's  straße , No.7!") == "the cat s straße no 7"
 
 
 def disjoint_table() -> pd.DataFrame:

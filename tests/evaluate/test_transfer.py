@@ -1,13 +1,16 @@
 """Transfer scores against the plain evaluator, in all three protocols."""
 
+import functools
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from benchmarks import plain_evaluation
 from benchmarks.plain_evaluation import PENALTIES, PlainTransfer
 from pipeline.errors import InputError
-from pipeline.evaluate import transfer
+from pipeline.evaluate import classifier, transfer
 from pipeline.evaluate.classifier import Fitted
 from pipeline.evaluate.embed import Embeddings
 from pipeline.evaluate.transfer import _choose, score_transfer
@@ -68,6 +71,48 @@ def assert_equals_plain(table, embeddings, *, seed=SEED):
 def test_a_task_with_a_dev_split_equals_the_plain_evaluator(seed):
     table = make_task("SST2", {"train": 100, "dev": 60, "test": 70}, seed=seed)
     assert_equals_plain(table, make_embeddings(table), seed=seed)
+
+
+@pytest.fixture
+def few_rounds(monkeypatch):
+    """Three rounds of larger steps, over two penalties: what takes 51 takes a moment."""
+    for module in (transfer, plain_evaluation):
+        monkeypatch.setattr(module, "PENALTIES", (1.0, 1e-3))
+    for module in (classifier, plain_evaluation):
+        monkeypatch.setattr(module, "MOST_ROUNDS", 3)
+    monkeypatch.setattr(classifier, "_LEARNING_RATE", 0.02)
+    monkeypatch.setattr(torch.optim, "Adam", functools.partial(torch.optim.Adam, lr=0.02))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "classes"),
+    [
+        ({"train": 100, "dev": 61, "test": 70}, 2),
+        ({"train": 90, "test": 71}, 3),
+        ({"train": 20, "test": 40}, 2),  # as few of a class as there are folds
+        ({"all": 57}, 2),
+    ],
+)
+def test_few_rounds_of_every_protocol_equal_the_plain_evaluator(few_rounds, sizes, classes):
+    table = make_task("X", sizes, classes=classes)
+    table["label"] = (table.groupby("split").cumcount() % classes).astype(np.int32)
+    embeddings = make_embeddings(table, dim=16)
+    accuracy, dev_accuracy, average = score_transfer(embeddings, table, seed=3)
+    expected = PlainTransfer(embeddings.of, table, 3).run()
+    assert (dev_accuracy.value, accuracy.value) == expected
+    assert accuracy.value == average.value
+    split = "all" if "all" in sizes else "test"
+    assert [one.split for one in (accuracy, dev_accuracy, average)] == [split, split, "test"]
+    assert {one.count for one in (accuracy, dev_accuracy, average)} == {sizes[split]}
+
+
+def test_a_class_of_the_test_split_alone_is_always_missed(few_rounds):
+    table = make_task("X", {"train": 60, "dev": 40, "test": 50})
+    rare = table.index[table["split"] == "test"][:20]
+    table.loc[rare, "label"] = 3
+    embeddings = make_embeddings(table, dim=16)
+    (accuracy, *_) = score_transfer(embeddings, table, seed=3)
+    assert accuracy.value == PlainTransfer(embeddings.of, table, 3).run()[1] <= 60
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """A folder in which all stages ran, to break one of them in; and what may come of that."""
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -14,6 +15,10 @@ from typing import Any
 from tests.conftest import TINY, write_params
 from tests.faults.zygote import Order, Zygote
 
+CHECKPOINTS = "data/checkpoints"
+"""Of a training run that was ended; a finished one leaves none."""
+QUERY = "an image of several large turquoise squares above several yellow hearts"
+"""A caption of the tiny world, which is its own best hit."""
 LONGEST = 60.0
 """Seconds after which a command hangs."""
 SMALL_SHARDS = {"features": {"shard_rows": 64, "batch_size": 32}}
@@ -43,7 +48,7 @@ STAGES = (
     Stage(
         "train",
         ("data/models", "reports/train"),
-        ("data/tokens", "data/checkpoints"),
+        ("data/tokens", CHECKPOINTS),
         ("--checkpoint-every", "0"),
     ),
     Stage("baselines", ("reports/baselines.json", "reports/baselines.csv")),
@@ -54,7 +59,7 @@ STAGES = (
         ("data/index", "reports/index.json", "reports/index.csv"),
         ("data/vectors",),
     ),
-    Stage("search", arguments=("two red circles", "--json")),
+    Stage("search", arguments=(QUERY, "--json")),
 )
 
 
@@ -103,13 +108,22 @@ class Bench:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def prepare(self) -> None:
-        """Run all stages once, undisturbed; raises AssertionError where one fails."""
+        """Run all stages once, undisturbed: what faults are held against.
+
+        Raises:
+            AssertionError: a stage fails, does not make or keep what it is said to, or the search
+                finds something else than was asked for.
+        """
         write_params(self.folder, TINY, SMALL_SHARDS)
         for stage in STAGES:
             ended = self.run(stage)
             assert ended.code == 0, (stage, ended)
+            for name in (*stage.makes, *stage.keeps):
+                assert name == CHECKPOINTS or any(self._files((name,))), (stage, name)
             self.seconds[stage.name] = ended.seconds
             self.content[stage.name] = self.made(stage)
+        (answer,) = map(json.loads, (self.prints / "out").read_text().splitlines())
+        assert [hit["text"] for hit in answer["hits"][:1]] == [QUERY], answer
 
     def copy(self, folder: Path) -> "Bench":
         """The same in another folder, which may be on another file system."""

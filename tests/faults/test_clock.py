@@ -1,6 +1,9 @@
 """Clocks that jump while a stage runs: libfaketime, Debian's package, under the real command."""
 
+import os
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from tests.faults.ledger import record, times
 from tests.faults.zygote import Zygote
 
 LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+_YEAR = 365 * 24 * 3600
 JUMPS = ("-10y", "+10y", "-1h", "+1h", "-1d", "+0", "+40d")
 
 
@@ -34,6 +38,11 @@ def timeless(clock):
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         "NO_FAKE_STAT": "1",
     }
+    clock.write_text("+10y\n")
+    shown = [sys.executable, "-c", "import time; print(time.time())"]
+    told = subprocess.run(shown, env=os.environ | variables, capture_output=True, check=True)
+    assert float(told.stdout) - time.time() > 9 * _YEAR, "the clock does not jump"
+    clock.write_text("+0\n")
     with Zygote(variables) as zygote:
         yield zygote
 

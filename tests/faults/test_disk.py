@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.bench import STAGES, Bench, Stage
+from tests.faults.bench import STAGES, Bench
 from tests.faults.ledger import record, times
 
 MAKERS = [stage for stage in STAGES if stage.makes]
@@ -39,11 +39,11 @@ def fill(folder: Path, free: int) -> Path:
     return ballast
 
 
-def bytes_of(bench: Bench, stage: Stage) -> int:
-    """What a stage writes, about."""
-    roots = [bench.folder / name for name in (*stage.makes, *stage.keeps)]
+def sizes_of(bench: Bench, names: tuple[str, ...]) -> list[int]:
+    """Bytes of files, and of those in folders."""
+    roots = [bench.folder / name for name in names]
     files = [path for root in roots for path in (root.rglob("*") if root.is_dir() else [root])]
-    return sum(path.stat().st_size for path in files if path.is_file())
+    return [path.stat().st_size for path in files if path.is_file()]
 
 
 @pytest.mark.parametrize("stage", MAKERS, ids=str)
@@ -52,11 +52,12 @@ def test_a_full_disk(finished, tmp_path, stage):
     rooms = random.Random(stage.name)  # noqa: S311
     with small_disk(tmp_path / "disk", 600) as disk:
         bench = finished.copy(disk)
-        size = bytes_of(bench, stage)
-        for _ in range(times(1, 5)):
+        size = sum(sizes_of(bench, (*stage.makes, *stage.keeps)))
+        for round_ in range(times(2, 5)):
             bench.reset(stage)
-            ballast = fill(disk, rooms.randint(0, int(1.1 * size)))
+            ballast = fill(disk, rooms.randint(0, int(1.1 * size)) if round_ else 0)
             ended = bench.run(stage)
+            assert round_ or ended.code == 1, ended  # there was no room at all
             record("full disk", stage.name, bench.require(stage, ended))
             assert ended.code == 0 or "no space left" in ended.err, ended
             assert not bench.leftovers()
@@ -70,10 +71,12 @@ def test_a_full_disk(finished, tmp_path, stage):
 def test_a_limit_to_the_size_of_files(bench, stage):
     """From 16 KiB on: what is printed goes into a file too."""
     limits = random.Random(stage.name)  # noqa: S311
-    for _ in range(times(1, 4)):
+    largest = max(sizes_of(bench, stage.makes))
+    drawn = [int(2 ** limits.uniform(14, 21)) for _ in range(times(1, 4))]
+    for limit in [max(1 << 14, largest // 2), *drawn]:
         bench.reset(stage)
-        limit = int(2 ** limits.uniform(14, 21))
         ended = bench.run(stage, limits={"RLIMIT_FSIZE": limit})
+        assert limit >= largest or ended.code == 1, ended
         record("file size limit", stage.name, bench.require(stage, ended))
         assert ended.code in {0, 1}, ended
         assert not bench.leftovers()
@@ -101,6 +104,8 @@ def test_a_full_tmp(bench, tmp_path):
     """Nothing is written there, whatever TMPDIR says."""
     with small_disk(tmp_path / "tmp", 1) as disk:
         fill(disk, 0)
+        with pytest.raises(OSError, match="No space left"):
+            (disk / "more").write_bytes(bytes(1 << 16))
         for stage in STAGES:
             bench.reset(stage)
             ended = bench.run(stage, environment={"TMPDIR": str(disk)})

@@ -43,10 +43,10 @@ def environment() -> dict[str, str]:
     return os.environ | own | {"DVC_NO_ANALYTICS": "1"}
 
 
-def start(project: Path) -> subprocess.Popen:
+def start(project: Path, *arguments: str) -> subprocess.Popen:
     """A `dvc repro` in a process group of its own."""
     return subprocess.Popen(
-        [DVC, "repro"],
+        [DVC, "repro", *arguments],
         cwd=project,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -55,8 +55,8 @@ def start(project: Path) -> subprocess.Popen:
     )
 
 
-def finish(project: Path) -> str:
-    ended = start(project)
+def finish(project: Path, *arguments: str) -> str:
+    ended = start(project, *arguments)
     printed = ended.communicate()[0].decode()
     assert ended.returncode == 0, printed
     return printed
@@ -85,13 +85,32 @@ def test_a_repro_may_be_ended_at_any_moment(project):
             path = project / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         running = start(project)
-        time.sleep(moments.uniform(0.1, 1) * seconds)
+        time.sleep(moments.uniform(0.1, 0.7) * seconds)
+        assert running.poll() is None, "it was over before it was ended"
         ends = (signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
         os.killpg(running.pid, ends[number % len(ends)])
         running.communicate()
         finish(project)
         assert results(project) == expected
         record(ends[number % len(ends)].name, "dvc repro", "right result")
+
+
+@LONG_ONLY
+def test_a_forced_repro_that_changes_nothing_leaves_git_clean(project):
+    """No metric, no output and not even the lock differs; times are where git does not look."""
+    shutil.copy(ROOT / ".gitignore", project)
+    finish(project)
+    taken = (project / "reports/times/train/0/metrics.json").read_bytes()
+    author = ["-c", "user.name=x", "-c", "user.email=x@y.z"]
+    for command in (["add", "-A"], [*author, "commit", "-qm", "all"]):
+        subprocess.run(["git", *command], cwd=project, check=True)
+    finish(project, "--force")
+    assert (project / "reports/times/train/0/metrics.json").read_bytes() != taken
+    for command in (["git", "status", "--porcelain"], [DVC, "metrics", "diff"]):
+        said = subprocess.run(
+            command, cwd=project, env=environment(), capture_output=True, check=True
+        )
+        assert said.stdout == b"", command
 
 
 @LONG_ONLY

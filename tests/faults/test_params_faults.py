@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline.config import load_params
 from pipeline.errors import ParamsError
 from pipeline.params.schema import Params
-from tests.conftest import ROOT
+from tests.conftest import ROOT, read_default_params
 from tests.faults.ledger import record, times
 
 TEXT = (ROOT / "params.yaml").read_bytes()
@@ -73,6 +73,10 @@ def outcome(path: Path) -> str:
 
 @pytest.mark.timeout(1800)
 def test_mutated_text_is_valid_or_refused_in_one_line(tmp_path):
+    sound = tmp_path / "params.yaml"
+    sound.write_bytes(TEXT)
+    assert outcome(sound) == "right result"
+    assert load_params(sound, Params).model_dump(mode="json") == read_default_params()
     outcomes: list[str] = []
 
     @settings(max_examples=STEPS, suppress_health_check=[HealthCheck.too_slow])
@@ -83,5 +87,6 @@ def test_mutated_text_is_valid_or_refused_in_one_line(tmp_path):
         outcomes.append(outcome(path))
 
     mutate()
+    assert set(outcomes) == {"right result", "one clear line"}
     for kind in sorted(set(outcomes)):
         record("mutated params.yaml", "params", kind, outcomes.count(kind))

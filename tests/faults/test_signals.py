@@ -19,7 +19,9 @@ def test_a_stage_may_be_ended_at_any_moment(bench, stage):
     """After every third the same command runs to its end, with what was kept, and begins anew."""
     moments, wanted, hits = random.Random(stage.name), times(3, 24), 0  # noqa: S311
     bench.reset(stage)
-    longest = bench.run(stage).seconds
+    sound = bench.run(stage)
+    assert (sound.code, bench.require(stage, sound)) == (0, "right result")
+    longest = sound.seconds
     bench.reset(stage)
     for number in itertools.islice(itertools.cycle(SIGNALS), 20 * wanted):
         ended = end(bench, stage, number, moments.uniform(0, longest))

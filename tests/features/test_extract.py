@@ -6,6 +6,7 @@ import multiprocessing
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -20,7 +21,7 @@ from pipeline.download.records import Pairs, read_pairs, write_pairs
 from pipeline.errors import InputError, InterruptedRunError, ModelError
 from pipeline.features.cache import FeatureCache
 from pipeline.features.encode import Encoder
-from pipeline.features.extract import Extraction, write_extraction
+from pipeline.features.extract import Extraction, TooManyRejectedError, write_extraction
 from pipeline.features.teacher import Teacher
 from pipeline.params.features import FeaturesParams
 from pipeline.params.teacher import TeacherParams
@@ -177,9 +178,23 @@ def test_an_image_that_is_not_in_the_archive_is_rejected(tmp_path, teacher, pngs
 def test_too_many_rejected_rows_fail(tmp_path, teacher, pngs, contents, captions, limit, words):
     bytes_of = [pngs[item] if isinstance(item, int) else item for item in contents]
     pairs = make_pairs(tmp_path / "pairs", bytes_of, captions)
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(TooManyRejectedError, match=words) as error:
         extract(pairs, teacher, tmp_path, max_rejected=limit)
     assert not (tmp_path / "features.h5").exists()
+    assert f"{len(error.value.rejected)} of " in words or "all 2" in words
+
+
+@pytest.mark.parametrize(("second", "across"), [("test", 2), ("train", 0)])
+def test_equal_pictures_are_counted_and_named_where_splits_differ(
+    tmp_path, teacher, pngs, caplog, second, across
+):
+    """Two of three pictures stand a second time under other names."""
+    pairs = make_pairs(tmp_path / "pairs", [*pngs[:3], *pngs[1:3], b"rot"])
+    images = pairs.images.assign(split=["train"] * 3 + [second] * 3)
+    metrics = extract(replace(pairs, images=images), teacher, tmp_path).metrics
+    assert (metrics["images"], metrics["images_repeated"]) == (5, 2)
+    assert metrics["images_in_several_splits"] == across
+    assert ("2 pictures are in several splits, byte for byte" in caplog.text) == bool(across)
 
 
 def test_a_missing_archive_is_named(tmp_path, teacher, pngs):

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import zipfile
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -80,10 +82,25 @@ def test_sizes_and_limits_run_the_stage_without_the_teacher(scratch, calls):
     assert calls["encode_images"] == metrics["images"] - duplicates()
 
 
+def test_rejected_rows_are_listed_before_the_stage_fails(scratch, monkeypatch):
+    """All of them, also where a list of an earlier run is there."""
+    assert len(pd.read_csv("reports/rejected.csv")) == 0
+    with zipfile.ZipFile("data/pairs/images.zip") as archive:
+        pictures = {name: archive.read(name) for name in archive.namelist()}
+    broken = list(pictures)[::8]
+    with zipfile.ZipFile("data/pairs/images.zip", "w") as archive:
+        for name, content in pictures.items():
+            archive.writestr(name, b"<html></html>" if name in broken else content)
+    result = invoke("features")
+    assert_clear_error(result, f"{len(broken)} of 300 images were rejected")
+    assert_clear_error(result, "reports/rejected.csv lists them all")
+    listed = pd.read_csv("reports/rejected.csv")
+    assert listed["member"].tolist() == broken
+    assert set(listed["reason"]) == {"unreadable"}
+
+
 def duplicates() -> int:
     """Rendered pictures that are equal to an earlier one."""
-    import zipfile
-
     with zipfile.ZipFile("data/pairs/images.zip") as archive:
         contents = [archive.read(name) for name in archive.namelist()]
     return len(contents) - len(set(contents))

@@ -379,6 +379,60 @@ def test_pictures_that_keep_their_shape_are_refused(tmp_path, clip):
         load(f"transformers:{copy}")
 
 
+def test_a_processor_that_does_not_resize_is_refused(tmp_path, clip):
+    """Its crop would be of a picture that the decoder made smaller before."""
+    copy = without(clip, tmp_path)
+    change_processor(copy, do_resize=False)
+    with pytest.raises(ModelError, match="pictures of different sizes"):
+        load(f"transformers:{copy}")
+
+
+def change_processor(folder, **values):
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+PREPROCESSING = {
+    "bilinear": {"resample": 2},
+    "nearest": {"resample": 0},
+    "larger": {"size": {"shortest_edge": 40}},
+    "squashed": {"size": {"height": 32, "width": 32}, "do_center_crop": False},
+    "one mean": {"image_mean": 0.2, "image_std": 0.7},
+    "other means": {"image_mean": [0.1, 0.5, 0.9], "image_std": [1.0, 0.5, 0.2]},
+    "not normalised": {"do_normalize": False, "image_mean": None, "image_std": None},
+    "not rescaled": {"do_rescale": False},
+    "rescaled": {"rescale_factor": 0.01},
+    "padded": {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24},
+               "do_pad": True, "pad_size": {"height": 32, "width": 32}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PREPROCESSING)
+def test_every_setting_of_an_image_processor_is_honoured(tmp_path, clip, name):
+    before = image_features(load(f"transformers:{clip}"), JPEGS)
+    copy = without(clip, tmp_path)
+    change_processor(copy, **PREPROCESSING[name])
+    found = image_features(load(f"transformers:{copy}"), JPEGS)
+    torch.testing.assert_close(found, plain_transformers(copy)[1], **CLOSE)
+    assert (found - before).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("settings", [{"truncation_side": "left"}, {"padding_side": "left"}])
+def test_the_sides_that_a_tokenizer_cuts_and_pads_are_honoured(tmp_path, clip, settings):
+    copy = without(clip, tmp_path)
+    path = copy / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    teacher = load(f"transformers:{copy}")
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    model = AutoModel.from_pretrained(copy).eval()
+    for sentence in SENTENCES:  # one a batch: what is padded on the left moves
+        tokens = tokenizer([sentence], truncation=True, padding="max_length", return_tensors="pt")
+        tokens.pop("token_type_ids", None)
+        with torch.inference_mode():
+            expected = model.get_text_features(**tokens).pooler_output
+        torch.testing.assert_close(teacher.encode_captions([sentence]), expected, **CLOSE)
+
+
 def test_a_model_of_another_kind_is_refused(tmp_path):
     config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
     BertModel(config).save_pretrained(tmp_path)

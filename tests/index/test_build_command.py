@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from pipeline.index.embed import Share
 from pipeline.index.layout import Window
 from pipeline.index.query import ExportedQueries, StudentQueries, export_queries
 from pipeline.search import Searcher
-from tests.conftest import TINY, assert_clear_error, invoke, unseal, write_params
+from tests.conftest import ROOT, TINY, assert_clear_error, invoke, unseal, write_params
 
 
 @pytest.fixture
@@ -35,6 +36,14 @@ def test_the_same_index_again_is_the_same_bytes(scratch):
     shutil.rmtree("data/vectors")
     assert invoke("index").exit_code == 0
     assert bytes_of(Path("data/index")) == before
+
+
+def test_the_exported_graph_does_not_say_where_it_was_made(in_tiny_run):
+    """Places differ between clones and experiments; what they make does not."""
+    content = Path("data/index/query.onnx").read_bytes()
+    assert b"input_ids" in content
+    for place in (str(ROOT), sys.prefix, "site-packages", "query.py"):
+        assert place.encode() not in content, place
 
 
 def test_another_kind_embeds_nothing_again(scratch):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.index import embed, kinds, shards
-from pipeline.index.choose import Probe, choose_index, hold_out
+from pipeline.index import choose, embed, kinds, shards
+from pipeline.index.choose import Probe, Trial, choose_index, hold_out
 from pipeline.index.embed import Parts, Share
 from pipeline.index.layout import normalise
 from pipeline.seal import add_checksum
@@ -124,6 +124,125 @@ def test_what_is_taken_finds_enough_and_is_the_cheapest(parts, tmp_path, kind):
     assert all(one.cost >= best.cost for one in others if one.recall >= 0.97)
     assert {one.kind for one in (best, *others)} == (set(KINDS) if kind == "auto" else {kind})
     assert {path.name for path in tmp_path.iterdir()} == {"texts.faiss", "vectors"}
+    tried = list(dict.fromkeys(one.kind for one in others if one.kind != best.kind))
+    assert tried == [one for one in (*ANY_SIZE, "hnsw") if kind == "auto" and one != best.kind]
+    assert best not in others
+    assert all(one.bytes > ROWS for one in others)
+
+
+ANY_SIZE = ["flat", "ivf-sq8", "ivf-pq"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "expected"),
+    [
+        (255, {"kind": "ivf-pq"}, ["flat"]),
+        (256, {"kind": "ivf-pq", "exact_until": 256}, ["ivf-pq"]),
+        (1000, {"kind": "auto", "exact_until": 1000}, ["flat"]),
+        (1001, {"kind": "auto", "exact_until": 1000}, [*ANY_SIZE, "hnsw"]),
+        (200_000, {"kind": "auto", "exact_until": 1000}, [*ANY_SIZE, "hnsw"]),
+        (200_001, {"kind": "auto", "exact_until": 1000}, ANY_SIZE),
+        (200_001, {"kind": "hnsw"}, ["hnsw"]),
+    ],
+)
+def test_the_kinds_that_are_tried_depend_on_the_rows(rows, changes, expected):
+    assert list(choose._kinds_in_question(index_params(**changes), rows)) == expected
+
+
+def trial(recall: float) -> Trial:
+    return Trial("hnsw", 16, 0, recall, queries_per_second=1.0, milliseconds=1.0, cost=1.0)
+
+
+@pytest.mark.parametrize(
+    ("recalls", "tried"),
+    [
+        ([0.5, 0.6, 0.7, 0.8, 0.9], 5),
+        ([0.9995, 1.0], 1),
+        ([0.9994, 0.9995, 1.0], 2),
+        ([0.5, 0.5, 0.5, 0.6], 3),
+        ([0.5, 0.6, 0.6, 0.6, 0.9], 4),
+        ([0.5, 0.5, 0.5004, 0.6], 3),
+        ([0.0, 0.0, 0.0005, 0.0005, 0.0005], 5),  # after the third, 0.0005 is a rise
+    ],
+)
+def test_a_sweep_ends_where_two_doublings_find_no_more(parts, monkeypatch, recalls, tried):
+    probe = hold_out({"texts": parts}, "texts", 0)
+    left = iter(recalls)
+    monkeypatch.setattr(choose, "_try_setting", lambda *_: trial(next(left)))
+    sweep = [kinds.Setting(1 << power) for power in range(len(recalls))]
+    assert [one.recall for one in choose._sweep("hnsw", None, sweep, probe)] == recalls[:tried]
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting"), [("flat", kinds.Setting()), ("ivf-pq", kinds.Setting(4, 16))]
+)
+def test_times_are_those_of_the_clock_and_cost_that_of_the_rows_read(
+    parts, monkeypatch, kind, setting
+):
+    """All queries in 4 seconds; the first 50 in 1 to 50 ms each when they come alone."""
+    probe = hold_out({"texts": parts}, "texts", 0)
+    index = build(kind, parts)
+    passed = [0.0, 4.0]
+    for milliseconds in range(1, 51):
+        passed += [1.0, milliseconds / 1000]
+    clock = iter(np.cumsum(passed).tolist())
+    with monkeypatch.context() as patch:
+        patch.setattr(choose.time, "perf_counter", lambda: next(clock))
+        found = choose._try_setting(kind, index, setting, probe)
+    assert next(clock, None) is None
+    assert (found.kind, found.setting) == (kind, setting)
+    assert found.queries_per_second == pytest.approx(len(probe.queries) / 4)
+    assert found.milliseconds == pytest.approx(25.5)
+    rows, compared = kinds.search_counted(kind, index, probe.queries, 11)
+    assert found.recall == probe.recall(rows)
+    assert found.cost == kinds.bytes_a_query(kind, index, setting, compared, 10)
+    assert found.cost != kinds.bytes_a_query(kind, index, setting, compared + 1, 10)
+
+
+def test_a_row_as_near_as_the_last_neighbour_is_as_good(tmp_path):
+    """Each vector stands in two rows; in place of the one, the other is found."""
+    drawn = np.random.default_rng(0).standard_normal((30, 8)).astype(np.float32)
+    np.save(tmp_path / "x.npy", np.concatenate([drawn, drawn]))
+    probe = hold_out({"texts": Parts([tmp_path / "x.npy"], 60)}, "texts", 0)
+    assert probe.k == 10
+    vectors = all_of(probe.parts)
+    cosines = probe.queries.astype(np.float64) @ vectors.T
+    order = np.argsort(-cosines, axis=1, kind="stable")
+    nearest = np.stack([row[row != own] for row, own in zip(order, probe.own, strict=True)])
+    np.testing.assert_allclose(
+        probe.kth, [cosines[n, row[9]] for n, row in enumerate(nearest)], atol=1e-6
+    )
+    twin = (nearest[:, :10] + 30) % 60
+    for found, recall in (
+        (nearest[:, :10], 1.0),
+        (np.column_stack([probe.own, nearest[:, :10]]), 1.0),
+        (np.where(twin == probe.own[:, None], nearest[:, :10], twin), 1.0),
+        (nearest[:, :7], 0.7),
+        (np.column_stack([nearest[:, :4], np.full((60, 9), -1)]), 0.4),
+        (nearest[:, ::-1][:, :10], 0.0),
+    ):
+        assert probe.recall(found) == pytest.approx(recall)
+
+
+@pytest.mark.parametrize(("rows", "k"), [(1, 1), (2, 1), (3, 2), (11, 10), (12, 10)])
+def test_recall_is_of_ten_or_of_as_many_as_there_are(tmp_path, rows, k):
+    probe = hold_out({"texts": make_parts(tmp_path / "vectors", rows)}, "texts", 0)
+    assert probe.k == k
+
+
+def test_queries_are_a_thousand_rows_drawn_by_the_seed(parts):
+    for seed in (0, 1):
+        probe = hold_out({"texts": parts}, "texts", seed)
+        np.testing.assert_array_equal(probe.own, parts.draw(1000, seed))
+        np.testing.assert_array_equal(probe.queries, parts.take(probe.own))
+
+
+def test_just_the_bytes_allowed_are_few_enough(parts, tmp_path):
+    probe = hold_out({"texts": parts}, "texts", 0)
+    (free,) = choose_index("texts", probe, index_params(kind="flat"), tmp_path)
+    params = index_params(kind="flat", max_bytes=free.bytes)
+    (bound,) = choose_index("texts", probe, params, tmp_path)
+    assert bound.bytes == free.bytes == (tmp_path / "texts.faiss").stat().st_size
 
 
 def test_few_rows_are_searched_exactly(parts, tmp_path):

@@ -31,8 +31,9 @@ def linked(request, tiny_run, tmp_path, monkeypatch) -> Path:
     for output in (folder / "data" / name for name in OUTPUTS):
         files = [output] if output.is_file() else [p for p in output.rglob("*") if p.is_file()]
         for path in files:
-            cached = tmp_path / "cache" / hashlib.md5(path.read_bytes()).hexdigest()  # noqa: S324
-            cached.parent.mkdir(exist_ok=True)
+            digest = hashlib.md5(path.read_bytes()).hexdigest()  # noqa: S324
+            cached = tmp_path / "cache" / digest[:2] / digest[2:]
+            cached.parent.mkdir(parents=True, exist_ok=True)
             path.replace(cached)
             cached.chmod(0o444)
             LINKS[request.param](cached, path)
@@ -40,8 +41,8 @@ def linked(request, tiny_run, tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def found(folder: Path) -> list[list[tuple[str, int, float]]]:

@@ -102,7 +102,7 @@ def test_a_flipped_bit_is_noticed_when_the_index_is_opened(copied, name):
 def test_what_a_library_says_of_a_file_that_is_whole_is_passed_on(copied, name):
     (copied / "index" / name).write_bytes(b"rot")
     seal(copied / "index", name)
-    with pytest.raises(InputError, match=rf"{name} cannot be used: \w.{{8,}}") as error:
+    with pytest.raises(InputError, match=rf"{name} cannot be used: .{{8,}}") as error:
         Searcher.open(copied / "model", copied / "index")
     assert "damaged" not in error.value.what
 

@@ -180,11 +180,26 @@ def test_queries_of_any_bytes_are_read_or_refused(content):
             read_queries(content, "stdin")
 
 
+class Spy:
+    """Passes queries on, and notes them."""
+
+    def __init__(self, queries):
+        self.queries = queries
+
+    def embed(self, texts, target):
+        self.given = list(texts)
+        return self.queries.embed(texts, target)
+
+
 def test_a_byte_order_mark_is_no_part_of_a_query(searcher):
     content = "\ufeffa red circle\r\n\ufeff\r\na blue\u2028square\n".encode()
     queries = read_queries(content, "stdin")
     assert queries == ["a red circle", "a blue\u2028square"]
-    typed = searcher.search(["\ufeffa red circle"], target="texts")
+    spy = Spy(searcher.queries)
+    typed = dataclasses.replace(searcher, queries=spy).search(
+        ["\ufeffa red circle"], target="texts"
+    )
+    assert spy.given == ["a red circle"]  # this tokenizer would drop the mark, others do not
     assert typed == searcher.search(["a red circle"], target="texts")
     for empty in ("\ufeff", " \u200b"):
         with pytest.raises(InputError, match="the query is empty"):

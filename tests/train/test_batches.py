@@ -1,19 +1,25 @@
 import itertools
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.download.records import Pairs
 from pipeline.errors import InputError
 from pipeline.features.store import Features
 from pipeline.params.schema import Params
 from pipeline.train.batches import (
+    Schedule,
     TrainingPairs,
     epoch_batches,
     make_schedule,
     pair_stream,
     text_stream,
+    training_pairs,
 )
 from pipeline.train.run_params import RunParams
 from tests.conftest import merge, read_default_params
@@ -123,6 +129,24 @@ def test_an_epoch_of_pairs_takes_every_caption_once(seed, unique, hard):
     assert epoch_batches(pairs, params.train) == 10
 
 
+def test_hard_negatives_are_near_their_anchor_and_of_another_image():
+    """With one neighbour an anchor, rows 0 and 1 of a batch are such a pair."""
+    pairs = make_pairs([5] * 16)
+    near, same = {}, {}
+    for hard in (0, 1):
+        settings = {"unique_images": False, "hard_negatives": hard, "pool": 20}
+        params = run_params(4, train={"pairs": settings}, loss={"filter": {"kind": "off"}})
+        epoch = np.array(list(itertools.islice(pair_stream(pairs, lengths_of(80), params, 0), 20)))
+        assert sorted(epoch.ravel()) == list(range(80))
+        images = pairs.image_rows[epoch[:, :2]]
+        same[hard] = (images[:, 0] == images[:, 1]).sum()
+        vectors = pairs.features.captions.astype(float)[epoch[:, :2]]
+        vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
+        near[hard] = (vectors[:, 0] * vectors[:, 1]).sum(axis=1).mean()
+    assert near[1] > near[0] + 0.2
+    assert same[1] <= 2
+
+
 def test_one_caption_an_image_is_another_one_every_epoch():
     pairs = make_pairs([5] * 8)
     params = run_params(4, train={"pairs": {"captions": "one"}})
@@ -132,6 +156,8 @@ def test_one_caption_an_image_is_another_one_every_epoch():
         assert sorted(pairs.image_rows[rows]) == list(range(8))
     assert len({tuple(sorted(rows)) for rows in epochs}) > 6
     assert len(set(np.concatenate(epochs))) > 30
+    assert len(set(np.concatenate(epochs[:5]))) < 40  # drawn anew, not taken in turn
+    assert any(set(one) & set(other) for one, other in zip(epochs[::2], epochs[1::2], strict=True))
     assert epoch_batches(pairs, params.train) == 2
 
 
@@ -153,7 +179,16 @@ def test_streams_of_one_seed_are_shuffled_on_their_own():
     first = next(text_stream(equal, params.train, 0))
     assert not np.array_equal(first, next(text_stream(equal, params.train, 1)))
     pairs = make_pairs([1] * 100)
-    assert not np.array_equal(first, next(pair_stream(pairs, equal, params, 0)))
+    for unique in (True, False):  # without `unique_images` both are drawn alike, but for the seed
+        params = run_params(50, train={"pairs": {"unique_images": unique}})
+        assert not np.array_equal(first, next(pair_stream(pairs, equal, params, 0)))
+
+
+@pytest.mark.parametrize(("images", "expected"), [(3, 1), (4, 1), (7, 1), (8, 2), (13, 3)])
+def test_an_epoch_has_at_least_one_batch(images, expected):
+    for captions in ("one", "all"):
+        params = run_params(4, train={"pairs": {"captions": captions}}).train
+        assert epoch_batches(make_pairs([1] * images), params) == expected
 
 
 def test_the_released_batches_need_as_many_captions_not_images():
@@ -171,6 +206,9 @@ def test_too_few_rows_for_a_batch_is_an_error():
         text_stream(lengths_of(3), run_params(4).train, 0)
     with pytest.raises(InputError, match="only 2 training images"):
         pair_stream(make_pairs([2, 2]), lengths_of(4), run_params(3), 0)
+    mixed = run_params(5, train={"pairs": {"unique_images": False}})
+    with pytest.raises(InputError, match="only 4 training captions"):
+        pair_stream(make_pairs([2, 2]), lengths_of(4), mixed, 0)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +227,39 @@ def test_auto_schedule(text, pairs, paired_share):
     paired = [schedule.is_paired(step) for step in range(1, 6_001)]
     assert np.mean(paired) == pytest.approx(paired_share, abs=1e-3)
     assert len(set(paired)) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs", "schedule"),
+    [(30, 10, Schedule(3)), (29, 10, Schedule(2)), (19, 10, Schedule(2, inverted=True)),
+     (10, 20, Schedule(3, inverted=True)), (10, 19, Schedule(2, inverted=True))],
+)  # fmt: skip
+def test_the_schedule_says_which_steps_are_rare(text, pairs, schedule):
+    assert make_schedule("auto", text_batches=text, pair_batches=pairs) == schedule
+
+
+def test_training_pairs_are_the_train_captions_that_have_features():
+    """Row 0 of the features included; they are in another order than the captions."""
+    images = pd.DataFrame({"image_id": [0, 1, 2, 3], "split": ["train", "test", "train", "train"]})
+    words = ["one", "two", "of a test image", "of a rejected image", "five"]
+    captions = pd.DataFrame(
+        {"caption_id": [10, 11, 12, 13, 14], "image_id": [0, 0, 1, 2, 3], "caption": words}
+    )
+    features = Features(
+        np.eye(3, 4, dtype=np.float16), np.array([3, 1, 0]),
+        np.eye(4, dtype=np.float16), np.array([11, 14, 10, 12]), np.array([2, 0, 2, 1]),
+    )  # fmt: skip
+    found = training_pairs(Pairs(Path(), images, captions), features)
+    assert found.captions == ["one", "two", "five"]
+    assert found.caption_rows.tolist() == [2, 0, 1]
+    assert found.image_rows.tolist() == [2, 2, 0]
+    assert found.features is features
+    of_images, of_captions = found.teacher(np.array([2, 0]), torch.device("cpu"))
+    torch.testing.assert_close(of_images, torch.eye(3, 4)[[0, 2]])
+    torch.testing.assert_close(of_captions, torch.eye(4)[[1, 2]])
+    none = Pairs(Path(), images, captions.iloc[2:4])
+    with pytest.raises(InputError, match="no caption of the train split has features"):
+        training_pairs(none, features)
 
 
 def test_every_third_step_is_paired():

@@ -91,6 +91,49 @@ def test_every_variant_is_the_sum_of_its_terms(encoder, teacher, kind, gate, com
     assert (float(loss.applied_margin) > 0) == (kind != "none")
 
 
+def test_every_term_is_told_as_it_is_with_filter_and_margins(encoder, teacher):
+    """Both losses have a filter of their own, the text loss its own margin."""
+    noise = {"kind": "cosine", "similarity": "cross-modal", "drop": "above", "threshold": 0.1}
+    setting = {"margin": 1.2, "gate": "shift", "text_margin": 0.2, "weight": 0.7, "filter": noise}
+    model = build(encoder, **setting, combine="sum", terms=["image", "caption"])
+    tokens = encoder.tokenize(SENTENCES)
+    loss = model(tokens, teacher)
+    v, t = (F.normalize(x, dim=1) for x in teacher)
+    keeps = {"image": t @ v.T <= 0.1, "caption": v @ t.T <= 0.1}
+    off = ~torch.eye(len(v), dtype=torch.bool)
+    assert not torch.equal(keeps["image"] & off, keeps["caption"] & off)
+    removed = sum(int((~keep & off).sum()) for keep in keeps.values())
+    assert float(loss.masked_share) == pytest.approx(removed / (2 * int(off.sum())))
+    h = encoder(tokens)
+    z, p = model.heads.text(h), model.heads.ground_sentences(h)
+    sides = {
+        "image": (model.heads.ground_images(teacher[0]), v @ v.T),
+        "caption": (model.heads.ground_captions(teacher[1]), t @ t.T),
+    }
+    for name, (target, alpha) in sides.items():
+        expected = adap_acse_loss(
+            p, target, alpha, margin=1.2, gate="shift", temperature=0.05, keep=keeps[name]
+        )
+        torch.testing.assert_close(getattr(loss, name), expected)
+    torch.testing.assert_close(loss.text, simcse_loss(z, z, temperature=0.05, margin=0.2))
+    torch.testing.assert_close(loss.total, loss.text + 0.7 * (loss.image + loss.caption))
+    shift = 1.2 * (1 - v @ v.T).abs()
+    moved = ((p @ sides["image"][0].T).acos() > shift) & off
+    assert 0 < int(moved.sum()) < int(off.sum())
+    torch.testing.assert_close(loss.applied_margin, shift[moved].sum() / off.sum())
+
+
+def test_a_grounded_loss_is_the_mean_over_both_views(encoder, teacher):
+    model = build(encoder, terms=["image"], weight=1.0)
+    views = torch.randn(2, len(SENTENCES), encoder.dim, generator=torch.Generator().manual_seed(1))
+    first, second = (model.loss_of_views((view, view), teacher).image for view in views)
+    both = model.loss_of_views((views[0], views[1]), teacher)
+    torch.testing.assert_close(both.image, (first + second) / 2)
+    assert float((first - second).abs().detach()) > 0.01
+    z = [model.heads.text(view) for view in views]
+    torch.testing.assert_close(both.text, simcse_loss(*z, temperature=0.05))
+
+
 def test_mcse_is_kdmcse_without_margin_filter_and_captions(encoder, teacher):
     noise = {"kind": "percentile", "similarity": "image", "threshold": 50}
     mcse = build(encoder, "mcse", margin=0.3, text_margin=0.2, filter=noise)
@@ -118,18 +161,19 @@ def test_two_views_are_one_forward_pass_each_in_the_order_of_the_rows(encoder):
     torch.testing.assert_close(second, encoder(tokens), rtol=1e-4, atol=1e-5)
 
 
-def test_matryoshka_is_the_mean_over_shortened_vectors(encoder, teacher):
+@pytest.mark.parametrize("sizes", [(32,), (32, 16)])
+def test_matryoshka_is_the_mean_over_shortened_vectors(encoder, teacher, sizes):
     tokens = encoder.tokenize(SENTENCES)
     whole = build(encoder)(tokens, teacher)
-    model = build(encoder, matryoshka=(32, 16))
+    model = build(encoder, matryoshka=sizes)
     totals = [whole.total]
-    for size in (32, 16):
+    for size in sizes:
         cut = build(encoder)
         h = encoder(tokens) * (torch.arange(encoder.dim) < size)
         cut.two_views = lambda _, h=h: (h, h)
         totals.append(cut(tokens, teacher).total)
     torch.testing.assert_close(model(tokens, teacher).total, torch.stack(totals).mean())
-    assert len({float(total.detach()) for total in totals}) == 3
+    assert len({float(total.detach()) for total in totals}) == 1 + len(sizes)
 
 
 def test_bf16_gives_finite_float32_losses(encoder, teacher):

@@ -31,8 +31,9 @@ def main(name: str, arguments: list[str]) -> None:
 
     def run_one(content: bytes) -> None:
         said = CLEAR
+        target.place(work, content)
         try:
-            target.read(work, content)
+            target.read(work)
         except PipelineError as error:
             said = judge(error.what, error.fix)
         if said != CLEAR:

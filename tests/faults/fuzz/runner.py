@@ -1,8 +1,13 @@
-"""Runs many cases in processes that may die, and says which case ended one, and how."""
+"""Runs many cases in processes that may die, and says which case ended one, and how.
+
+Nothing is mutated before the seeds, as they are, have given what is expected of them. What goes
+wrong outside of the reader is an error of the test, and never an outcome.
+"""
 
 import ctypes
 import mmap
 import os
+import re
 import resource
 import shutil
 import signal
@@ -20,14 +25,23 @@ import torch
 from pipeline.errors import PipelineError
 from tests.faults.fuzz.mutate import mutate
 
-RIGHT, CLEAR, READ = "right result", "one clear line", "read"
+RIGHT, CLEAR, READ, HELD = "right result", "one clear line", "read", "refused by its checksum"
+_COUNTED = (RIGHT, CLEAR, HELD)
+_CHECKSUM = re.compile(r"its sha256 is not|fit its checksum|CRC|\bit is damaged|header is damaged")
+"""How lines say that bytes are not those that were written."""
 _SLOW, _HANGS = 10.0, 60.0
 _MEMORY = 3 << 30
 """Address space that a process may take beside what it begins with."""
 _LONGEST_LINE = 600
 _LOUD = 4096
 """Bytes on stderr that would bury the one line."""
-_HEAD = struct.Struct("qdqq")  # the case that runs, since when, right results, clear lines
+_HEAD = struct.Struct("qdqqq")  # the case that runs, since when, and how many of each of _COUNTED
+_BEFORE = -1
+"""Stands for a case while the seeds are read as they are."""
+
+
+class BrokenTestError(Exception):
+    """A target that shows nothing: it does not work on sound bytes, or never meets its parser."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +51,17 @@ class Target:
     name: str
     where: str
     seeds: Sequence[bytes]
-    read: Callable[[Path, bytes], object]
-    """Given an empty folder and the bytes; an assertion of its own is a wrong result."""
+    expected: Sequence[object]
+    """What each seed gives as it is, worked out without the reader."""
+    place: Callable[[Path, bytes], object]
+    """Puts the bytes into a folder, over those of the case before."""
+    read: Callable[[Path], object]
+    """The reader, on the folder: the only thing that is judged."""
     tokens: Sequence[bytes] = ()
-    verified: bool = False
-    """Whether `read` holds what it gets against what was written."""
+    accepts: Callable[[object], bool] | None = None
+    """Whether what mutated bytes give is right; None: nobody can tell."""
+    guarded: bool = False
+    """Whether a checksum stands before the parser, which mutated bytes then need not meet."""
 
 
 @dataclass
@@ -54,26 +74,36 @@ class Outcome:
 
 
 def run(target: Target, cases: range, folder: Path) -> Outcome:
-    """Feed a reader all cases; the bytes of those that it does not stand are kept in `folder`."""
+    """Feed a reader all cases; the bytes of those that it does not stand are kept in `folder`.
+
+    Raises:
+        BrokenTestError: a seed as it is does not give what is expected, bytes could not be put in
+            place, or a checksum refused them all before a parser that they were to meet.
+    """
     outcome, rest = Outcome(), cases
     shutil.rmtree(folder / "work", ignore_errors=True)
     while len(rest):
         rest = _run_process(target, rest, folder, outcome)
+    if not target.guarded and outcome.counts[HELD] == len(cases):
+        raise BrokenTestError(f"{target.name}: no case got past the checksum")
     return outcome
 
 
 def _run_process(target: Target, cases: range, folder: Path, outcome: Outcome) -> range:
     """Run cases until the process ends; returns those behind the one that ended it."""
     shared = mmap.mmap(-1, mmap.PAGESIZE)
-    shared[: _HEAD.size] = _HEAD.pack(cases.start, time.monotonic(), 0, 0)
-    notes = folder / "notes.txt"
+    _tell(shared, _BEFORE, Counter())
+    notes, broken = folder / "notes.txt", folder / "broken.txt"
     notes.write_text("")
+    broken.write_text("")
     child = os.fork()
     if not child:
         _work(target, cases, folder, shared)
     ended = _watch(child, shared, target, outcome)
-    case, _, right, clear = _HEAD.unpack_from(shared)
-    outcome.counts.update({RIGHT: right, CLEAR: clear})
+    case, _, *counts = _HEAD.unpack_from(shared)
+    if (said := broken.read_text()) or case == _BEFORE:
+        raise BrokenTestError(f"{target.name}: {said or f'reading sound bytes {ended}'}")
+    outcome.counts += Counter(dict(zip(_COUNTED, counts, strict=True)))
     outcome.findings += [line for line in notes.read_text().splitlines() if line]
     if ended == "":
         return range(0)
@@ -84,9 +114,8 @@ def _run_process(target: Target, cases: range, folder: Path, outcome: Outcome) -
 
 def account(target: Target, outcome: Outcome) -> dict[str, int]:
     """Counts for the ledger: a result is only called right where somebody looked at it."""
-    right = RIGHT if target.verified else READ
-    counted = {right: outcome.counts[RIGHT], CLEAR: outcome.counts[CLEAR]}
-    return {said: count for said, count in counted.items() if count}
+    names = {RIGHT: RIGHT if target.accepts else READ}
+    return {names.get(said, said): count for said, count in outcome.counts.items() if count}
 
 
 def _watch(child: int, shared: mmap.mmap, target: Target, outcome: Outcome) -> str:
@@ -96,7 +125,7 @@ def _watch(child: int, shared: mmap.mmap, target: Target, outcome: Outcome) -> s
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return _describe(status)
-        case, since, _, _ = _HEAD.unpack_from(shared)
+        case, since, *_ = _HEAD.unpack_from(shared)
         seconds = time.monotonic() - since
         if seconds > _SLOW and case != slow:
             slow = case
@@ -128,20 +157,45 @@ def _work(target: Target, cases: range, folder: Path, shared: mmap.mmap) -> None
         ):
             os.dup2(errors.fileno(), 2)
             os.dup2(errors.fileno(), 1)
-            counts = {RIGHT: 0, CLEAR: 0}
+            _require_intact(target, folder)
+            counts: Counter[str] = Counter()
             for case in cases:
-                shared[: _HEAD.size] = _HEAD.pack(case, time.monotonic(), *counts.values())
+                _tell(shared, case, counts)
                 said = _one(target, mutate(target.seeds, target.tokens, case), folder)
-                if said in counts:
+                if said in _COUNTED:
                     counts[said] += 1
                 else:
                     _keep(target, case, folder)
                     notes.write(f"{target.name} case {case}: {said}\n")
                     notes.flush()
-                shared[: _HEAD.size] = _HEAD.pack(case, time.monotonic(), *counts.values())
+                _tell(shared, case, counts)
         code = 0
+    except BaseException:  # noqa: BLE001  # none of the reader's
+        (folder / "broken.txt").write_text(traceback.format_exc())
     finally:
         os._exit(code)
+
+
+def _tell(shared: mmap.mmap, case: int, counts: Counter[str]) -> None:
+    """Let the parent know what runs, and what came of the cases before."""
+    numbers = (counts[said] for said in _COUNTED)
+    shared[: _HEAD.size] = _HEAD.pack(case, time.monotonic(), *numbers)
+
+
+def _require_intact(target: Target, folder: Path) -> None:
+    """Read every seed as it is; raises AssertionError where one gives something else."""
+    work = _make_work(folder)
+    for number, (seed, expected) in enumerate(zip(target.seeds, target.expected, strict=True)):
+        target.place(work, seed)
+        found = target.read(work)
+        assert found == expected, f"seed {number} gives {found!r}, not {expected!r}"
+        assert target.accepts is None or target.accepts(found), f"seed {number} is not accepted"
+
+
+def _make_work(folder: Path) -> Path:
+    work = folder / "work"
+    work.mkdir(exist_ok=True)
+    return work
 
 
 def _die_with_parent() -> None:
@@ -163,19 +217,25 @@ def _one(target: Target, content: bytes, folder: Path) -> str:
     """What came of one case."""
     os.lseek(2, 0, os.SEEK_SET)
     os.ftruncate(2, 0)
-    work = folder / "work"
-    work.mkdir(exist_ok=True)
+    work = _make_work(folder)
+    target.place(work, content)
     try:
-        target.read(work, content)
-        said = RIGHT
+        said = _judge_result(target, target.read(work))
     except PipelineError as error:
         said = judge(error.what, error.fix)
+        said = HELD if said == CLEAR and _CHECKSUM.search(error.what) else said
     except BaseException as error:  # noqa: BLE001  # whatever it is, it is what we look for
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(where.filename).name}:{where.lineno}"
         said = " ".join(f"{type(error).__name__}: {error!s:.150} ({place})".split())
     loud = os.fstat(2).st_size
-    return f"{loud} bytes on stderr" if loud > _LOUD and said in {RIGHT, CLEAR} else said
+    return f"{loud} bytes on stderr" if loud > _LOUD and said in _COUNTED else said
+
+
+def _judge_result(target: Target, found: object) -> str:
+    if target.accepts is None or target.accepts(found):
+        return RIGHT
+    return f"a wrong result: {found!r:.200}"
 
 
 def judge(*lines: str) -> str:

@@ -16,6 +16,7 @@ from pipeline.features.identity import TeacherIdentity
 from pipeline.features.store import Features, write_features
 from pipeline.params.teacher import TeacherParams
 
+LONG_NAME = "n" * 150 + "\u00e9"
 FILES = {"a.txt": b"a caption", "b/c.jpg": bytes(range(64)), "d.json": b'{"caption": "two"}'}
 IDENTITY = TeacherIdentity(
     "ViT-B-32", "openai", "", "a" * 64, "w" * 64, "Resize", "t" * 64, "open_clip", "float32"
@@ -51,7 +52,7 @@ def make_tar(files: dict[str, bytes], mode: str = "w", kind: int = tarfile.PAX_F
 
 def tars() -> list[bytes]:
     """Plain, and of each dialect."""
-    long = FILES | {"n" * 150 + "\u00e9": b"long name"}
+    long = FILES | {LONG_NAME: b"long name"}
     kinds = (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)
     return [make_tar(FILES, kind=tarfile.USTAR_FORMAT)] + [make_tar(long, kind=k) for k in kinds]
 
@@ -84,7 +85,7 @@ def tables() -> dict[str, list[bytes]]:
     lists = pa.table({"image": ["a"] * 50, "caption": [["x", "y"]] * 50})
     return {
         ".csv": [csv.encode()],
-        ".tsv": [csv.replace(",", "\t").encode()],
+        ".tsv": [csv.replace("e,c", "e\tc").replace(',"', '\t"').encode()],
         ".jsonl": [lines.encode()],
         ".parquet": [_parquet(table), _parquet(lists)],
     }
@@ -103,9 +104,15 @@ def _parquet(table: pa.Table) -> bytes:
     return stream.getvalue()
 
 
-def images() -> list[bytes]:
-    """A picture in every format and mode that is decoded."""
-    noise = np.random.default_rng(0).integers(0, 255, (20, 30, 4), dtype=np.uint8)
+def images() -> tuple[list[bytes], bytes]:
+    """A picture in every format and mode that is decoded, red on its left and blue on its right.
+
+    The last one alone lies on its side, with the note that says so.
+    """
+    noise = np.random.default_rng(0).integers(0, 40, (20, 30, 4), dtype=np.uint8)
+    noise[:, :15, 0] += 200
+    noise[:, 15:, 2] += 200
+    noise[..., 3] += 200
     rgb, rgba = Image.fromarray(noise[..., :3]), Image.fromarray(noise)
     kinds = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"]
     kinds += [
@@ -123,7 +130,7 @@ def images() -> list[bytes]:
     made += [_save(rgb, kind, **more) for kind in ("GIF", "WEBP", "TIFF", "PNG")]
     exif = Image.Exif()
     exif[0x0112] = 6
-    return [*made, _save(rgb, "JPEG", exif=exif)]
+    return made, _save(rgb, "JPEG", exif=exif)
 
 
 def _save(picture: Image.Image, kind: str, **options: object) -> bytes:

@@ -1,10 +1,14 @@
 """Every reader of untrusted bytes, with seeds to break."""
 
 import asyncio
+import io
+import itertools
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +21,25 @@ from pipeline.download.fetch import fetch
 from pipeline.download.hub import Repository, _add_tables
 from pipeline.download.karpathy import read_karpathy
 from pipeline.download.pairing import PairRows
-from pipeline.download.records import PairsWriter, write_pairs, write_sts, write_transfer
+from pipeline.download.records import (
+    PairsWriter,
+    read_pairs,
+    read_sts,
+    read_transfer,
+    write_pairs,
+    write_sts,
+    write_transfer,
+)
 from pipeline.download.senteval import read_cased_benchmark, read_senteval
 from pipeline.download.sources import RemoteFile
 from pipeline.download.webdataset import read_shard as read_web_shard
 from pipeline.download.wiki import read_sentences_file
 from pipeline.errors import InputError
 from pipeline.features.cache import read_shard
+from pipeline.features.files import HEADER_BYTES
 from pipeline.features.images import Decoder, Rejection, to_pixels
 from pipeline.features.store import read_features
+from pipeline.seal import seal
 from pipeline.thumbnails import shrink
 from tests.download.conftest import download_params
 from tests.download.test_senteval import cased_files, small_files
@@ -78,114 +92,234 @@ def make_targets(folder: Path) -> dict[str, Target]:
         *_archives(),
         *_texts(folder),
         *_tables(),
+        *_records(folder),
         *_features(folder),
-        Target("picture", "features", seeds.images(), _read_picture, _IMAGE),
+        _pictures(),
         Target(
             "fetch notes",
             "download",
             [b'{"file.txt": {"sha256": "0", "address": "x"}}'],
+            [b"content"],
+            _place_fetched,
             _fetch,
             _JSON,
+            accepts=lambda found: found == b"content",
         ),
-        Target("upload", "app", _forms(), _upload, (b"\r\n", b"--b", b"--", b"filename=", b'"')),
+        _uploads(),
     ]
     return {target.name: target for target in made}
 
 
+def put(name: str) -> Callable[[Path, bytes], object]:
+    """Writes the bytes to a file of the folder."""
+    return lambda folder, content: (folder / name).write_bytes(content)
+
+
 def _archives() -> Iterator[Target]:
-    yield Target("zip", "download", seeds.zips(), _read_zip, _ZIP, verified=True)
-    yield Target("tar", "download", seeds.tars(), _read_archive, _TAR)
-    yield Target("packed tar", "download", seeds.packed_tars(), _read_archive, _TAR)
-    shards = [*seeds.tars(), *seeds.packed_tars()]
-    yield Target("webdataset shard", "download", shards, _read_web_shard, (*_TAR, *_JSON))
-
-
-def _read_archive(folder: Path, content: bytes) -> None:
-    for _ in _members(folder, content):
-        pass
-
-
-def _read_zip(folder: Path, content: bytes) -> None:
     known = {*seeds.FILES.values(), b""}
-    for member in _members(folder, content):
-        assert member in known, "a member of a zip is not what its checksum says"
+
+    def is_known(found: object) -> bool:
+        """Every member of a zip is what its checksum says."""
+        return isinstance(found, dict) and set(found.values()) <= known
+
+    yield Target(
+        "zip",
+        "download",
+        seeds.zips(),
+        [seeds.FILES] * 2,
+        put("archive"),
+        _read_archive,
+        _ZIP,
+        accepts=is_known,
+    )
+    long = seeds.FILES | {seeds.LONG_NAME: b"long name"}
+    plain, packed = [seeds.FILES, long, long], [seeds.FILES] * 3
+    yield Target("tar", "download", seeds.tars(), plain, put("archive"), _read_archive, _TAR)
+    yield Target(
+        "packed tar", "download", seeds.packed_tars(), packed, put("archive"), _read_archive, _TAR
+    )
+    samples = {
+        "a": (None, ["a caption"]),
+        "b/c": ("b/c.jpg", [""]),
+        "d": (None, ["two"]),
+    }
+    yield Target(
+        "webdataset shard",
+        "download",
+        [*seeds.tars(), *seeds.packed_tars()],
+        [samples, *[samples | {seeds.LONG_NAME: (None, [""])}] * 2, *[samples] * 3],
+        put("0.tar"),
+        _read_web_shard,
+        (*_TAR, *_JSON),
+    )
 
 
-def _members(folder: Path, content: bytes) -> Iterator[bytes]:
-    path = folder / "archive"
-    path.write_bytes(content)
-    with Archive(path) as archive:
-        for name in archive.sizes:
-            yield archive.read(name)
+def _read_archive(folder: Path) -> dict[str, bytes]:
+    with Archive(folder / "archive") as archive:
+        return {name: archive.read(name) for name in archive.sizes}
 
 
-def _read_web_shard(folder: Path, content: bytes) -> None:
-    (folder / "0.tar").write_bytes(content)
-    read_web_shard(folder / "0.tar")
+def _read_web_shard(folder: Path) -> dict[str, tuple[str | None, list[str]]]:
+    samples = read_web_shard(folder / "0.tar")
+    return {key: (sample.image, sample.captions) for key, sample in samples.items()}
 
 
 def _texts(folder: Path) -> Iterator[Target]:
     archive = folder / "images.zip"
     archive.write_bytes(seeds.make_zip({"0.jpg": b"0", "x/1.jpg": b"1"}))
 
-    def read_json(work: Path, content: bytes) -> None:
-        path = work / "caption_datasets.zip"
-        path.write_bytes(seeds.make_zip({"dataset_coco.json": content}))
-        images, captions = read_karpathy(path, "coco", [archive])
-        write_pairs(work / "pairs", images, captions)
+    def place(work: Path, content: bytes) -> None:
+        put("caption_datasets.zip")(work, seeds.make_zip({"dataset_coco.json": content}))
 
-    yield Target("karpathy json", "download", seeds.karpathy(), read_json, _JSON)
-    yield Target("wiki text", "download", [b"One.\n\nTwo \xc3\xa9.\n"], _read_wiki, _WORDS)
+    def read(work: Path) -> list[tuple[object, ...]]:
+        write_pairs(
+            work / "pairs", *read_karpathy(work / "caption_datasets.zip", "coco", [archive])
+        )
+        return _rows_of_pairs(work / "pairs")
+
+    rows = [
+        (0, "train", "images.zip", "0.jpg", "a dog 0"),
+        (0, "train", "images.zip", "0.jpg", "it runs"),
+        (1, "train", "images.zip", "x/1.jpg", "a dog 1"),
+        (1, "train", "images.zip", "x/1.jpg", "it runs"),
+    ]
+    yield Target("karpathy json", "download", seeds.karpathy(), [rows], place, read, _JSON)
+    text, sentences = b"One.\n\nTwo \xc3\xa9.\n", ["One.", "Two \u00e9."]
+    yield Target(
+        "wiki text",
+        "download",
+        [text],
+        [sentences],
+        put("wiki.txt"),
+        lambda work: read_sentences_file(work / "wiki.txt"),
+        _WORDS,
+    )
     tasks = (*_WORDS, b"\t", b"nan", b"inf", b"-1", b"6", b"\r\n")
-    for name in _TASK_FILES:
-        kept = small_files()[name]
-        yield Target(f"senteval {name}", "download", [kept], _senteval(name), tasks)
-    cased = cased_files()["stsbenchmark/sts-test.csv"]
-    yield Target("cased STS-B", "download", [cased], _read_cased, tasks)
+    for name, expected in _TASK_FILES.items():
+        yield Target(
+            f"senteval {name}",
+            "download",
+            [small_files()[name]],
+            [[expected]],
+            _place_senteval(name),
+            _rows_like(expected),
+            tasks,
+        )
+    cased = "stsbenchmark/sts-test.csv"
+    sentences = ('Isn\'t "it" \u00c9l?', "It is.", 4.6)
+    yield Target(
+        "cased STS-B",
+        "download",
+        [cased_files()[cased]],
+        [[("STS-B-cased", "news", split, *sentences) for split in _CASED_SPLITS]],
+        lambda work, content: put("cased.tar")(
+            work, seeds.make_tar(cased_files() | {cased: content})
+        ),
+        _read_cased,
+        tasks,
+    )
 
 
-_TASK_FILES = (
-    "STS/STS12-en-test/STS.gs.MSRpar.txt",
-    "STS/STS12-en-test/STS.input.MSRpar.txt",
-    "SICK/SICK_trial.txt",
-    "TREC/train_5500.label",
-    "MRPC/msr_paraphrase_test.txt",
-)
+_CASED_SPLITS = ("train", "train", "dev", "test")
 
 
-def _senteval(name: str) -> Callable[[Path, bytes], None]:
-    def read(work: Path, content: bytes) -> None:
-        (work / "senteval.tar").write_bytes(seeds.make_tar(small_files() | {name: content}))
+def _rows_of_pairs(folder: Path) -> list[tuple[object, ...]]:
+    pairs = read_pairs(folder)
+    joined = pairs.images.merge(pairs.captions, on="image_id").sort_values("caption_id")
+    columns = ["image_id", "split", "archive", "member", "caption"]
+    return list(joined[columns].itertuples(index=False, name=None))
+
+
+_PAIR = ("a b", "c d")
+_TASK_FILES: dict[str, tuple[object, ...]] = {
+    "STS/STS12-en-test/STS.gs.MSRpar.txt": ("STS12", "MSRpar", "test", *_PAIR, 2.5),
+    "STS/STS12-en-test/STS.input.MSRpar.txt": ("STS12", "MSRpar", "test", *_PAIR, 2.5),
+    "SICK/SICK_trial.txt": ("SICK-R", "SICK", "dev", "A b", "C", 4.5),
+    "TREC/train_5500.label": ("TREC", "train", "How ?", None, 1),
+    "MRPC/msr_paraphrase_test.txt": ("MRPC", "test", "l\u00e0", "b", 1),
+}
+"""The row that each of them gives."""
+
+
+def _place_senteval(name: str) -> Callable[[Path, bytes], object]:
+    return lambda work, content: put("senteval.tar")(
+        work, seeds.make_tar(small_files() | {name: content})
+    )
+
+
+def _rows_like(row: tuple[object, ...]) -> Callable[[Path], object]:
+    """A reader of all tasks that gives the rows of one task and split."""
+
+    def read(work: Path) -> list[tuple[object, ...]]:
         sts, transfer = read_senteval(work / "senteval.tar")
         write_sts(work, sts)
         write_transfer(work, transfer)
+        tables = (read_sts(work), read_transfer(work))
+        filled = (table.astype(object).where(table.notna(), None) for table in tables)
+        rows = itertools.chain(*(table.itertuples(index=False, name=None) for table in filled))
+        key = row[: len(row) - 3]
+        return [one for one in rows if one[: len(key)] == key]
 
     return read
 
 
-def _read_cased(work: Path, content: bytes) -> None:
-    files = cased_files() | {"stsbenchmark/sts-test.csv": content}
-    (work / "cased.tar").write_bytes(seeds.make_tar(files))
+def _read_cased(work: Path) -> list[tuple[object, ...]]:
     write_sts(work, read_cased_benchmark(work / "cased.tar"))
-
-
-def _read_wiki(work: Path, content: bytes) -> None:
-    (work / "wiki.txt").write_bytes(content)
-    read_sentences_file(work / "wiki.txt")
+    return list(read_sts(work).itertuples(index=False, name=None))
 
 
 def _tables() -> Iterator[Target]:
     params = download_params(folder={"split_column": None}).folder
+    rows = [("a.jpg", ['a "dog", \u00e9']), ("b.jpg", ["two\nlines"])]
     for ending, found in seeds.tables().items():
+        expected = [rows, [("a", ["x", "y"])] * 50][: len(found)]
+
+        def read(work: Path, name: str = f"table{ending}") -> list[tuple[str, list[str]]]:
+            return [(row.image, row.captions) for row in read_rows(work / name, params)]
+
         tokens = _PARQUET if ending == ".parquet" else _JSON
+        yield Target(
+            f"captions {ending}", "download", found, expected, put(f"table{ending}"), read, tokens
+        )
+    rows = [(0, b"image", "a"), (0, b"image", "b"), (1, b"other", "")]
+    yield Target(
+        "hub parquet",
+        "download",
+        seeds.hub_tables(),
+        [rows[:2], rows],
+        put("0.parquet"),
+        _read_hub,
+        _PARQUET,
+    )
 
-        def read(work: Path, content: bytes, name: str = f"table{ending}") -> None:
-            (work / name).write_bytes(content)
-            for _ in read_rows(work / name, params):
-                pass
 
-        yield Target(f"captions {ending}", "download", found, read, tokens)
-    yield Target("hub parquet", "download", seeds.hub_tables(), _read_hub, _PARQUET)
+def _records(folder: Path) -> Iterator[Target]:
+    """Tables of our own, behind their checksums."""
+    sound = folder / "pairs"
+    images = {"image_id": [0, 1], "split": ["train"] * 2, "archive": ["a.zip"] * 2}
+    captions = {"caption_id": [0, 1], "image_id": [0, 1], "caption": ["a dog", "two caf\u00e9s"]}
+    with PairsWriter(sound) as writer:
+        writer.add(images | {"member": ["0.jpg", "1.jpg"]}, captions)
+    rows = [
+        (0, "train", "a.zip", "0.jpg", "a dog"),
+        (1, "train", "a.zip", "1.jpg", "two caf\u00e9s"),
+    ]
+    for name in ("images.parquet", "captions.parquet"):
+
+        def place(work: Path, content: bytes, name: str = name) -> None:
+            shutil.copytree(sound, work / "pairs", dirs_exist_ok=True)
+            put(name)(work / "pairs", content)
+            seal(work / "pairs", name)
+
+        yield Target(
+            f"{name} of pairs sealed again",
+            "all stages",
+            [(sound / name).read_bytes()],
+            [rows],
+            place,
+            lambda work: _rows_of_pairs(work / "pairs"),
+            _PARQUET,
+        )
 
 
 @dataclass(frozen=True)
@@ -198,57 +332,126 @@ class _AtHand(Repository):
         return self.path
 
 
-def _read_hub(work: Path, content: bytes) -> None:
-    path, target = work / "0.parquet", work / "out"
-    path.write_bytes(content)
+def _read_hub(work: Path) -> list[tuple[object, bytes, object]]:
+    target = work / "out"
     shutil.rmtree(target, ignore_errors=True)
     params = download_params()
-    at_hand = _AtHand("o/n", "c", ("0.parquet",), path)
+    at_hand = _AtHand("o/n", "c", ("0.parquet",), work / "0.parquet")
     with PairsWriter(target) as writer, PairRows(writer) as rows:
         _add_tables(target, rows, at_hand, at_hand.files, params.hub, params.splits)
+    found = _rows_of_pairs(target)
+    with Archive(target / "0.zip") as archive:
+        return [(image, archive.read(str(member)), text) for image, _, _, member, text in found]
 
 
 def _features(folder: Path) -> Iterator[Target]:
     for layout in ("file", "virtual"):
         path, known = seeds.make_features(folder / layout, layout)
-
-        def read(work: Path, content: bytes) -> None:
-            (work / "features.h5").write_bytes(content)
-            found = read_features(work / "features.h5", seeds.TEACHER, "corpus")
-            _require_equal(found.captions, seeds.ROWS)
-            _require_equal(found.images, seeds.ROWS[:2])
-            _require_equal(found.caption_image, np.arange(8) % 2)
-
+        content, rest = path.read_bytes(), path.read_bytes().partition(b"\n")[2]
+        everything = (seeds.ROWS.tobytes(), seeds.ROWS[:2].tobytes(), [0, 1] * 4)
+        name = f"features.h5 {layout}"
+        numbers = (b'"offset": -1', b"null", b"-1", b"1e9", b"[]", b"99999999999")
         yield Target(
-            f"features.h5 {layout}",
+            name,
             "features",
-            [path.read_bytes()],
-            read,
-            (b'"offset": -1',),
-            verified=True,
+            [content],
+            [everything],
+            put("features.h5"),
+            _read_features,
+            numbers[:1],
+            accepts=lambda found, expected=everything: found == expected,
         )
-    shard = known.captions.runs.paths[0].read_bytes()
+        yield Target(
+            f"{name} header sealed again",
+            "features",
+            [_text_of_header(content)],
+            [everything],
+            _behind_checksum("features.h5", len(content) - len(rest), rest),
+            _read_features,
+            numbers,
+        )
+    shard, rows = known.captions.runs.paths[0].read_bytes(), seeds.ROWS[:4].tobytes()
+    tokens = (b'"rows": 9', b" ", b"-1", b"null")
     yield Target(
-        "shard of features", "features", [shard], _read_shard, (b'"rows": 9', b" "), verified=True
+        "shard of features",
+        "features",
+        [shard],
+        [rows],
+        put("shard.h5"),
+        _read_shard,
+        tokens[:2],
+        accepts=lambda found: found == rows,
+    )
+    yield Target(
+        "shard of features header sealed again",
+        "features",
+        [_text_of_header(shard)],
+        [rows],
+        _behind_checksum("shard.h5", HEADER_BYTES, shard[HEADER_BYTES:]),
+        _read_shard,
+        tokens,
     )
 
 
-def _read_shard(work: Path, content: bytes) -> None:
-    (work / "shard.h5").write_bytes(content)
-    _require_equal(read_shard(work / "shard.h5"), seeds.ROWS[:4])
+def _text_of_header(content: bytes) -> bytes:
+    return content.partition(b"\n")[0].rstrip().partition(b" ")[2]
 
 
-def _require_equal(found: np.ndarray, expected: np.ndarray) -> None:
-    assert found.tobytes() == expected.tobytes(), "other rows than were written"
+def _behind_checksum(name: str, size: int, rest: bytes) -> Callable[[Path, bytes], object]:
+    """Puts text behind a checksum that fits, as the header of a file."""
+
+    def place(folder: Path, text: bytes) -> None:
+        line = b"%08x %b" % (zlib.crc32(text.rstrip(b" ")), text)
+        (folder / name).write_bytes(line.ljust(size - 1) + b"\n" + rest)
+
+    return place
 
 
-def _read_picture(_work: Path, content: bytes) -> None:
-    for found in (_DECODE(content), shrink(content, 16)):
-        if isinstance(found, Rejection):
-            said = judge(found.detail)
-            assert said == CLEAR, said
-            raise InputError(found.detail, "use another picture.")
-    assert isinstance(found, bytes)
+def _read_features(work: Path) -> tuple[bytes, bytes, list[int]]:
+    found = read_features(work / "features.h5", seeds.TEACHER, "corpus")
+    rows = (np.asarray(one).tobytes() for one in (found.captions, found.images))
+    return (*rows, found.caption_image.tolist())
+
+
+def _read_shard(work: Path) -> bytes:
+    return read_shard(work / "shard.h5").tobytes()
+
+
+def _pictures() -> Target:
+    made, lying = seeds.images()
+    upright, turned = ["red blue", "red blue"], ["red red", "blue blue"]
+    return Target(
+        "picture",
+        "features",
+        [*made, lying],
+        [(upright, upright)] * len(made) + [(turned, turned)],
+        put("picture"),
+        _read_picture,
+        _IMAGE,
+    )
+
+
+def _read_picture(work: Path) -> tuple[list[str], list[str]]:
+    """The colours of its quarters, as decoded for a teacher, and as shown to people."""
+    content = (work / "picture").read_bytes()
+    pixels, file = (_used(one) for one in (_DECODE(content), shrink(content, 16)))
+    small = np.asarray(Image.open(io.BytesIO(file)))
+    return _colours(pixels.permute(1, 2, 0).numpy()), _colours(small)
+
+
+def _used(found: object) -> Any:
+    if isinstance(found, Rejection):
+        said = judge(found.detail)
+        assert said == CLEAR, said
+        raise InputError(found.detail, "use another picture.")
+    return found
+
+
+def _colours(pixels: np.ndarray) -> list[str]:
+    """Of the middles of the four quarters, row by row."""
+    height, width, _ = pixels.shape
+    rows = (pixels[height * row // 4, [width // 4, width * 3 // 4]] for row in (1, 3))
+    return [" ".join("red" if one[0] > one[2] else "blue" for one in row) for row in rows]
 
 
 def _scale(picture: Image.Image) -> torch.Tensor:
@@ -258,28 +461,41 @@ def _scale(picture: Image.Image) -> torch.Tensor:
 _DECODE = Decoder(_scale, 16)
 
 
-def _fetch(work: Path, content: bytes) -> None:
+def _place_fetched(work: Path, content: bytes) -> None:
     mirror = work / "mirror"
     mirror.mkdir(exist_ok=True)
-    (mirror / "file.txt").write_bytes(b"content")
-    (work / "file.txt").write_bytes(b"content")
-    (work / "checksums.json").write_bytes(content)
-    found = fetch(RemoteFile("file.txt", "http://127.0.0.1:9/", 0), work, str(mirror))
-    assert found.path.read_bytes() == b"content"
+    put("file.txt")(mirror, b"content")
+    put("file.txt")(work, b"content")
+    put("checksums.json")(work, content)
 
 
-def _forms() -> list[bytes]:
-    picture = seeds.images()[0]
+def _fetch(work: Path) -> bytes:
+    found = fetch(RemoteFile("file.txt", "http://127.0.0.1:9/", 0), work, str(work / "mirror"))
+    return found.path.read_bytes()
+
+
+def _uploads() -> Target:
+    picture = seeds.images()[1]
     head = b'--b\r\nContent-Disposition: form-data; name="picture"; filename="a.jpg"\r\n\r\n'
-    return [head + picture + b"\r\n--b--\r\n"]
+    return Target(
+        "upload",
+        "app",
+        [head + picture + b"\r\n--b--\r\n"],
+        [picture],
+        put("body"),
+        _upload,
+        (b"\r\n", b"--b", b"--", b"filename=", b'"'),
+    )
 
 
-def _upload(_work: Path, content: bytes) -> None:
+def _upload(work: Path) -> bytes:
     from starlette.requests import Request
+
+    content = (work / "body").read_bytes()
 
     async def receive() -> dict[str, object]:
         return {"type": "http.request", "body": content, "more_body": False}
 
     headers = [(b"content-type", b"multipart/form-data; boundary=b")]
     scope = {"type": "http", "method": "POST", "headers": headers}
-    asyncio.run(read_upload(Request(scope, receive)))
+    return asyncio.run(read_upload(Request(scope, receive)))

@@ -1,6 +1,7 @@
 """Nothing that comes with weights is ever run."""
 
 import ast
+import contextlib
 import json
 import os
 import shutil
@@ -9,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from pipeline.encoder import SentenceEncoder, load_student
 from pipeline.errors import PipelineError
 from pipeline.features.teacher import Teacher
 from pipeline.params.teacher import TeacherParams
-from tests.conftest import ROOT
+from tests.conftest import ROOT, unseal
 from tests.faults.ledger import record
 from tests.features.tiny_teachers import save_clip, save_open_clip
 
@@ -97,7 +99,7 @@ def marker(tmp_path: Path) -> Path:
 
 
 def is_refused(load, marker: Path, where: str) -> None:
-    with pytest.raises(PipelineError):
+    with pytest.raises(PipelineError, match=r"cannot be loaded|no usable grounding heads"):
         load()
     assert not marker.exists()
     record("hostile pickle or code", where, "one clear line")
@@ -116,6 +118,7 @@ OPEN_CLIP_NAMES = ["open_clip_pytorch_model.bin", "open_clip_model.safetensors",
 @pytest.mark.parametrize("name", OPEN_CLIP_NAMES)
 def test_a_teacher_of_open_clip(tmp_path, marker, name):
     teacher = save_open_clip(tmp_path / "teacher")
+    Teacher(TeacherParams(model=teacher), CPU)
     (tmp_path / "teacher/open_clip_model.safetensors").unlink()
     torch.save(Hostile(marker), tmp_path / "teacher" / name)
     is_refused(lambda: Teacher(TeacherParams(model=teacher), CPU), marker, "features")
@@ -131,26 +134,32 @@ def test_weights_of_open_clip_that_are_a_file(tmp_path, marker, name):
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
 def test_a_teacher_of_transformers(tmp_path, marker, name):
     folder = Path(save_clip(tmp_path / "teacher"))
+    params = TeacherParams(model=f"transformers:{folder}")
+    Teacher(params, CPU)
     (folder / "model.safetensors").unlink()
     torch.save(Hostile(marker), folder / name)
-    params = TeacherParams(model=f"transformers:{folder}")
     is_refused(lambda: Teacher(params, CPU), marker, "features")
 
 
 @pytest.fixture
 def student(tmp_path: Path) -> Path:
-    return shutil.copytree(ROOT / "data/demo/student", tmp_path / "student")
+    """One that loads as it is."""
+    folder = shutil.copytree(ROOT / "data/demo/student", tmp_path / "student")
+    SentenceEncoder.load(folder, "mean")
+    return folder
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
 def test_a_student(student, marker, name):
     (student / "model.safetensors").unlink()
     torch.save(Hostile(marker), student / name)
-    is_refused(lambda: SentenceEncoder.load(student), marker, "encoder")
+    is_refused(lambda: SentenceEncoder.load(student, "mean"), marker, "encoder")
 
 
-def test_the_heads_of_a_student(student, marker):
-    (student / "heads.json").write_text('{"objective": "both", "dims": [1, 1, 1]}')
+def test_the_heads_of_a_student(tiny_run, tmp_path, marker):
+    student = shutil.copytree(tiny_run / "data/models/0", tmp_path / "student")
+    load_student(student, CPU)
+    unseal(student)
     torch.save(Hostile(marker), student / "heads.safetensors")
     is_refused(lambda: load_student(student, CPU), marker, "encoder")
 
@@ -167,6 +176,14 @@ def add_code(folder: Path, marker: Path, file: str, kinds: dict[str, str]) -> No
 CODE = {"AutoConfig": "Own", "AutoModel": "Own"}
 
 
+def test_such_code_does_run_where_it_is_trusted(student, marker):
+    """Else the tests below could not fail."""
+    add_code(student, marker, "config.json", CODE)
+    with contextlib.suppress(Exception):
+        AutoConfig.from_pretrained(student, trust_remote_code=True)
+    assert marker.exists()
+
+
 def test_code_beside_a_teacher(tmp_path, marker, monkeypatch):
     folder = Path(save_clip(tmp_path / "teacher"))
     add_code(folder, marker, "config.json", CODE)
@@ -176,7 +193,7 @@ def test_code_beside_a_teacher(tmp_path, marker, monkeypatch):
 
 def test_code_beside_a_student(student, marker):
     add_code(student, marker, "config.json", CODE)
-    is_refused(lambda: SentenceEncoder.load(student), marker, "encoder")
+    is_refused(lambda: SentenceEncoder.load(student, "mean"), marker, "encoder")
 
 
 def test_code_of_the_tokenizer_of_a_student(student, marker, monkeypatch):
@@ -188,7 +205,7 @@ def test_code_of_the_tokenizer_of_a_student(student, marker, monkeypatch):
     path.write_text(json.dumps(own))
     (student / "own.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Own: pass\n")
     try:
-        SentenceEncoder.load(student)
+        SentenceEncoder.load(student, "mean")
     except PipelineError:
         record("hostile pickle or code", "encoder", "one clear line")
     assert not marker.exists()

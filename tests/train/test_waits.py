@@ -1,0 +1,124 @@
+"""A step on a GPU never waits: it asks for nothing that the host would have to read back."""
+
+import pytest
+import torch
+from torch.optim import AdamW
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.encoder import GroundingHeads
+from pipeline.params.schema import Params
+from pipeline.train import unpadded
+from pipeline.train.curves import Curves
+from pipeline.train.gradients import add_gradients
+from pipeline.train.noise import filter_limit, filter_negatives
+from pipeline.train.objective import Distillation
+from pipeline.train.unpadded import take_masks_unseen
+from tests.conftest import merge, read_default_params
+from tests.train.test_unpadded import draw_tokens, make_encoder
+
+READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2")
+"""Operators whose result, or its shape, the host must know."""
+FILTERS = {"off": 0.0, "cosine": 0.9, "dot": 2.0, "percentile": 80.0}
+
+
+class Waits(TorchDispatchMode):
+    """Notes every operator for which a host would wait until a GPU has come to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.__name__.partition(".")[0]
+        by_mask = name.startswith("index") and any(
+            one.dtype in {torch.bool, torch.uint8}
+            for group in args
+            if isinstance(group, list | tuple)
+            for one in group
+            if isinstance(one, torch.Tensor)
+        )
+        if name in READS or by_mask:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the CPU for a GPU where the code asks."""
+    monkeypatch.setattr(unpadded, "_SHARES_MEMORY", set())
+
+
+def distillation(encoder, kind: str) -> Distillation:
+    changes = {"loss": {"filter": {"kind": kind, "threshold": FILTERS[kind]}}}
+    loss = Params.model_validate(merge(read_default_params(), changes)).loss
+    return Distillation(encoder, GroundingHeads(encoder.dim, 8, 4), "kdmcse", loss).train()
+
+
+def take_step(model: Distillation, tokens, teacher, optimiser, curves: Curves) -> None:
+    curves.add([add_gradients(model, tokens, teacher)])
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimiser.step()
+    optimiser.zero_grad()
+
+
+def test_what_waits_is_noticed():
+    values = torch.arange(4.0)
+    for wait in (
+        lambda: bool(values.all()),
+        lambda: values[values > 1],
+        lambda: float(values[0]),
+        values.nonzero,
+    ):
+        with Waits() as waits:
+            wait()
+        assert waits.seen
+
+
+@pytest.mark.parametrize("kind", FILTERS)
+@pytest.mark.parametrize("is_paired", [False, True])
+def test_a_step_never_waits(kind, is_paired, on_gpu):
+    encoder = make_encoder("Bert", dropout=0.1)
+    model, tokens = distillation(encoder, kind), draw_tokens(encoder, [5, 9, 3, 9])
+    assert take_masks_unseen(encoder)
+    optimiser = AdamW(model.parameters(), lr=1e-3, fused=True)
+    teacher = (torch.randn(4, 8), torch.randn(4, 8)) if is_paired else None
+    with Waits() as waits:
+        take_step(model, tokens, teacher, optimiser, Curves())
+    assert not waits.seen
+
+
+def test_transformers_itself_looks_at_the_mask(on_gpu):
+    """So that the way around it is there for a reason."""
+    encoder = make_encoder("Bert")
+    with Waits() as waits:
+        encoder(draw_tokens(encoder, [5, 9]))
+    assert waits.seen
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "Electra", "DistilBert", "MPNet"])
+@pytest.mark.parametrize("lengths", [[5, 9, 3], [9, 9, 9]])
+def test_masks_taken_unseen_change_nothing(kind, lengths, on_gpu):
+    encoder = make_encoder(kind)
+    tokens = draw_tokens(encoder, lengths)
+    expected = encoder(tokens)
+    taken = take_masks_unseen(encoder)
+    assert taken == (kind != "MPNet")
+    torch.testing.assert_close(encoder(tokens), expected)
+
+
+@pytest.mark.parametrize("kind", [k for k in FILTERS if k != "off"])
+def test_the_diagonal_is_left_out_as_a_mask_would(kind, default_params):
+    params = default_params.loss.filter.model_copy(
+        update={"kind": kind, "threshold": FILTERS[kind]}
+    )
+    images, captions = torch.randn(7, 5), torch.randn(7, 5)
+    keep = filter_negatives(images, captions, params)
+    v, t = images, captions
+    if kind != "dot":
+        v, t = (x / x.norm(dim=1, keepdim=True) for x in (v, t))
+    score = {"cross-modal": t @ v.T, "image": v @ v.T, "caption": t @ t.T}[params.similarity]
+    limit = filter_limit(score[~torch.eye(7, dtype=torch.bool)], params)
+    expected = (score <= limit) if params.drop == "above" else (score >= limit)
+    assert torch.equal(keep.image | torch.eye(7, dtype=torch.bool), keep.image)
+    off = ~torch.eye(7, dtype=torch.bool)
+    assert (keep.image[off] != expected[off]).sum() <= 1  # the limit itself, to rounding
