@@ -46,6 +46,49 @@ def choose_device() -> "torch.device":
     return torch.device("cpu")
 
 
+def computes(precision: str, device: "torch.device") -> bool:
+    """Whether a device has instructions for matrix products of bf16 or fp16.
+
+    Args:
+        precision: bf16 or fp16.
+        device: the CPU or a CUDA GPU; of others it is not known.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(capabilities.get(name, False) for name in _INSTRUCTIONS[precision])
+
+
+_INSTRUCTIONS = {
+    "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
+    "fp16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
+}
+"""Of x86 and of ARM, as torch calls them."""
+
+
+def warn_of_slow(key: str, precision: str, device: "torch.device") -> None:
+    """Warn where a forward pass is asked for in a type that the device has no instructions for.
+
+    Args:
+        key: of params.yaml, that asks.
+        precision: what it asks for.
+        device: of the forward pass.
+    """
+    is_known = precision in _INSTRUCTIONS and device.type in {"cpu", "cuda"}
+    if is_known and not computes(precision, device):
+        what = "processor" if device.type == "cpu" else "GPU"
+        log.warning(
+            "%s is %s, for which this %s has no instructions: it will be many times slower than "
+            "fp32; set %s to auto",
+            key,
+            precision,
+            what,
+            key,
+        )
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory for the next step instead of giving it back.
 

@@ -25,7 +25,7 @@ from pipeline.features.images import Decoder, Rejection
 from pipeline.features.tokens import Rows, Tokens
 from pipeline.params.features import Precision
 from pipeline.params.teacher import TeacherParams
-from pipeline.runtime import hash_weights, length_batches, progress
+from pipeline.runtime import hash_weights, length_batches, progress, warn_of_slow
 
 _DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
@@ -197,6 +197,7 @@ class Teacher:
 def _dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
     if precision == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
+    warn_of_slow("features.precision", precision, device)
     return _DTYPES[precision]
 
 

@@ -10,23 +10,18 @@ import torch
 
 from pipeline.encoder import SentenceEncoder
 from pipeline.errors import ParamsError
+from pipeline.runtime import computes, warn_of_slow
 from pipeline.train.gradients import Autocast
 
 Precision = Literal["fp32", "bf16"]
 
 
 def choose_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
-    """What `auto` stands for on a device: bf16 where its matrix products take it natively."""
+    """What `auto` stands for on a device: bf16 where it has instructions for that."""
+    warn_of_slow("train.precision", wanted, device)
     if wanted != "auto":
         return wanted
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
-
-
-def _cpu_has_bf16() -> bool:
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bf16" if computes("bf16", device) else "fp32"
 
 
 def autocast_of(precision: Precision, device: torch.device) -> Autocast:
