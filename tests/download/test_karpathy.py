@@ -71,6 +71,15 @@ def test_the_public_splits_have_the_public_counts(name):
         ([image(1, "holdout", "one.jpg")], "image 0 has no usable 'holdout'"),
         ([image(1, "val", "one.jpg"), "text"], "image 1"),
         ([image(1, "val", "one.jpg") | {"sentences": 3}], "image 0"),
+        *(
+            ([image(1, "val", "one.jpg") | {"sentences": [{"raw": raw}]}], "its raw is no text")
+            for raw in (7, None, ["a", "b"], "\ud800")
+        ),
+        *(
+            ([image(1, "val", "one.jpg") | {"imgid": number}], "image 0 has no usable imgid")
+            for number in ("3", True, 1.5)
+        ),
+        ([image(1, "val", "one.jpg"), image(1, "test", "two.jpg")], "image 1 has no usable imgid"),
     ],
 )
 def test_malformed_json_is_named_by_row(packed, images, words):

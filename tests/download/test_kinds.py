@@ -28,7 +28,18 @@ from pipeline.params.places import PathText, expanded
 from tests.conftest import invoke, write_params
 from tests.download.conftest import download_params, image_bytes
 from tests.download.test_hub import table_bytes
-from tests.download.test_senteval import cased_files, pack, small_files
+from tests.download.test_senteval import (
+    GOLD,
+    INPUT,
+    MRPC,
+    SICK,
+    SST,
+    STSB,
+    TREC,
+    cased_files,
+    pack,
+    small_files,
+)
 from tests.download.test_webdataset import write_shard
 
 pytestmark = pytest.mark.usefixtures("connected")
@@ -217,21 +228,20 @@ TEXTS: dict[str, tuple[str, Callable[[Path, bytes], list[str]]]] = {
         for ending, separator in ((".csv", ","), (".tsv", "\t"), (".txt", ","))
     },
     **{
-        f"senteval {name}": (content.decode("latin-1"), task_file(name))
-        for name, content in small_files().items()
-        if not name.startswith("MRPC")
+        f"senteval {name}": (small_files()[name].decode("latin-1"), task_file(name))
+        for name in (GOLD, INPUT, STSB, SICK, TREC, SST, "MR/rt-polarity.pos")
     },
-    "senteval MRPC": (
+    f"senteval {MRPC}": (
         "Quality\t1\t2\tA\tB\n1\t7\t8\tl\tb\n",
-        task_file("MRPC/msr_paraphrase_test.txt"),
+        task_file(MRPC),
     ),
     "cased STS-B": (
         cased_files()["stsbenchmark/sts-dev.csv"].decode(),
         task_file("stsbenchmark/sts-dev.csv"),
     ),
 }  # fmt: skip
-"""Every reader of text that others wrote, with a text of its own."""
-LATIN = ("MR/", "CR/", "SUBJ/", "MPQA/", "TREC/")
+"""Every reader of text that others wrote, with a text of its own; of SentEval one file a kind."""
+LATIN = ("MR/", "TREC/")
 
 
 def test_every_kind_of_text_table_is_among_the_texts():
