@@ -76,7 +76,7 @@ class RayEngine:
         self._attempts = attempts
 
     def encode_images(self, images: PackedImages) -> Iterator[Work]:
-        """As `Encoder.encode_images`; shards come as workers finish them.
+        """As `Encoder.encode_images`, in the order in which workers end.
 
         Raises:
             InputError: an archive is missing or damaged as a whole.
@@ -91,7 +91,10 @@ class RayEngine:
         yield from self._encode("images", tasks, len(images), self._cache.known("images"), folder)
 
     def encode_captions(self, captions: NewCaptions) -> Iterator[Work]:
-        """As `Encoder.encode_captions`; order and errors as `encode_images`."""
+        """As `Encoder.encode_captions`, in the order in which workers end.
+
+        Errors as `encode_images`.
+        """
         tasks = [_pack_captions(shard) for shard in captions]
         yield from self._encode("captions", tasks, captions.total, KeySet(), Path())
 

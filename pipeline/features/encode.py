@@ -50,9 +50,10 @@ class Column(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """What became of consecutive rows: one shard's worth."""
+    """What became of one shard's worth of rows: of images, consecutive ones."""
 
     start: int
+    """The first row that it may be of; no two works share it."""
     keys: Keys
     """Of all rows; those of rejected ones are 0."""
     rejected: dict[int, Rejection]

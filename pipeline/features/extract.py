@@ -30,8 +30,8 @@ REJECTED = ("kind", "image_id", "caption_id", "archive", "member", "reason", "de
 class Engine(Protocol):
     """Who encodes: one process (`Encoder`), or a cluster.
 
-    Works may come in any order; each names its rows by `start`, and together they have every row
-    once. Nothing that is written depends on the order.
+    Works come in any order; each row that is to be encoded is in one of them, and in no other.
+    Where a work belongs is said by its `start`.
     """
 
     def encode_images(self, images: PackedImages) -> Iterator[Work]:
@@ -168,7 +168,8 @@ def _encode_images(pairs: Pairs, engine: Engine) -> _Encoded:
     keys, computed = np.zeros((len(members), 16), np.uint8), 0
     rejected: dict[int, Rejection] = {}
     started = time.perf_counter()
-    for work in engine.encode_images(PackedImages(pairs.folder, archives, members)):
+    works = engine.encode_images(PackedImages(pairs.folder, archives, members))
+    for work in _each_row_once(works, len(members)):
         keys[work.start : work.start + len(work.keys)] = work.keys
         rejected |= {work.start + row: why for row, why in work.rejected.items()}
         computed += work.encoded
@@ -188,12 +189,31 @@ def _encode_captions(
     new = first_of_each(keys) & ~empty & ~cache.known("captions").contains(keys)
     started = time.perf_counter()
     works = engine.encode_captions(NewCaptions(captions, keys, new, shard_rows))
-    computed = sum(work.encoded for work in works)
+    computed = sum(work.encoded for work in _each_row_once(works, int(new.sum())))
     rejected = dict.fromkeys(np.flatnonzero(empty).tolist(), _EMPTY)
     return _Encoded(keys, rejected, computed, time.perf_counter() - started)
 
 
 _EMPTY = Rejection("empty", "the caption holds no text")
+
+
+def _each_row_once(works: Iterator[Work], rows: int) -> Iterator[Work]:
+    """The works as they come.
+
+    Raises:
+        RuntimeError: the engine does not keep its contract; the keys of rows that it left out would
+            be taken for those of other rows.
+    """
+    starts: set[int] = set()
+    given = 0
+    for work in works:
+        if work.start in starts:
+            raise RuntimeError(f"the engine gave the rows from {work.start} twice")
+        starts.add(work.start)
+        given += len(work.keys)
+        yield work
+    if given != rows:
+        raise RuntimeError(f"the engine gave {given} of {rows} rows")
 
 
 def _rows_of(

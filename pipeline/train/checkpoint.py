@@ -80,8 +80,8 @@ class Checkpoint:
             reason = " ".join(str(error).split())[:100]
             log.warning("%s cannot be read (%s): training starts anew", self._path, reason)
             return None
-        if key != self._key:
-            log.warning("%s is of another format: training starts anew", self._path)
+        if differing := [name for name in self._key if key.get(name) != self._key[name]]:
+            log.warning("%s is of another %s: training starts anew", self._path, differing[0])
             return None
         log.info("training goes on after step %d, from %s", state["step"], self._path)
         return dict(state)

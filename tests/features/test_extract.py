@@ -359,3 +359,53 @@ def test_two_processes_do_not_spoil_each_other(tmp_path, teacher, pngs):
     alone = (tmp_path / "alone/features.h5").read_bytes()
     for name in ("one.h5", "two.h5"):
         assert (tmp_path / "both" / name).read_bytes() == alone
+
+
+class Rearranged(Encoder):
+    """An engine whose works come as a list of them is changed to."""
+
+    change = staticmethod(list)
+
+    def encode_images(self, images):
+        return iter(self.change(list(super().encode_images(images))))
+
+    def encode_captions(self, captions):
+        return iter(self.change(list(super().encode_captions(captions))))
+
+
+@pytest.fixture
+def with_works(teacher, pngs, tmp_path, monkeypatch):
+    """Extract with the works of the engine changed; rows 0, 2 and 9 are no images."""
+
+    def run(name: str, change) -> Extraction:
+        contents = [b"none" if row in {0, 2, 9} else png for row, png in enumerate(pngs)]
+        pairs = make_pairs(tmp_path / "pairs", contents, [f"of {row}" for row in range(24)])
+        engine = type("Engine", (Rearranged,), {"change": staticmethod(change)})
+        monkeypatch.setattr("tests.features.test_extract.Encoder", engine)
+        return extract(pairs, teacher, tmp_path / name)
+
+    return run
+
+
+def test_the_order_in_which_an_engine_gives_works_does_not_matter(with_works, tmp_path):
+    """A cluster's come as its workers end."""
+    counts = []
+    whole = with_works("whole", lambda works: counts.append(len(works)) or works)
+    assert min(counts) > 2
+    turned = with_works("turned", lambda works: works[::-1])
+    assert list(whole.rejected["image_id"]) == [10, 12, 19]
+    pd.testing.assert_frame_equal(whole.rejected, turned.rejected)
+    written = [(tmp_path / name / "features.h5").read_bytes() for name in ("whole", "turned")]
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda works: works[:-1], r"gave 8 of 12 rows"),
+        (lambda works: [*works[:-1], works[0]], "gave the rows from 0 twice"),
+    ],
+)
+def test_an_engine_that_leaves_rows_out_or_repeats_them_is_a_bug(with_works, change, words):
+    with pytest.raises(RuntimeError, match=words):
+        with_works("spoiled", change)

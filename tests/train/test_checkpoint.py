@@ -108,6 +108,18 @@ def test_what_torch_reads_but_is_no_checkpoint_is_left_out(tmp_path, caplog):
     assert "starts anew" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["format", "run"])
+def test_a_checkpoint_of_something_else_is_left_out_and_named(tmp_path, name, caplog):
+    kept = Checkpoint(tmp_path, "run", 1.0)
+    kept.save({"step": 3})
+    assert kept.load() == {"step": 3}
+    content = torch.load(tmp_path / "run.pt", weights_only=True)
+    content["key"][name] = "another"
+    torch.save(content, tmp_path / "run.pt")
+    assert kept.load() is None
+    assert f"run.pt is of another {name}: training starts anew" in caplog.text
+
+
 def test_another_run_neither_takes_nor_harms_a_checkpoint(tmp_path):
     """A short try of other settings must not cost the long run that was stopped before."""
     one, other = (Checkpoint(tmp_path, name, 1.0) for name in ("one", "other"))
