@@ -4,7 +4,8 @@
     KEY/ends.npy    (sentences,) int64, where each ends
     KEY/crc32       of both, as text
 
-KEY is a hash of the tokenizer and its library, the cut and the text, so that nothing stale is ever read.
+KEY is a hash of the tokenizer and its library, the cut and the text, so that nothing stale is ever
+read.
 """
 
 import contextlib
