@@ -4,7 +4,8 @@
     KEY/ends.npy    (sentences,) int64, where each ends
     KEY/crc32       of both, as text
 
-KEY is a hash of the tokenizer, the cut and the text, so that nothing stale is ever read.
+KEY is a hash of the tokenizer and its library, the cut and the text, so that nothing stale is ever
+read.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import shutil
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +83,8 @@ def pack_tokens(
     padding = encoder.tokenizer.pad_token_id or 0
     if folder is None:
         return PackedTokens(*_tokenize(encoder, sentences, max_length), padding)
-    key = hash_strings([*tokenizer_parts(encoder), str(max_length), hash_strings(sentences)])
+    made_by = [*tokenizer_parts(encoder), version("tokenizers"), str(max_length)]
+    key = hash_strings([*made_by, hash_strings(sentences)])
     store = folder / key[:32]
     if (packed := _open(store, len(sentences), padding)) is None:
         with atomic_folder(store) as temporary:

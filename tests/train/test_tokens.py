@@ -57,6 +57,15 @@ def test_other_text_or_another_cut_is_another_store(encoder, tmp_path):
     assert sizes[0] > sizes[1]
 
 
+def test_another_version_of_the_tokenizers_library_is_another_store(encoder, tmp_path, monkeypatch):
+    for _ in range(2):
+        pack_tokens(encoder, TEXT, 16, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setattr(tokens, "version", lambda name: f"a later {name}")
+    pack_tokens(encoder, TEXT, 16, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 @pytest.mark.parametrize("name", ["ids.npy", "ends.npy"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone", "empty"])
 def test_a_damaged_store_is_made_again(encoder, tmp_path, caplog, name, damage):
