@@ -14,7 +14,9 @@ from pipeline.features.store import Features
 from pipeline.params.schema import Params
 from pipeline.train.batches import (
     Schedule,
+    Stream,
     TrainingPairs,
+    bucketed,
     epoch_batches,
     make_schedule,
     pair_stream,
@@ -81,6 +83,38 @@ def test_buckets_bring_sentences_of_like_length_together(count, batch_size, buck
     pools = -(-len(spans) // buckets)
     for low, _ in spans:
         assert sum(other < low < most for other, most in spans) <= pools
+
+
+def test_a_stream_draws_every_epoch_once_by_its_number():
+    drawn = []
+
+    def epoch(rng: np.random.Generator) -> np.ndarray:
+        drawn.append(rng.permutation(6).reshape(3, 2))
+        return drawn[-1]
+
+    batches = list(itertools.islice(Stream(epoch, [5, 8]), 7))
+    expected = [np.random.default_rng([5, 8, n]).permutation(6).reshape(3, 2) for n in range(3)]
+    np.testing.assert_array_equal(drawn, expected)
+    np.testing.assert_array_equal(batches, np.concatenate(expected)[:7])
+
+
+@pytest.mark.parametrize("buckets", [1, 3])
+def test_a_pool_is_cut_in_the_order_of_lengths_and_one_batch_is_no_pool(buckets):
+    """Rows of equal length keep their order; the last pool has fewer batches."""
+    params = run_params(20, train={"buckets": buckets}).train
+    lengths = np.random.default_rng(0).integers(3, 6, 110)
+    rows = np.random.default_rng(1).permutation(110)
+    found = bucketed(rows, lengths, params, np.random.default_rng(2)).tolist()
+    pools = [rows[start : start + 60].tolist() for start in (0, 60)]
+    pools[1] = pools[1][:40]
+    ordered = [row for pool in pools for row in sorted(pool, key=lambda row: lengths[row])]
+    if buckets == 1:
+        assert found == rows[:100].reshape(5, 20).tolist()
+    else:
+        batches = [ordered[start : start + 20] for start in range(0, 100, 20)]
+        assert sorted(found) == sorted(batches)
+        assert found != batches
+    assert bucketed(rows[:19], lengths, params, np.random.default_rng(2)).shape == (0, 20)
 
 
 def test_buckets_leave_the_meeting_of_equal_lengths_to_chance():
