@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.download.records import Pairs, read_pairs, read_sentences
-from pipeline.errors import InputError, ResourceError
+from pipeline.errors import InputError
 from pipeline.features.store import Features, read_features
 from pipeline.index.items import find_items
 from pipeline.params.index import IndexParams
@@ -110,7 +110,7 @@ def test_own_texts_that_are_no_text(corpus, tmp_path, content):
 
 def test_own_texts_that_are_not_there(corpus, tmp_path):
     params = index_params(items=["texts"], texts=str(tmp_path / "gone.txt"))
-    with pytest.raises(ResourceError, match=r"gone.txt cannot be read: no such file"):
+    with pytest.raises(InputError, match=r"gone.txt does not exist"):
         find_items(params, *corpus, [])
 
 
