@@ -53,7 +53,9 @@ def find_items(
     if "sentences" in params.items:
         tables.append(_plain_rows("sentence", enumerate(sentences)))
     if params.texts is not None:
-        if not Path(params.texts).is_file():
+        with reports_unreadable(params.texts):
+            is_there = Path(params.texts).is_file()
+        if not is_there:
             raise InputError(*why_missing(params.texts, "index.texts"))
         tables.append(_plain_rows("text", _read_texts(Path(params.texts))))
     images, rows = _image_rows(pairs, features)
