@@ -182,7 +182,7 @@ def test_times_are_those_of_the_clock_and_cost_that_of_the_rows_read(
     """All queries in 4 seconds; the first 50 in 1 to 50 ms each when they come alone."""
     probe = hold_out({"texts": parts}, "texts", 0)
     index = build(kind, parts)
-    passed = [0.0, 4.0]
+    passed = [7.0, 4.0]
     for milliseconds in range(1, 51):
         passed += [1.0, milliseconds / 1000]
     clock = iter(np.cumsum(passed).tolist())
@@ -228,6 +228,8 @@ def test_a_row_as_near_as_the_last_neighbour_is_as_good(tmp_path):
 def test_recall_is_of_ten_or_of_as_many_as_there_are(tmp_path, rows, k):
     probe = hold_out({"texts": make_parts(tmp_path / "vectors", rows)}, "texts", 0)
     assert probe.k == k
+    nothing = np.full((rows, k), -1)
+    assert probe.recall(nothing) == (1.0 if rows == 1 else 0.0)
 
 
 def test_queries_are_a_thousand_rows_drawn_by_the_seed(parts):
@@ -243,6 +245,16 @@ def test_just_the_bytes_allowed_are_few_enough(parts, tmp_path):
     params = index_params(kind="flat", max_bytes=free.bytes)
     (bound,) = choose_index("texts", probe, params, tmp_path)
     assert bound.bytes == free.bytes == (tmp_path / "texts.faiss").stat().st_size
+
+
+def test_exact_search_is_enough_whatever_rounding_makes_of_its_recall(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(Probe, "recall", lambda *_: 0.9)
+    probe = hold_out({"texts": parts}, "texts", 0)
+    (only,) = choose_index("texts", probe, index_params(kind="flat", recall=0.97), tmp_path)
+    assert (only.kind, only.recall) == ("flat", 0.9)
+    assert choose_index("texts", probe, index_params(kind="ivf-sq8", recall=0.9), tmp_path)
+    with pytest.raises(InputError, match=r"the best finds 0\.9"):
+        choose_index("texts", probe, index_params(kind="ivf-sq8", recall=0.91), tmp_path)
 
 
 def test_few_rows_are_searched_exactly(parts, tmp_path):
