@@ -150,7 +150,7 @@ def test_the_kinds_that_are_tried_depend_on_the_rows(rows, changes, expected):
 
 
 def trial(recall: float) -> Trial:
-    return Trial("hnsw", 16, 0, recall, queries_per_second=1.0, milliseconds=1.0, cost=1.0)
+    return Trial("hnsw", 16, 0, recall, cost=1.0, speed=choose.Speed(1.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -191,8 +191,8 @@ def test_times_are_those_of_the_clock_and_cost_that_of_the_rows_read(
         found = choose._try_setting(kind, index, setting, probe)
     assert next(clock, None) is None
     assert (found.kind, found.setting) == (kind, setting)
-    assert found.queries_per_second == pytest.approx(len(probe.queries) / 4)
-    assert found.milliseconds == pytest.approx(25.5)
+    assert found.speed.queries_per_second == pytest.approx(len(probe.queries) / 4)
+    assert found.speed.milliseconds == pytest.approx(25.5)
     rows, compared = kinds.search_counted(kind, index, probe.queries, 11)
     assert found.recall == probe.recall(rows)
     assert found.cost == kinds.bytes_a_query(kind, index, setting, compared, 10)
