@@ -408,6 +408,8 @@ _LOAD = """
 import resource
 import sys
 from pathlib import Path
+from pipeline import bars
+bars.INTERVAL = 0.0  # a line for every message
 import numpy as np
 from pipeline.index.milvus import Address
 from pipeline.index.milvus_load import load_items
@@ -475,9 +477,9 @@ def test_a_load_that_is_killed_leaves_the_former_one(tmp_path, small, number, ro
 
 
 def read_until(process: subprocess.Popen, rows: int) -> None:
-    """Read the progress bar until so many rows are in."""
+    """Read the lines of progress until so many rows are in."""
     text = ""
-    while not any(int(seen) >= rows for seen in re.findall(r"\| (\d+)/20000", text)):
+    while not any(int(seen) >= rows for seen in re.findall(r": (\d+)/20000", text)):
         letter = process.stderr.read(1)
         assert letter, text
         text += letter
