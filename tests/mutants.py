@@ -63,7 +63,8 @@ def read_rules() -> list[Rule]:
 
 
 def forget_survivors() -> None:
-    """They are run again: tests may have been written for them."""
+    """They are run again, and which test reaches what is found anew: tests may have changed."""
+    Path("mutants/mutmut-stats.json").unlink(missing_ok=True)
     for path in walk_mutatable_files():
         data = SourceFileMutationData(path=path)
         data.load()

@@ -133,6 +133,18 @@ def test_blocks_change_nothing(block, monkeypatch):
     np.testing.assert_array_equal(image_ranks(gallery), whole[1])
 
 
+def test_a_pairing_needs_a_caption_for_every_picture():
+    for captions, images, owners, expected in (
+        (["a"], ["x"], [0], True),
+        ([], ["x"], [], False),
+        (["a"], ["x", "y"], [0], False),
+        (["a"], ["x", "x"], [1], True),
+        (["a", "b"], ["x", "y"], [1, 0], True),
+    ):
+        found = Pairing.of(captions, images, np.array(owners, dtype=np.int64))
+        assert found.is_complete() is expected
+
+
 def test_an_image_without_a_caption_is_refused():
     gallery, owners = make_gallery(images=5, captions=9)
     keep = owners != 2

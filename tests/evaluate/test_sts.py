@@ -191,6 +191,12 @@ def test_unseen_pairs_are_those_without_a_training_sentence():
     assert value(scores, "avg", aggregation="all", unseen=True) == pytest.approx(np.mean(both))
 
 
+def test_where_the_training_text_is_unknown_nothing_counts_as_unseen():
+    assert [s for s in score(YEAR) if s.unseen]
+    known = [s for s in score(YEAR) if not s.unseen]
+    assert score(YEAR, seen=None) == known
+
+
 def test_normalised_sentences_are_words_in_lower_case():
     assert normalise("The CAT's  straße , No.7!") == "the cat s straße no 7"
 

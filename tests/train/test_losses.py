@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pipeline.train.losses import adap_acse_loss, applied_margins, simcse_loss
+from pipeline.train.losses import adap_acse, adap_acse_loss, applied_margins, simcse_loss
 from pipeline.train.noise import teacher_cosines
 
 sizes = st.integers(2, 7)
@@ -165,6 +165,19 @@ def test_an_angle_of_just_the_margin_is_not_moved(gate):
     assert not applied_margins(cosine, teacher, margin=0.2, gate=gate).any()
     below = applied_margins(cosine.nextafter(teacher), teacher, margin=0.2, gate=gate)
     torch.testing.assert_close(below, 0.2 * (1 - torch.eye(2)))
+
+
+def test_the_loss_comes_with_the_margins_that_it_applied():
+    """The gate is that of the margin where nothing is said; at 1.2 some pair is within it."""
+    anchors, candidates, teacher = draw_batch(6, 0)
+    loss, margins = adap_acse(anchors, candidates, teacher, margin=1.2, temperature=0.1)
+    cosine = F.cosine_similarity(anchors[:, None], candidates[None], dim=-1)
+    is_open = (cosine.acos() > 1.2) & ~torch.eye(6, dtype=torch.bool)
+    assert 0 < int(is_open.sum()) < 30
+    torch.testing.assert_close(margins, 1.2 * (1 - teacher).abs() * is_open)
+    assert float(loss) == pytest.approx(
+        reference_loss(anchors, candidates, teacher, margin=1.2, temperature=0.1), rel=2e-4
+    )
 
 
 def test_margins_have_the_precision_of_the_students_cosines():

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.params.loss import FilterParams
-from pipeline.train.noise import filter_limit, filter_negatives
+from pipeline.train.noise import _off_diagonal, filter_limit, filter_negatives
 
 
 @pytest.fixture
@@ -63,6 +63,12 @@ def test_the_limit_of_a_percentile_is_the_score_of_that_rank(count, threshold, s
     params = make_filter(kind="percentile", threshold=threshold)
     limit = filter_limit(torch.from_numpy(scores), params)
     assert float(limit) == pytest.approx(threshold * (count - 1) / 100, abs=0.5)
+
+
+@given(st.integers(2, 9))
+def test_the_limit_is_of_all_negatives_and_no_other(size):
+    scores = torch.arange(size * size, dtype=torch.float32).view(size, size)
+    assert torch.equal(_off_diagonal(scores), scores[~torch.eye(size, dtype=torch.bool)])
 
 
 def test_off_keeps_everything(features):
