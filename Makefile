@@ -66,7 +66,7 @@ clean: ## Remove the virtual environment and caches; data stays
 	$(INSTALL) --editable .
 	@touch $@
 
-.dvc/plots/page.html: .dvc/plots/frame.html pipeline/plots.py | .venv/base
+.dvc/plots/page.html: .dvc/plots/frame.html pipeline/results/plots.py | .venv/base
 	@$(BIN)/python -m stages.plots 2> /dev/null
 
 .venv/dev: pyproject.toml constraints.txt | .venv/bin/python

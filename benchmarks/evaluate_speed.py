@@ -32,14 +32,14 @@ from benchmarks.plain_evaluation import (
     plain_encoder,
     plain_sts,
 )
+from pipeline.core.device import keep_freed_memory
 from pipeline.download.senteval import read_senteval
-from pipeline.encoder import SentenceEncoder
 from pipeline.evaluate.correlation import Bootstrap
-from pipeline.evaluate.embed import Embeddings, embed
+from pipeline.evaluate.embeddings import Embeddings, embed
 from pipeline.evaluate.scores import Score
 from pipeline.evaluate.sts import score_sts, sts_tasks
 from pipeline.evaluate.transfer import score_transfer
-from pipeline.runtime import keep_freed_memory
+from pipeline.student.encoder import SentenceEncoder
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SEED = 1111

@@ -27,10 +27,10 @@ import typer
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.clip_directory import save_random_clip
+from pipeline.core.device import keep_freed_memory
 from pipeline.features.identity import TeacherIdentity
 from pipeline.features.store import Features, read_features, write_features
 from pipeline.params.teacher import TeacherParams
-from pipeline.runtime import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

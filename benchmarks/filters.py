@@ -10,9 +10,9 @@ of what is masked that are such pairs, at their rate in the whole training split
 from pathlib import Path
 from typing import get_args
 
-from pipeline.config import load_params
 from pipeline.download.records import read_pairs
 from pipeline.features.store import read_features
+from pipeline.params.block import load_params
 from pipeline.params.loss import FilterParams, Similarity
 from pipeline.params.schema import Params
 from pipeline.train.batches import training_pairs

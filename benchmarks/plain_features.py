@@ -96,12 +96,12 @@ def ours(
     import numpy as np
     import pandas as pd
 
+    from pipeline.core.device import choose_device, keep_freed_memory
     from pipeline.features.cache import FeatureCache, first_of_each, text_keys
     from pipeline.features.encode import Encoder, NewCaptions, PackedImages
     from pipeline.features.teacher import Teacher
     from pipeline.params.features import FeaturesParams
     from pipeline.params.teacher import TeacherParams
-    from pipeline.runtime import choose_device, keep_freed_memory
 
     keep_freed_memory()
     params = FeaturesParams(

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from benchmarks.watch import Watch
-from pipeline.runtime import choose_device
+from pipeline.core.device import choose_device
 from pipeline.train.run_params import RunParams
 
 EVALUATED_TOGETHER = 128

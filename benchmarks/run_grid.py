@@ -18,15 +18,16 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from pipeline.core.device import keep_freed_memory
+from pipeline.core.files import write_json
 from pipeline.download.records import read_pairs, read_sentences, read_sts
-from pipeline.encoder import SentenceEncoder
 from pipeline.evaluate.report import System, describe, describe_encoder, write_report
 from pipeline.evaluate.selection import DevScorer
 from pipeline.evaluate.suite import Places, Suite, evaluate, read_suite
 from pipeline.features.store import read_features
-from pipeline.grid import Grid, apply_changes, read_grid
 from pipeline.params.schema import Params
-from pipeline.runtime import keep_freed_memory, write_json
+from pipeline.results.grid import Grid, apply_changes, read_grid
+from pipeline.student.encoder import SentenceEncoder
 from pipeline.train.batches import TrainingData, training_pairs
 from pipeline.train.loop import train_student
 from pipeline.train.run_params import RunParams

@@ -33,15 +33,15 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.config import load_params
+from pipeline.core.device import keep_freed_memory
 from pipeline.download.karpathy import read_karpathy
-from pipeline.encoder import SentenceEncoder
 from pipeline.index import embed
 from pipeline.index.choose import K, Probe, choose_index, hold_out
 from pipeline.index.embed import Parts
 from pipeline.index.layout import Vectors, normalise
+from pipeline.params.block import load_params
 from pipeline.params.schema import Params
-from pipeline.runtime import keep_freed_memory
+from pipeline.student.encoder import SentenceEncoder
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

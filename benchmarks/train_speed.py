@@ -43,16 +43,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.plain_training import World, train_plain, train_sentence_transformers
 from benchmarks.watch import Watch
+from pipeline.core.device import choose_device, keep_freed_memory
 from pipeline.download.karpathy import read_karpathy
 from pipeline.download.records import Pairs
 from pipeline.download.senteval import read_senteval
 from pipeline.download.wiki import read_sentences_file
-from pipeline.encoder import SentenceEncoder
 from pipeline.evaluate.selection import DevScorer
 from pipeline.features.store import Features
-from pipeline.grid import apply_changes
 from pipeline.params.schema import Params
-from pipeline.runtime import choose_device, keep_freed_memory
+from pipeline.results.grid import apply_changes
+from pipeline.student.encoder import SentenceEncoder
 from pipeline.train.batches import TrainingData, training_pairs
 from pipeline.train.loop import train_student
 from pipeline.train.run_params import RunParams

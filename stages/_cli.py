@@ -18,13 +18,15 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.config import load_params
-from pipeline.errors import InterruptedRunError, PipelineError
+from pipeline.core.device import keep_freed_memory, ran_out_of_memory
+from pipeline.core.errors import InterruptedRunError, PipelineError
+from pipeline.core.progress import end_bars
+from pipeline.core.redact import redact
+from pipeline.core.signals import ends_on_signal
+from pipeline.core.times import write_times
+from pipeline.params.block import load_params
 from pipeline.params.places import expanded
 from pipeline.params.schema import Params
-from pipeline.redact import redact
-from pipeline.runtime import end_bars, ends_on_signal, keep_freed_memory, ran_out_of_memory
-from pipeline.times import write_times
 from stages import STARTED, paths
 
 PARAMS_FILE = Path("params.yaml")

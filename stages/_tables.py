@@ -6,13 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.evaluate.report import (
-    HEADLINES,
-    System,
-    headline,
-    headline_name,
-    shortened,
-)
+from pipeline.evaluate.report import HEADLINES, System, headline, headline_name, shortened
 from pipeline.evaluate.scores import Score
 
 _PIPE_WIDTH = 160

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from pipeline.errors import InputError
-from pipeline.extras import require_extra
-from pipeline.runtime import log
-from pipeline.search import Searcher
+from pipeline.core.errors import InputError
+from pipeline.core.extras import require_extra
+from pipeline.core.progress import log
+from pipeline.search.searcher import Searcher
 from stages import paths
 from stages._cli import read_params, run_stage
 
@@ -41,10 +41,10 @@ def main(
     require_extra("app", "the search page", "fastapi", "uvicorn", "python_multipart")
     import torch
 
-    from pipeline.app.serve import address_of, is_local, listen, serve
-    from pipeline.app.server import create_app
-    from pipeline.app.service import System
     from pipeline.features.teacher import Teacher
+    from pipeline.search.app.serve import address_of, is_local, listen, serve
+    from pipeline.search.app.server import create_app
+    from pipeline.search.app.service import System
 
     params = read_params()
     folders = [(name, model or paths.first_model(params), index)]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.encoder import SentenceEncoder
+from pipeline.core.device import choose_device
 from pipeline.evaluate.report import (
     System,
     check_report_path,
@@ -14,7 +14,7 @@ from pipeline.evaluate.suite import Places, Suite, evaluate, read_suite, teacher
 from pipeline.features.teacher import Teacher
 from pipeline.params.student import StudentParams
 from pipeline.params.teacher import TeacherParams
-from pipeline.runtime import choose_device
+from pipeline.student.encoder import SentenceEncoder
 from stages import paths
 from stages._cli import note_times, read_params, run_stage
 from stages._tables import print_systems

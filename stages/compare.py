@@ -7,14 +7,8 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from pipeline.compare import (
-    ComparedScore,
-    Summary,
-    compare,
-    describe,
-    read_configuration,
-)
 from pipeline.params.places import expanded
+from pipeline.results.compare import ComparedScore, Summary, compare, describe, read_configuration
 from stages._cli import run_stage
 from stages._tables import wide_console
 

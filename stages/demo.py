@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from pipeline.demo.build import build_demo
-from pipeline.demo.student import StudentRecipe
-from pipeline.demo.teacher import TeacherRecipe
+from pipeline.download.scenes.demo.rebuild import build_demo
+from pipeline.download.scenes.demo.student_model import StudentRecipe
+from pipeline.download.scenes.demo.teacher_model import TeacherRecipe
 from stages._cli import run_stage
 
 

@@ -10,11 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.core.files import write_json
 from pipeline.download.corpora import Fetcher, make_evaluation, make_pairs, make_text
 from pipeline.download.fetch import MIRROR_VARIABLE
 from pipeline.download.sources import OWN_DATA, SOURCES
 from pipeline.params.places import expanded
-from pipeline.runtime import write_json
 from stages import paths
 from stages._cli import note_times, read_params, run_stage
 

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.encoder import SentenceEncoder, Student, is_student, load_student
-from pipeline.encoder_settings import Pooling
-from pipeline.errors import ModelError, ParamsError
+from pipeline.core.device import choose_device
+from pipeline.core.errors import ModelError, ParamsError
+from pipeline.core.progress import log
 from pipeline.evaluate.report import (
     System,
     check_report_path,
@@ -21,7 +21,8 @@ from pipeline.evaluate.report import (
 from pipeline.evaluate.suite import Places, Suite, evaluate, read_suite
 from pipeline.params.evaluate import PARTS, EvaluateParams, Part
 from pipeline.params.places import expanded
-from pipeline.runtime import choose_device, log
+from pipeline.student.encoder import SentenceEncoder, Student, is_student, load_student
+from pipeline.student.settings import Pooling
 from stages import paths
 from stages._cli import note_times, read_params, run_stage
 from stages._tables import print_systems

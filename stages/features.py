@@ -10,13 +10,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.core.device import choose_device
+from pipeline.core.errors import InputError, ParamsError
+from pipeline.core.files import atomic_file, write_json
 from pipeline.download.records import read_pairs
-from pipeline.errors import InputError, ParamsError
 from pipeline.features import cache as caches
 from pipeline.features.engines import make_engine
 from pipeline.features.extract import TooManyRejectedError, write_extraction
 from pipeline.features.teacher import Teacher
-from pipeline.runtime import atomic_file, choose_device, write_json
 from stages import paths
 from stages._cli import note_times, read_params, run_stage
 

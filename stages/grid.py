@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
-from pipeline.errors import TrainingError
-from pipeline.experiments import (
+from pipeline.core.errors import TrainingError
+from pipeline.core.progress import log
+from pipeline.results.experiments import (
     finished_experiments,
     queued_experiments,
     remove_experiments,
     require_same_changes,
     run_experiment,
 )
-from pipeline.grid import Grid, check_grid, overrides, read_grid
-from pipeline.runtime import log
+from pipeline.results.grid import Grid, check_grid, overrides, read_grid
 from stages import paths
 from stages._cli import PARAMS_FILE, run_stage
 

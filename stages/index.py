@@ -5,19 +5,21 @@ from typing import Annotated, Literal
 
 import typer
 
+from pipeline.core.device import choose_device
+from pipeline.core.errors import InputError
+from pipeline.core.files import atomic_file, write_json
+from pipeline.core.progress import log
 from pipeline.download.records import read_pairs, read_sentences
-from pipeline.encoder import load_student
-from pipeline.errors import InputError
 from pipeline.features.store import read_features
 from pipeline.index.build import build_index
+from pipeline.index.documents import find_items
 from pipeline.index.embed import Share, embed_items
-from pipeline.index.items import find_items
-from pipeline.index.milvus import DEFAULT_PREFIX, Address, MilvusKind
-from pipeline.index.milvus_load import check_target, ensure_queries, load_items
+from pipeline.index.milvus.collection import DEFAULT_PREFIX, Address, MilvusKind
+from pipeline.index.milvus.load import check_target, ensure_queries, load_items
 from pipeline.index.shards import make_shards
 from pipeline.params.places import expanded
-from pipeline.runtime import atomic_file, choose_device, log, write_json
-from pipeline.student_files import hash_student
+from pipeline.student.directory import hash_student
+from pipeline.student.encoder import load_student
 from stages import paths
 from stages._cli import note_times, read_params, run_stage
 

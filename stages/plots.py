@@ -2,7 +2,7 @@
 
 import typer
 
-from pipeline.plots import make_page
+from pipeline.results.plots import make_page
 from stages._cli import run_stage
 
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.presets.preset import Data, Method, changed_values, edit_params, read_preset
-from pipeline.runtime import atomic_file
+from pipeline.core.files import atomic_file
+from pipeline.params.presets import Data, Method, changed_values, edit_params, read_preset
 from stages._cli import PARAMS_FILE, read_params, run_stage
 
 

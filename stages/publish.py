@@ -6,8 +6,15 @@ from typing import Annotated
 
 import typer
 
-from pipeline.publish import Places, Request, check_replaceable, collect, push, write_folder
-from pipeline.runtime import log
+from pipeline.core.progress import log
+from pipeline.publish.collect import (
+    Places,
+    Request,
+    check_replaceable,
+    collect,
+    push,
+    write_folder,
+)
 from stages import paths
 from stages._cli import read_params, run_stage
 

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.results import SYSTEMS, Results, Took, read_results
+from pipeline.results.overview import SYSTEMS, Results, Took, read_results
 from stages import paths
 from stages._cli import read_params, run_stage
 

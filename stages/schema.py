@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.params.export import params_schema
-from pipeline.runtime import atomic_file
+from pipeline.core.files import atomic_file
+from pipeline.params.json_schema import params_schema
 from stages._cli import run_stage
 
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.core.errors import InputError
+from pipeline.core.redact import one_line
 from pipeline.download.archives import reports_unreadable
-from pipeline.errors import InputError
 from pipeline.index.layout import Target, Window
-from pipeline.index.milvus import DEFAULT_PREFIX, Address, MilvusIndex
+from pipeline.index.milvus.collection import DEFAULT_PREFIX, Address, MilvusIndex
 from pipeline.params.places import expanded
-from pipeline.redact import one_line
-from pipeline.search import (
+from pipeline.search.searcher import (
     MAX_QUERY_CHARACTERS,
     Answer,
     Searcher,
@@ -76,7 +76,7 @@ def main(
         show = _print_json if as_json or not sys.stdout.isatty() else _print_table
         kept = [show(answer) for answer in answers]
     if save is not None:
-        from pipeline.gallery import save_gallery
+        from pipeline.search.gallery import save_gallery
 
         save_gallery(save, kept, pairs, searcher.corpus)
 

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from pipeline.compare import ComparedScore, Summary
-from pipeline.summary import METRICS, read_run, write_summary
+from pipeline.results.compare import ComparedScore, Summary
+from pipeline.results.summary import METRICS, read_run, write_summary
 from stages import paths
 from stages._cli import note_times, read_params, run_stage
 from stages._tables import wide_console

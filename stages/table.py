@@ -6,20 +6,20 @@ from typing import Annotated
 
 import typer
 
-from pipeline.chart import write_chart
-from pipeline.compare import Configuration
-from pipeline.errors import ParamsError
-from pipeline.experiments import (
+from pipeline.core.errors import ParamsError
+from pipeline.core.files import atomic_file
+from pipeline.params.places import expanded
+from pipeline.results.chart import write_chart
+from pipeline.results.compare import Configuration
+from pipeline.results.experiments import (
     HEAD,
     finished_experiments,
     label_experiments,
     read_experiment,
     require_same_changes,
 )
-from pipeline.grid import Grid, read_grid
-from pipeline.params.places import expanded
-from pipeline.runtime import atomic_file
-from pipeline.table import (
+from pipeline.results.grid import Grid, read_grid
+from pipeline.results.table import (
     ResultTable,
     describe,
     in_order,

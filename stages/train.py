@@ -6,13 +6,12 @@ from typing import Annotated
 import pandas as pd
 import typer
 
+from pipeline.core.files import atomic_file, atomic_folder, write_json
 from pipeline.download.records import Pairs, read_pairs, read_sentences, read_sts
-from pipeline.encoder import Student, save_student
 from pipeline.evaluate.selection import DevScorer, dev_pairs
 from pipeline.features.store import read_features
-from pipeline.runtime import atomic_file, atomic_folder, write_json
+from pipeline.student.encoder import Student, save_student
 from pipeline.train.batches import TrainingData, training_pairs
-from pipeline.train.card import model_card
 from pipeline.train.checkpoint import Checkpoint, run_fingerprint
 from pipeline.train.diagnostics import (
     angles_and_margins,
@@ -25,6 +24,7 @@ from pipeline.train.diagnostics import (
 from pipeline.train.loop import train_student
 from pipeline.train.objective import loss_of
 from pipeline.train.run_params import RunParams
+from pipeline.train.student_card import model_card
 from pipeline.train.trackers import open_trackers
 from stages import paths
 from stages._cli import note_times, read_params, run_stage

@@ -14,8 +14,8 @@ from hypothesis import Phase, settings
 from ruamel.yaml import YAML
 from typer.testing import CliRunner, Result
 
+from pipeline.core.checksums import CHECKSUMS
 from pipeline.params.schema import Params
-from pipeline.seal import SEALS
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -127,7 +127,7 @@ def in_tiny_run(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def unseal(folder: Path) -> None:
     """Take the checksums away, so that other checks meet what is changed in the folder."""
-    (folder / SEALS).unlink()
+    (folder / CHECKSUMS).unlink()
 
 
 class RangeHandler(http.server.SimpleHTTPRequestHandler):

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
-from pipeline.encoder import GroundingHeads, SentenceEncoder, Student, save_student
-from pipeline.errors import ModelError
-from pipeline.train.tokens import tokenizer_parts
+from pipeline.core.errors import ModelError
+from pipeline.student.encoder import GroundingHeads, SentenceEncoder, Student, save_student
+from pipeline.train.token_store import tokenizer_parts
 from tests.conftest import ROOT
 
 START = ROOT / "data/demo/student"

@@ -15,7 +15,7 @@ from benchmarks.gpu.measure import Bench
 from benchmarks.gpu.profiling import Span, summarise
 from benchmarks.gpu.run import PARTS, Account
 from benchmarks.gpu.tables import BEGIN, END, fill_page, make_tables
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 from tests.conftest import ROOT
 from tests.test_imports import LACKING, python
 

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.config import load_params
+from pipeline.params.block import load_params
 from pipeline.params.schema import Params
 from tests.conftest import ROOT, merge, read_default_params, write_params
 
@@ -89,6 +89,6 @@ def test_everything_imported_is_pinned_by_name_and_version():
 
 
 def test_the_demo_world_is_that_of_params_yaml():
-    from pipeline.demo.world import WORLD
+    from pipeline.download.scenes.demo.demo_world import WORLD
 
     assert read_default_params()["download"]["scenes"] == WORLD.model_dump()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline.times import read_seconds, write_times
+from pipeline.core.times import read_seconds, write_times
 from tests.conftest import TINY, invoke, write_params
 from tests.test_dvc_yaml import DVC, first_seed, names_of
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.gpu.run import PARTS, run_parts
 from benchmarks.gpu.tables import fill_page
-from pipeline.errors import PipelineError
+from pipeline.core.errors import PipelineError
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "gpu.md"
 _PR_SET_PDEATHSIG = 1

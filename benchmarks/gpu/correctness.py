@@ -20,10 +20,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from benchmarks.gpu.measure import Bench, Values
 from benchmarks.gpu.worlds import draw_data, draw_sentences, pack_pictures, save_bert, save_clip
 from benchmarks.gpu.worlds import run_params as params_of
-from pipeline.encoder import SentenceEncoder
-from pipeline.errors import InterruptedRunError
+from pipeline.core.errors import InterruptedRunError
 from pipeline.features.teacher import Teacher
 from pipeline.params.teacher import TeacherParams
+from pipeline.student.encoder import SentenceEncoder
 from pipeline.train import loop
 from pipeline.train.batches import TrainingData
 from pipeline.train.checkpoint import Checkpoint

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.gpu.measure import Bench, Values, median_seconds
 from benchmarks.gpu.worlds import draw_sentences, save_bert
-from pipeline.encoder import SentenceEncoder
+from pipeline.student.encoder import SentenceEncoder
 
 LENGTHS = (5, 40)
 PAIRS = 3_000
@@ -51,7 +51,7 @@ def encode(bench: Bench, encoder: SentenceEncoder, batch: int) -> Values:
 def sts(bench: Bench, encoder: SentenceEncoder) -> Values:
     """Seconds from sentences to Spearman with 1,000 bootstrap samples."""
     from pipeline.evaluate.correlation import Bootstrap, correlate
-    from pipeline.evaluate.embed import row_cosines, unit_rows
+    from pipeline.evaluate.embeddings import row_cosines, unit_rows
 
     count = bench.of(20, PAIRS)
     texts = draw_sentences(2 * count, LENGTHS, tiny=bench.tiny)
@@ -71,7 +71,7 @@ def transfer(bench: Bench, encoder: SentenceEncoder) -> Values:
     """Seconds of encoding, and of SentEval's classifiers in ten-fold cross-validation."""
     import pandas as pd
 
-    from pipeline.evaluate.embed import embed
+    from pipeline.evaluate.embeddings import embed
     from pipeline.evaluate.transfer import score_transfer
 
     count = bench.of(40, SAMPLES)

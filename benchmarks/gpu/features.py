@@ -16,12 +16,12 @@ from torch import Tensor
 
 from benchmarks.gpu.measure import Bench, Values, is_there, median_seconds
 from benchmarks.gpu.worlds import CAPTION_LENGTHS, draw_sentences, pack_pictures, save_clip
+from pipeline.core.batching import ahead
 from pipeline.features.cache import FeatureCache, Keys, KeySet, Kind
 from pipeline.features.encode import Encoder, PackedImages
 from pipeline.features.teacher import Teacher
 from pipeline.params.features import FeaturesParams
 from pipeline.params.teacher import TeacherParams
-from pipeline.runtime import ahead
 
 NEEDS = ("PIL", "torchvision")
 SIDES = (224, 500)

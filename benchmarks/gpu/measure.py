@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import torch
 
-from pipeline.runtime import choose_device
+from pipeline.core.device import choose_device
 
 Values = dict[str, Any]
 _PACKAGES = ("torch", "transformers", "numpy", "open_clip_torch", "torchvision", "faiss-gpu")

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.runtime import write_json
+from pipeline.core.files import write_json
 
 PARTS = {
     "correctness": 90,

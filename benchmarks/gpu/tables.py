@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.run import PARTS
-from pipeline.errors import InputError
-from pipeline.runtime import atomic_file
+from pipeline.core.errors import InputError
+from pipeline.core.files import atomic_file
 
 BEGIN, END = "<!-- results: filled by a command -->", "<!-- end of results -->"
 _STATES = ("skipped", "failed")

@@ -24,7 +24,7 @@ from benchmarks.gpu.worlds import (
     save_bert,
 )
 from benchmarks.watch import Watch
-from pipeline.encoder import SentenceEncoder, Tokens, run_padded
+from pipeline.student.encoder import SentenceEncoder, Tokens, run_padded
 from pipeline.train import loop
 from pipeline.train.batches import TrainingData
 from pipeline.train.gradients import add_gradients

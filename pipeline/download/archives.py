@@ -13,8 +13,8 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import IO, cast
 
-from pipeline.errors import InputError, PipelineError, ResourceError
-from pipeline.redact import one_line
+from pipeline.core.errors import InputError, PipelineError, ResourceError
+from pipeline.core.redact import one_line
 
 MAX_MEMBER_BYTES = 256 * 1024**2
 """No single member of an archive may be larger when unpacked."""

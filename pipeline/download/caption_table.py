@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.core.errors import InputError
+from pipeline.core.plaintext import LONGEST_LINE, is_blank, read_lines
+from pipeline.core.redact import one_line
 from pipeline.download.archives import reports_unreadable
 from pipeline.download.captions import is_missing, read_captions
 from pipeline.download.parquet import ParquetRows, require_column
-from pipeline.errors import InputError
 from pipeline.params.download import FolderParams
 from pipeline.params.places import why_missing
-from pipeline.plaintext import LONGEST_LINE, is_blank, read_lines
-from pipeline.redact import one_line
 
 _BLOCK = "download.folder"
 _PARQUET_BATCH = 4096

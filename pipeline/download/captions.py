@@ -11,7 +11,7 @@ import re
 import warnings
 from typing import Any
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 
 _QUOTED = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|null|None|nan|NaN)"""
 _LIST = re.compile(rf"[\[(]\s*(?:{_QUOTED}\s*,\s*)*(?:{_QUOTED}\s*)?[\])]", re.DOTALL)

@@ -7,20 +7,21 @@ from pathlib import Path
 
 import pandas as pd
 
+from pipeline.core.files import atomic_folder
+from pipeline.core.progress import log
 from pipeline.download import records
 from pipeline.download.fetch import fetch
 from pipeline.download.folder import write_folder_pairs
 from pipeline.download.hub import write_hub_pairs
 from pipeline.download.karpathy import read_karpathy
 from pipeline.download.pairing import PairRows
-from pipeline.download.scenes.corpora import make_sentences, make_sts, write_pairs_corpus
-from pipeline.download.scenes.transfer import make_transfer
+from pipeline.download.scenes.tables import make_sentences, make_sts, write_pairs_corpus
+from pipeline.download.scenes.transfer_tasks import make_transfer
 from pipeline.download.senteval import read_cased_benchmark, read_senteval
 from pipeline.download.sources import BY_NAME, OWN_KINDS, SCENES
 from pipeline.download.webdataset import write_webdataset_pairs
 from pipeline.download.wiki import read_sentences_file
 from pipeline.params.download import DownloadParams
-from pipeline.runtime import atomic_folder, log
 
 Metrics = dict[str, int]
 

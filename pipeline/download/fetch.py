@@ -24,18 +24,13 @@ from requests.adapters import HTTPAdapter
 from urllib3 import BaseHTTPResponse
 from urllib3.util import Retry
 
+from pipeline.core.checksums import hash_file
+from pipeline.core.errors import DownloadError
+from pipeline.core.files import atomic_file, reports_unwritable, write_json
+from pipeline.core.progress import bytes_counter, log
+from pipeline.core.redact import one_line, redact
 from pipeline.download.sources import RemoteFile
-from pipeline.errors import DownloadError
 from pipeline.params.places import is_address, why_missing
-from pipeline.redact import one_line, redact
-from pipeline.runtime import (
-    atomic_file,
-    bytes_counter,
-    hash_file,
-    log,
-    reports_unwritable,
-    write_json,
-)
 
 MIRROR_VARIABLE = "DATA_MIRROR"
 CHECKSUMS = "checksums.json"

@@ -6,15 +6,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from pipeline.core.errors import InputError
+from pipeline.core.progress import log, progress
 from pipeline.download.archives import MAX_MEMBER_BYTES, reports_unreadable
 from pipeline.download.caption_table import Row, read_rows
 from pipeline.download.pack import Packer, pack
 from pipeline.download.pairing import PairRows
 from pipeline.download.splits import draw_split, named_split
-from pipeline.errors import InputError
 from pipeline.params.download import FolderParams, SplitsParams
 from pipeline.params.places import why_missing
-from pipeline.runtime import log, progress
 
 ARCHIVE = "images.zip"
 IMAGE_ENDINGS = frozenset({"avif", "bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp"})

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pipeline.core.checksums import hash_strings
+from pipeline.core.errors import DownloadError, InputError
+from pipeline.core.progress import log, progress
+from pipeline.core.redact import one_line
 from pipeline.download.archives import MAX_MEMBER_BYTES
 from pipeline.download.captions import read_captions
 from pipeline.download.folder import IMAGE_ENDINGS
@@ -15,11 +19,8 @@ from pipeline.download.pairing import PairRows
 from pipeline.download.parquet import ParquetRows, has_bytes
 from pipeline.download.splits import SPLIT_OF_NAME, draw_split
 from pipeline.download.webdataset import Shard, add_shards
-from pipeline.errors import DownloadError, InputError
 from pipeline.params.download import HubParams, SplitsParams
 from pipeline.params.places import expanded
-from pipeline.redact import one_line
-from pipeline.runtime import hash_strings, log, progress
 
 _KEY = "download.hub"
 _TARS = (".tar", ".tar.gz", ".tgz")

@@ -7,12 +7,12 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.core.errors import InputError
+from pipeline.core.plaintext import decode
+from pipeline.core.redact import one_line
 from pipeline.download.archives import Archive
 from pipeline.download.pairing import clean_caption
 from pipeline.download.splits import SPLIT_OF_NAME
-from pipeline.errors import InputError
-from pipeline.plaintext import decode
-from pipeline.redact import one_line
 
 _LARGEST_ID = (1 << 63) - 1
 _LONGEST = 120

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.runtime import atomic_file
+from pipeline.core.files import atomic_file
 
 
 class Packer:

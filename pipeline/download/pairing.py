@@ -7,9 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pipeline.core.plaintext import MARK, is_blank
 from pipeline.download.archives import reports_unreadable
 from pipeline.download.records import ARCHIVES, CAPTIONS, IMAGES, PairsWriter
-from pipeline.plaintext import MARK, is_blank
 
 MOST_CHARACTERS = 10_000
 """A caption is cut behind so many: teachers and students read some hundred tokens."""

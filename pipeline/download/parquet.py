@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.core.errors import InputError, PipelineError
+from pipeline.core.redact import one_line
 from pipeline.download.archives import refusal
-from pipeline.errors import InputError, PipelineError
-from pipeline.redact import one_line
 
 _BUFFER = 1 << 20
 _FAULTS = (pa.ArrowException, OSError, UnicodeDecodeError)

@@ -33,10 +33,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 
-from pipeline.errors import InputError, MissingArtifactError
-from pipeline.redact import first_line, one_line
-from pipeline.runtime import atomic_file, hash_strings
-from pipeline.seal import require_sealed, seal
+from pipeline.core.checksums import hash_strings, verify_checksums, write_checksums
+from pipeline.core.errors import InputError, MissingArtifactError
+from pipeline.core.files import atomic_file
+from pipeline.core.redact import first_line, one_line
 
 SPLITS = ("train", "val", "test")
 _ELSEWHERE = "archives.parquet"
@@ -279,7 +279,7 @@ def _open_table(path: Path, schema: pa.Schema) -> Iterator["_TableWriter"]:
         pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=False) as file,
     ):
         yield _TableWriter(file, schema)
-    seal(path.parent, path.name)
+    write_checksums(path.parent, path.name)
 
 
 class _TableWriter:
@@ -339,7 +339,7 @@ def read_table(
 
 def _load(path: Path, redo: str) -> pa.Table:
     """All rows, by this thread alone: Arrow's threads hang or abort where memory ran out."""
-    require_sealed(path.parent, path.name, fix=redo)
+    verify_checksums(path.parent, path.name, fix=redo)
     try:
         table = pq.ParquetFile(path, pre_buffer=False).read(use_threads=False)
         table.validate(full=True)  # its texts too: those that are no UTF-8 fail much later

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from pipeline.core.errors import InputError
+from pipeline.core.plaintext import MARK
+from pipeline.core.redact import one_line
 from pipeline.download.archives import Archive
 from pipeline.download.records import STS, TRANSFER
-from pipeline.errors import InputError
-from pipeline.plaintext import MARK
-from pipeline.redact import one_line
 
 STS_SUBSETS: Mapping[str, tuple[str, ...]] = {
     "STS12": ("MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 from pipeline.params.download import SplitsParams
 
 SPLIT_OF_NAME = {

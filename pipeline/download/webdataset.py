@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.core.errors import InputError
+from pipeline.core.plaintext import decode, is_blank
+from pipeline.core.progress import log, progress
+from pipeline.core.redact import one_line
 from pipeline.download.archives import Archive, reports_unreadable
 from pipeline.download.captions import is_missing, read_captions
 from pipeline.download.folder import IMAGE_ENDINGS
 from pipeline.download.pairing import PairRows
-from pipeline.download.shards import fetch_shard, find_shards, is_remote
 from pipeline.download.splits import place_of, split_at
-from pipeline.errors import InputError
+from pipeline.download.tar_shards import fetch_shard, find_shards, is_remote
 from pipeline.params.download import SplitsParams, WebdatasetParams
-from pipeline.plaintext import decode, is_blank
-from pipeline.redact import one_line
-from pipeline.runtime import log, progress
 
 _SKIP = "download.webdataset.damaged"
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from pipeline.core.errors import InputError
+from pipeline.core.plaintext import is_blank, read_lines
 from pipeline.download.archives import reports_unreadable
-from pipeline.errors import InputError
-from pipeline.plaintext import is_blank, read_lines
 
 
 def read_sentences_file(path: Path) -> list[str]:

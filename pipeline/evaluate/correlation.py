@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from scipy.stats import pearsonr, spearmanr
 
-from pipeline.errors import InputError, ModelError
+from pipeline.core.errors import InputError, ModelError
 
 Values = Float64[np.ndarray, " pairs"]
 Samples = Float64[np.ndarray, " resamples"]

@@ -18,11 +18,13 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.encoder import SentenceEncoder
-from pipeline.errors import InputError, MissingArtifactError, ParamsError, StaleArtifactError
+from pipeline.core.checksums import hash_weights
+from pipeline.core.errors import InputError, MissingArtifactError, ParamsError, StaleArtifactError
+from pipeline.core.files import atomic_file, reports_unwritable, write_json
+from pipeline.core.progress import log
 from pipeline.evaluate.scores import AVERAGE, Score
 from pipeline.evaluate.suite import Suite
-from pipeline.runtime import atomic_file, hash_weights, log, reports_unwritable, write_json
+from pipeline.student.encoder import SentenceEncoder
 
 EVALUATOR = 3
 """Version of the evaluator: raised where a change can change a number."""

@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float32, Int64
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from pipeline.errors import InputError
-from pipeline.evaluate.embed import unit_rows
+from pipeline.core.errors import InputError
+from pipeline.evaluate.embeddings import unit_rows
 from pipeline.evaluate.scores import Score
 
 RECALLS = (1, 5, 10)

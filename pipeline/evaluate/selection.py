@@ -3,11 +3,11 @@
 import numpy as np
 import pandas as pd
 
-from pipeline.encoder import SentenceEncoder, TokenizedSentences
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 from pipeline.evaluate.correlation import require_correlation, spearman
-from pipeline.evaluate.embed import row_cosines, unit_rows
+from pipeline.evaluate.embeddings import row_cosines, unit_rows
 from pipeline.evaluate.geometry import alignment, mcse_batches, uniformity
+from pipeline.student.encoder import SentenceEncoder, TokenizedSentences
 
 SELECTION_TASKS = ("STS-B", "SCENES")
 """Tasks whose dev split selects the student."""

@@ -16,7 +16,7 @@ import pandas as pd
 from jaxtyping import Bool, Float64
 from numpy.typing import NDArray
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 from pipeline.evaluate.correlation import (
     Bootstrap,
     Correlation,
@@ -24,7 +24,7 @@ from pipeline.evaluate.correlation import (
     interval,
     require_correlation,
 )
-from pipeline.evaluate.embed import Embeddings, row_cosines, unit_rows
+from pipeline.evaluate.embeddings import Embeddings, row_cosines, unit_rows
 from pipeline.evaluate.geometry import Unit, alignment, mcse_batches, uniformity
 from pipeline.evaluate.order import protocol_order
 from pipeline.evaluate.scores import AVERAGE, Score

@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float16, Int64
 
+from pipeline.core.checksums import hash_strings
+from pipeline.core.errors import InputError, MissingArtifactError
+from pipeline.core.progress import log
 from pipeline.download.records import Pairs, read_pairs, read_sentences, read_sts, read_transfer
-from pipeline.encoder import Student
-from pipeline.errors import InputError, MissingArtifactError
 from pipeline.evaluate.correlation import Bootstrap
-from pipeline.evaluate.embed import Embeddings, Encoder, embed
+from pipeline.evaluate.embeddings import Embeddings, Encoder, embed
 from pipeline.evaluate.retrieval import Gallery, Pairing, score_retrieval
 from pipeline.evaluate.scores import Score
 from pipeline.evaluate.sts import StsTask, normalise, score_sts, sts_tasks
@@ -24,7 +25,7 @@ from pipeline.features.rows import Features
 from pipeline.features.store import read_features
 from pipeline.params.evaluate import EvaluateParams, Part
 from pipeline.params.teacher import TeacherParams
-from pipeline.runtime import hash_strings, log
+from pipeline.student.encoder import Student
 
 _SPLIT = "test"
 """The split of the pairs that retrieval is measured on."""

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedKFold
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
+from pipeline.core.progress import progress
 from pipeline.evaluate.classifier import Fit, Fitted, Rows, Samples, fit_all
-from pipeline.evaluate.embed import Embeddings
+from pipeline.evaluate.embeddings import Embeddings
 from pipeline.evaluate.order import protocol_order
 from pipeline.evaluate.scores import AVERAGE, Score
-from pipeline.runtime import progress
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2)
 FOLDS = 10

@@ -33,8 +33,11 @@ import numpy as np
 from jaxtyping import Bool, Float16, Float32, Int64, UInt8
 from numpy.typing import NDArray
 
-from pipeline.errors import InputError, PipelineError, ResourceError
-from pipeline.features.files import (
+from pipeline.core.checksums import hash_strings
+from pipeline.core.errors import InputError, PipelineError, ResourceError
+from pipeline.core.files import atomic_file, reports_unwritable, write_json
+from pipeline.core.progress import log
+from pipeline.features.hdf5 import (
     HEADER_BYTES,
     KEY_BYTES,
     DamagedFeaturesError,
@@ -48,7 +51,6 @@ from pipeline.features.files import (
 )
 from pipeline.features.identity import TeacherIdentity
 from pipeline.features.rows import JoinedRows, runs_of
-from pipeline.runtime import atomic_file, hash_strings, log, reports_unwritable, write_json
 
 Kind = Literal["images", "captions"]
 Keys = UInt8[np.ndarray, "rows 16"]

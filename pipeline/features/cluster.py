@@ -30,7 +30,9 @@ import pyarrow as pa
 import torch
 from jaxtyping import Float32
 
-from pipeline.errors import InputError, ModelError, ParamsError, PipelineError, ResourceError
+from pipeline.core.device import choose_device
+from pipeline.core.errors import InputError, ModelError, ParamsError, PipelineError, ResourceError
+from pipeline.core.progress import counter
 from pipeline.features.cache import FeatureCache, KeySet, Kind
 from pipeline.features.encode import CaptionShard, Encoder, NewCaptions, PackedImages, Work
 from pipeline.features.identity import TeacherIdentity, folder_of
@@ -38,7 +40,6 @@ from pipeline.features.images import Rejection
 from pipeline.features.teacher import Teacher
 from pipeline.params.features import FeaturesParams
 from pipeline.params.teacher import TeacherParams
-from pipeline.runtime import choose_device, counter
 
 ADDRESS = "RAY_ADDRESS"
 """Environment variable that names the cluster, HOST:PORT or auto; unset: one of this machine."""

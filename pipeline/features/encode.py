@@ -20,13 +20,14 @@ from jaxtyping import Bool, Float, Float16
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.core.batching import ahead, length_batches
+from pipeline.core.errors import InputError, ModelError
+from pipeline.core.progress import counter, progress
 from pipeline.download.archives import Archive
-from pipeline.errors import InputError, ModelError
 from pipeline.features.cache import FeatureCache, Keys, KeySet, Kind, content_key
 from pipeline.features.images import Decoder, Rejection
 from pipeline.features.teacher import Teacher
 from pipeline.params.features import FeaturesParams
-from pipeline.runtime import ahead, counter, length_batches, progress
 
 if TYPE_CHECKING:
     import pandas as pd

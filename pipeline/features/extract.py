@@ -11,16 +11,16 @@ import pandas as pd
 from jaxtyping import Bool, Int64
 from numpy.typing import NDArray
 
+from pipeline.core.errors import InputError
+from pipeline.core.progress import log
 from pipeline.download.records import Pairs
-from pipeline.errors import InputError
 from pipeline.features.cache import FeatureCache, Keys, first_of_each, text_keys
 from pipeline.features.encode import NewCaptions, PackedImages, Work
-from pipeline.features.files import DamagedFeaturesError
+from pipeline.features.hdf5 import DamagedFeaturesError
 from pipeline.features.images import Rejection
 from pipeline.features.rows import Features
 from pipeline.features.store import write_features
 from pipeline.params.features import FeaturesParams
-from pipeline.runtime import log
 
 REJECTED = ("kind", "image_id", "caption_id", "archive", "member", "reason", "detail")
 """Columns of the table of rejected rows."""

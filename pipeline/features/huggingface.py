@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 from transformers.image_processing_backends import TorchvisionBackend
 
-from pipeline.errors import ModelError
+from pipeline.core.errors import ModelError
+from pipeline.core.pretrained import LOAD_HINT, is_pickled
+from pipeline.core.redact import first_line
 from pipeline.features.identity import (
     PROBE_TEXTS,
     describe_tokenizer,
@@ -23,8 +25,6 @@ from pipeline.features.identity import (
 )
 from pipeline.features.images import CONVENTION, Decoder
 from pipeline.features.tokens import Tokens
-from pipeline.pretrained import LOAD_HINT, is_pickled
-from pipeline.redact import first_line
 
 _KINDS = ("clip", "siglip")
 _OLD_END = 2

@@ -10,9 +10,9 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from pipeline.errors import ModelError
+from pipeline.core.checksums import hash_file, hash_strings
+from pipeline.core.errors import ModelError
 from pipeline.params.places import why_missing
-from pipeline.runtime import hash_file, hash_strings
 
 LOCAL_PREFIX = "local-dir:"
 TRANSFORMERS_PREFIX = "transformers:"

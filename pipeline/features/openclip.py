@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
 
-from pipeline.errors import ModelError
+from pipeline.core.errors import ModelError
+from pipeline.core.redact import first_line
 from pipeline.features.identity import (
     PROBE_TEXTS,
     describe_tokenizer,
@@ -32,7 +33,6 @@ from pipeline.features.identity import (
 from pipeline.features.images import CONVENTION, Decoder, to_pixels
 from pipeline.features.tokens import Tokens
 from pipeline.params.teacher import TeacherParams
-from pipeline.redact import first_line
 
 Tokenizer = Callable[[list[str]], Int[Tensor, "captions context"]]
 Clean = Callable[[str], str]

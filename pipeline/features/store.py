@@ -52,8 +52,11 @@ from jaxtyping import Float16, UInt8, UInt32
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt
 
-from pipeline.errors import InputError, MissingArtifactError, ModelError, StaleArtifactError
-from pipeline.features.files import (
+from pipeline.core.errors import InputError, MissingArtifactError, ModelError, StaleArtifactError
+from pipeline.core.files import atomic_file
+from pipeline.core.progress import counter
+from pipeline.core.redact import one_line
+from pipeline.features.hdf5 import (
     CheckedRows,
     cut_table,
     map_file,
@@ -68,8 +71,6 @@ from pipeline.features.files import (
 from pipeline.features.identity import TeacherIdentity, hash_teacher_source
 from pipeline.features.rows import FeatureRows, Features, JoinedRows, Places, Runs
 from pipeline.params.teacher import TeacherParams
-from pipeline.redact import one_line
-from pipeline.runtime import atomic_file, counter
 
 if TYPE_CHECKING:
     from tqdm import tqdm

@@ -13,7 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipeline.errors import ModelError
+from pipeline.core.batching import length_batches
+from pipeline.core.checksums import hash_weights
+from pipeline.core.device import warn_of_slow
+from pipeline.core.errors import ModelError
+from pipeline.core.progress import progress
 from pipeline.features.identity import (
     LOCAL_PREFIX,
     TRANSFORMERS_PREFIX,
@@ -25,7 +29,6 @@ from pipeline.features.images import Decoder, Rejection
 from pipeline.features.tokens import Rows, Tokens
 from pipeline.params.features import Precision
 from pipeline.params.teacher import TeacherParams
-from pipeline.runtime import hash_weights, length_batches, progress, warn_of_slow
 
 _DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,

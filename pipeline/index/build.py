@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from pipeline.core.errors import InputError
+from pipeline.core.files import atomic_folder
 from pipeline.download.records import Pairs, write_table
-from pipeline.errors import InputError
 from pipeline.index.choose import Trial, choose_index, hold_out
+from pipeline.index.documents import Items
 from pipeline.index.embed import Parts
-from pipeline.index.items import Items
 from pipeline.index.layout import ROWS, SCHEMA, TARGET_OF, Space, write_manifest
-from pipeline.index.query import export_queries
+from pipeline.index.queries import export_queries
 from pipeline.params.index import IndexParams
-from pipeline.runtime import atomic_folder
-from pipeline.student_files import hash_student
+from pipeline.student.directory import hash_student
 
 _Trials = dict[Space, list[Trial]]
 """What was tried for each file of vectors; the first is what was taken."""

@@ -18,13 +18,13 @@ import faiss
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from pipeline.errors import InputError
-from pipeline.index import kinds, shards
+from pipeline.core.errors import InputError
+from pipeline.core.progress import log
+from pipeline.index import faiss_index, shards
 from pipeline.index.embed import Parts
-from pipeline.index.kinds import Setting
+from pipeline.index.faiss_index import Setting
 from pipeline.index.layout import Space, Vectors
 from pipeline.params.index import IndexParams, Kind
-from pipeline.runtime import log
 
 K = 10
 """Neighbours that recall is of."""
@@ -101,7 +101,7 @@ class Probe:
         best = np.full((len(self.queries), 0), -np.inf, dtype=np.float32)
         first = 0
         for block in self.parts.blocks():
-            exact = kinds.on_gpus(faiss.IndexFlatIP(block.shape[1]))
+            exact = faiss_index.on_gpus(faiss.IndexFlatIP(block.shape[1]))
             exact.add(block)
             cosines, rows = exact.search(self.queries, min(self.k + 1, len(block)))
             cosines = np.where(rows + first == self.own[:, None], -np.inf, cosines)
@@ -168,7 +168,7 @@ def choose_index(space: Space, probe: Probe, params: IndexParams, folder: Path) 
 
 
 def _kinds_in_question(params: IndexParams, rows: int) -> Sequence[Kind]:
-    if rows < kinds.LEAST_ROWS or (params.kind == "auto" and rows <= params.exact_until):
+    if rows < faiss_index.LEAST_ROWS or (params.kind == "auto" and rows <= params.exact_until):
         return ["flat"]
     if params.kind != "auto":
         return [params.kind]
@@ -180,11 +180,13 @@ def _try_kind(kind: Kind, probe: Probe, params: IndexParams, path: Path) -> list
     """Build one kind, measure it, and write it with the least effort that finds enough, if any."""
     index = shards.filled(kind, probe.parts, params.seed)
     trials = [
-        one for sweep in kinds.settings_of(kind, index) for one in _sweep(kind, index, sweep, probe)
+        one
+        for sweep in faiss_index.settings_of(kind, index)
+        for one in _sweep(kind, index, sweep, probe)
     ]
     found = [one for one in trials if _finds_enough(one, params)] or trials
-    kinds.apply(kind, index, min(found, key=lambda one: one.cost).setting)
-    kinds.write(index, path)
+    faiss_index.apply(kind, index, min(found, key=lambda one: one.cost).setting)
+    faiss_index.write(index, path)
     size = path.stat().st_size
     return [replace(one, bytes=size) for one in trials]
 
@@ -201,12 +203,12 @@ def _sweep(kind: Kind, index: Any, settings: Sequence[Setting], probe: Probe) ->
 
 
 def _try_setting(kind: Kind, index: Any, setting: Setting, probe: Probe) -> Trial:
-    kinds.apply(kind, index, setting)
+    faiss_index.apply(kind, index, setting)
     start = time.perf_counter()
     k = min(probe.k + 1, index.ntotal)  # one more, as a query may find itself
-    rows, compared = kinds.search_counted(kind, index, probe.queries, k)
+    rows, compared = faiss_index.search_counted(kind, index, probe.queries, k)
     rate = len(probe.queries) / (time.perf_counter() - start)
-    cost = kinds.bytes_a_query(kind, index, setting, compared, probe.k)
+    cost = faiss_index.bytes_a_query(kind, index, setting, compared, probe.k)
     speed = Speed(round(rate, 1), round(_time_alone(index, probe), 4))
     return Trial(kind, setting.effort, setting.rerank, probe.recall(rows), cost, speed)
 

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from pipeline.encoder import Student
-from pipeline.errors import InputError
+from pipeline.core.checksums import add_checksum, hash_strings, is_whole
+from pipeline.core.errors import InputError
+from pipeline.core.files import atomic_file, save_array
+from pipeline.core.progress import counter
 from pipeline.features.rows import Features
-from pipeline.index.items import Items
+from pipeline.index.documents import Items
 from pipeline.index.layout import SCHEMA, Space, Vectors, normalise
-from pipeline.runtime import atomic_file, counter, hash_strings, save_array
-from pipeline.seal import add_checksum, is_whole
+from pipeline.student.encoder import Student
 
 ROWS_A_PART = 1 << 14
 

@@ -29,16 +29,17 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32
 
-from pipeline.errors import (
+from pipeline.core.checksums import CHECKSUMS, verify_checksums, write_checksums
+from pipeline.core.device import ran_out_of_memory
+from pipeline.core.errors import (
     InputError,
     MissingArtifactError,
     PipelineError,
     StaleArtifactError,
 )
-from pipeline.redact import first_line
-from pipeline.runtime import ran_out_of_memory, write_json
-from pipeline.seal import SEALS, require_sealed, seal
-from pipeline.student_files import hash_student
+from pipeline.core.files import write_json
+from pipeline.core.redact import first_line
+from pipeline.student.directory import hash_student
 
 SCHEMA = 4
 Target = Literal["texts", "images"]
@@ -167,7 +168,9 @@ def normalise(vectors: Vectors) -> Vectors:
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write what the index says of itself, and then the checksums: it is complete."""
     write_json(folder / MANIFEST, manifest)
-    seal(folder, *sorted(path.name for path in folder.iterdir() if path.name != SEALS))
+    write_checksums(
+        folder, *sorted(path.name for path in folder.iterdir() if path.name != CHECKSUMS)
+    )
 
 
 def require_whole(folder: Path, *names: str) -> None:
@@ -176,7 +179,7 @@ def require_whole(folder: Path, *names: str) -> None:
     Raises:
         InputError: naming the file.
     """
-    require_sealed(folder, *names, fix=REBUILD, most=_READ_AT_ONCE)
+    verify_checksums(folder, *names, fix=REBUILD, most=_READ_AT_ONCE)
 
 
 @contextlib.contextmanager

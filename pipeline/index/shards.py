@@ -17,14 +17,15 @@ from typing import Any
 
 import faiss
 
-from pipeline.errors import InputError
-from pipeline.index import kinds
+from pipeline.core.checksums import add_checksum, hash_file, is_whole
+from pipeline.core.errors import InputError
+from pipeline.core.files import atomic_file, reports_unwritable
+from pipeline.core.progress import progress
+from pipeline.core.redact import first_line
+from pipeline.index import faiss_index
 from pipeline.index.embed import Parts, Share
 from pipeline.index.layout import Space, Vectors
 from pipeline.params.index import IndexParams, Kind
-from pipeline.redact import first_line
-from pipeline.runtime import atomic_file, hash_file, progress, reports_unwritable
-from pipeline.seal import add_checksum, is_whole
 
 PARTS_A_SHARD = 64
 """Together a million rows."""
@@ -38,16 +39,16 @@ def filled(kind: Kind, parts: Parts, seed: int) -> Any:
         ResourceError: the disk is full, or the place cannot be written.
     """
     if _is_whole(kind, parts):
-        index = kinds.train(kind, _sample(parts, seed), parts.rows, seed)
-        kinds.fill(index, kind, parts.blocks())
-        return kinds.finish(kind, index)
+        index = faiss_index.train(kind, _sample(parts, seed), parts.rows, seed)
+        faiss_index.fill(index, kind, parts.blocks())
+        return faiss_index.finish(kind, index)
     index = _read(_train(kind, parts, seed))
     for number in range(_count(parts)):
-        kinds.merge(index, _read(_make(kind, parts, seed, number)))
+        faiss_index.merge(index, _read(_make(kind, parts, seed, number)))
     if index.ntotal != parts.rows:
         folder = parts.files[0].parent
         raise InputError(f"the shards in {folder} have other rows.", f"delete {folder}.")
-    return kinds.finish(kind, index)
+    return faiss_index.finish(kind, index)
 
 
 def make_shards(spaces: Mapping[Space, Parts], params: IndexParams, share: Share) -> bool:
@@ -83,7 +84,7 @@ def _count(parts: Parts) -> int:
 
 
 def _sample(parts: Parts, seed: int) -> Vectors:
-    return parts.take(parts.draw(kinds.sample_size(parts.rows), seed))
+    return parts.take(parts.draw(faiss_index.sample_size(parts.rows), seed))
 
 
 def _train(kind: Kind, parts: Parts, seed: int) -> Path:
@@ -91,9 +92,9 @@ def _train(kind: Kind, parts: Parts, seed: int) -> Path:
     path = parts.beside(f"{kind}-{seed}")
     if not is_whole(path):
         path.unlink(missing_ok=True)
-        index = kinds.train(kind, _sample(parts, seed), parts.rows, seed)
+        index = faiss_index.train(kind, _sample(parts, seed), parts.rows, seed)
         with reports_unwritable(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            kinds.write(index, Path(folder) / path.name)
+            faiss_index.write(index, Path(folder) / path.name)
             add_checksum(Path(folder) / path.name)
             with contextlib.suppress(FileExistsError):
                 os.link(Path(folder) / path.name, path)
@@ -106,9 +107,9 @@ def _make(kind: Kind, parts: Parts, seed: int, number: int) -> Path:
     path = parts.beside(f"{kind}-{seed}-{hash_file(trained)[:12]}-{number:05d}")
     if not is_whole(path):
         index = _read(trained)
-        kinds.fill(index, kind, _rows(parts, number))
+        faiss_index.fill(index, kind, _rows(parts, number))
         with atomic_file(path) as temporary:
-            kinds.write(index, temporary)
+            faiss_index.write(index, temporary)
             add_checksum(temporary)
     return path
 

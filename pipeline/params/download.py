@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config import Block, Number, Text
+from pipeline.params.block import Block, Number, Text
 from pipeline.params.places import PathText
 
 Share = Annotated[Number, Field(ge=0, lt=1)]

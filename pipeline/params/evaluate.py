@@ -4,7 +4,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
-from pipeline.config import UNIQUE, Block, distinct
+from pipeline.params.block import UNIQUE, Block, distinct
 
 Convention = Literal["senteval", "mteb"]
 Part = Literal["sts", "transfer", "retrieval"]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.config import Block, Number
+from pipeline.params.block import Block, Number
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.config import UNIQUE, Block, Number, distinct
+from pipeline.params.block import UNIQUE, Block, Number, distinct
 from pipeline.params.places import PathText
 
 Item = Literal["captions", "images", "sentences", "texts"]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.config import UNIQUE, Block, Number, distinct
+from pipeline.params.block import UNIQUE, Block, Number, distinct
 
 Margin = Annotated[Number, Field(ge=0, lt=math.pi)]
 Gate = Literal["margin", "shift"]

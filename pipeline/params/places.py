@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from pydantic import AfterValidator
 
-from pipeline.config import Text
+from pipeline.params.block import Text
 
 _FILE = re.compile(r"file:(//(localhost)?)?(?=/)", re.IGNORECASE)
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://|pipe:", re.IGNORECASE)

@@ -1,6 +1,6 @@
 """The whole of params.yaml: one field a block, in the order of the pipeline."""
 
-from pipeline.config import Block
+from pipeline.params.block import Block
 from pipeline.params.download import DownloadParams
 from pipeline.params.evaluate import EvaluateParams
 from pipeline.params.features import FeaturesParams

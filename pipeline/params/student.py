@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.config import UNIQUE, Block
+from pipeline.params.block import UNIQUE, Block
 from pipeline.params.places import PathText
 
 

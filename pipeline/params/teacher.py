@@ -1,6 +1,6 @@
 """The `teacher` block: the frozen CLIP model that is distilled."""
 
-from pipeline.config import Block, Text
+from pipeline.params.block import Block, Text
 from pipeline.params.places import PathText
 
 

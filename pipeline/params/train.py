@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.config import UNIQUE, Block, Number, distinct
+from pipeline.params.block import UNIQUE, Block, Number, distinct
 
 _LARGEST_POOL = 16_384
 """Captions; their similarities then take 1 GB."""

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 from pipeline.features.rows import Features
 from pipeline.params.train import TrainParams
 from pipeline.train.mining import hard_negative_order

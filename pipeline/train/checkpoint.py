@@ -13,20 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.encoder import SentenceEncoder
+from pipeline.core.checksums import hash_strings, hash_weights
+from pipeline.core.device import choose_device
+from pipeline.core.files import atomic_file, output_file
+from pipeline.core.progress import log
 from pipeline.features.rows import Features
-from pipeline.runtime import (
-    atomic_file,
-    choose_device,
-    hash_strings,
-    hash_weights,
-    log,
-    output_file,
-)
+from pipeline.student.encoder import SentenceEncoder
 from pipeline.train.batches import TrainingData
 from pipeline.train.code import hash_code
 from pipeline.train.run_params import RunParams
-from pipeline.train.tokens import tokenizer_parts
+from pipeline.train.token_store import tokenizer_parts
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,7 +4,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.runtime import hash_strings
+from pipeline.core.checksums import hash_strings
 
 
 def hash_code(package: Path, *modules: str) -> str:

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from pipeline.encoder import Student
+from pipeline.core.progress import log
 from pipeline.params.loss import FilterParams, Similarity
-from pipeline.runtime import log
+from pipeline.student.encoder import Student
 from pipeline.train.batches import Rows, TrainingPairs
 from pipeline.train.gradients import split_tokens
 from pipeline.train.loop import build_model
@@ -244,9 +244,9 @@ def _angles(cosine: Square) -> list[pd.DataFrame]:
 def _margins(model: Distillation, term: str, cosine: Square, alpha: Square) -> pd.DataFrame:
     is_text = term == "text"
     margin = model.loss.text_margin if is_text else model.margin
-    opinion = alpha if is_text else model.opinion(alpha)
+    margin_similarity = alpha if is_text else model.margin_similarity(alpha)
     gate = "margin" if is_text else model.loss.gate
-    shift = applied_margins(cosine, opinion, margin=margin, gate=gate).cpu()
+    shift = applied_margins(cosine, margin_similarity, margin=margin, gate=gate).cpu()
     others = ~torch.eye(len(shift), dtype=torch.bool)
     return _histogram(shift[others], low=0.0, high=max(2 * margin, 0.01), name="margin")
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from pipeline.encoder import Tokens
+from pipeline.student.encoder import Tokens
 from pipeline.train.objective import Distillation, StepLoss, TeacherBatch, Views
 
 Autocast = Callable[[], contextlib.AbstractContextManager[object]]

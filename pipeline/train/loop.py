@@ -15,11 +15,13 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from pipeline.encoder import GroundingHeads, SentenceEncoder, Student, Tokens
-from pipeline.errors import InterruptedRunError, ParamsError, TrainingError
+from pipeline.core.device import choose_device
+from pipeline.core.errors import InterruptedRunError, ParamsError, TrainingError
+from pipeline.core.progress import counter
+from pipeline.core.signals import defers_signals
 from pipeline.params.student import StudentParams
 from pipeline.params.train import TrainParams
-from pipeline.runtime import choose_device, counter, defers_signals
+from pipeline.student.encoder import GroundingHeads, SentenceEncoder, Student, Tokens
 from pipeline.train.batches import (
     Rows,
     Schedule,
@@ -38,7 +40,7 @@ from pipeline.train.precision import autocast_of, choose_precision, compile_enco
 from pipeline.train.ranks import find_ranks
 from pipeline.train.run_params import RunParams
 from pipeline.train.teacher_rows import TeacherRows, to_device
-from pipeline.train.tokens import PackedTokens, pack_tokens
+from pipeline.train.token_store import PackedTokens, pack_tokens
 from pipeline.train.trackers import Trackers
 from pipeline.train.unpadded import choose_unpadded, take_masks_unseen
 

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.encoder import GroundingHeads, SentenceEncoder, Tokens
 from pipeline.params.loss import LossParams
+from pipeline.student.encoder import GroundingHeads, SentenceEncoder, Tokens
 from pipeline.train.losses import adap_acse, simcse_loss
 from pipeline.train.noise import Keep, TeacherScores, filter_negatives, teacher_cosines
 
@@ -78,7 +78,9 @@ class Distillation(nn.Module):
         """Of the grounded losses, radians."""
         return 0.0 if self.loss.margin_kind == "none" else self.loss.margin
 
-    def opinion(self, alpha: Float[Tensor, "batch batch"]) -> Float[Tensor, "batch batch"]:
+    def margin_similarity(
+        self, alpha: Float[Tensor, "batch batch"]
+    ) -> Float[Tensor, "batch batch"]:
         """The teacher cosines that shape the margins; 0, so that Delta is 1, where it is fixed."""
         return alpha if self.loss.margin_kind == "adaptive" else torch.zeros_like(alpha)
 
@@ -147,7 +149,7 @@ class Distillation(nn.Module):
         keep: Keep | None,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """The average over both views of AdapACSE against one side, and the first's mean margin."""
-        alpha = self.opinion(getattr(alphas, name))
+        alpha = self.margin_similarity(getattr(alphas, name))
         both = [
             adap_acse(
                 view,

@@ -8,9 +8,9 @@ from typing import Any, Literal, cast
 
 import torch
 
-from pipeline.encoder import SentenceEncoder
-from pipeline.errors import ParamsError
-from pipeline.runtime import computes, warn_of_slow
+from pipeline.core.device import computes, warn_of_slow
+from pipeline.core.errors import ParamsError
+from pipeline.student.encoder import SentenceEncoder
 from pipeline.train.gradients import Autocast
 
 Precision = Literal["fp32", "bf16"]

@@ -15,14 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, distributed
 
-from pipeline.errors import ParamsError
+from pipeline.core.errors import ParamsError
 from pipeline.train.objective import Distillation, Views
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Ranks:
+class DistributedContext:
     """The place of this process among all.
 
     Attributes:
@@ -114,7 +114,7 @@ class Ranks:
         return values
 
 
-def find_ranks(batch_size: int, device: torch.device, *, gathers: bool) -> Ranks:
+def find_ranks(batch_size: int, device: torch.device, *, gathers: bool) -> DistributedContext:
     """The processes that `accelerate launch` started, or this one alone.
 
     Args:
@@ -126,7 +126,7 @@ def find_ranks(batch_size: int, device: torch.device, *, gathers: bool) -> Ranks
         ParamsError: the batch cannot be shared out equally, or gives a process no negatives.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Ranks(1, 0, device)
+        return DistributedContext(1, 0, device)
     from accelerate import PartialState
 
     state = PartialState(cpu=device.type == "cpu")
@@ -137,4 +137,4 @@ def find_ranks(batch_size: int, device: torch.device, *, gathers: bool) -> Ranks
             f"train.batch_size is {batch_size}, which {count} processes cannot share out.",
             f"use a multiple of {count}, of at least {least * count}.",
         )
-    return Ranks(count, state.process_index, state.device, gathers)
+    return DistributedContext(count, state.process_index, state.device, gathers)

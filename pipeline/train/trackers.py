@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ParamsError
+from pipeline.core.errors import ParamsError
 
 _CLASSES = {
     "tensorboard": "TensorBoardTracker",

@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.encoder import RunBackbone, SentenceEncoder, Tokens, run_padded
-from pipeline.errors import ParamsError
+from pipeline.core.errors import ParamsError
 from pipeline.params.train import TrainParams
+from pipeline.student.encoder import RunBackbone, SentenceEncoder, Tokens, run_padded
 from pipeline.train.dropout import drop
 
 _NAME = "unpadded"

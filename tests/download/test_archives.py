@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.core.errors import InputError, ResourceError
 from pipeline.download import archives
 from pipeline.download.archives import Archive
-from pipeline.errors import InputError, ResourceError
 
 
 @pytest.fixture(params=["zip", "tar", "tar.gz"])

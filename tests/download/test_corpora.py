@@ -2,9 +2,9 @@
 
 import pytest
 
+from pipeline.core.checksums import CHECKSUMS
 from pipeline.download.corpora import Fetcher, make_evaluation
 from pipeline.download.records import read_sts, read_transfer
-from pipeline.seal import SEALS
 from tests.download.conftest import download_params
 from tests.download.test_scenes import SMALL
 from tests.download.test_senteval import cased_files, pack, small_files
@@ -22,7 +22,11 @@ def fetcher(tmp_path):
 def make(name: str, folder, fetcher) -> dict[str, int]:
     params = download_params(evaluation=name, scenes=SMALL.model_dump())
     counts = make_evaluation(folder, params, fetcher)
-    assert {path.name for path in folder.iterdir()} == {"sts.parquet", "transfer.parquet", SEALS}
+    assert {path.name for path in folder.iterdir()} == {
+        "sts.parquet",
+        "transfer.parquet",
+        CHECKSUMS,
+    }
     return counts
 
 

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
+from pipeline.core.errors import DownloadError
 from pipeline.download.fetch import fetch
 from pipeline.download.sources import RemoteFile
-from pipeline.errors import DownloadError
 from tests.conftest import ROOT
 
 CONTENT = bytes(range(256)) * 4096
@@ -177,7 +177,7 @@ def test_hub_files_come_through_the_hub_library(hub, tmp_path, name, words):
         "import sys; from pathlib import Path\n"
         "from pipeline.download.fetch import fetch\n"
         "from pipeline.download.sources import RemoteFile\n"
-        "from pipeline.errors import DownloadError\n"
+        "from pipeline.core.errors import DownloadError\n"
         f"file = RemoteFile({name!r}, 'hf://datasets/org/name/{name}', 1)\n"
         "try:\n"
         "    print('fetched', fetch(file, Path(sys.argv[1]), None).sha256)\n"

@@ -18,6 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.core.checksums import CHECKSUMS
+from pipeline.core.errors import InputError, ResourceError
+from pipeline.core.plaintext import is_blank
 from pipeline.download.archives import Archive
 from pipeline.download.caption_table import read_rows
 from pipeline.download.captions import is_missing
@@ -25,10 +28,7 @@ from pipeline.download.corpora import Fetcher, make_pairs
 from pipeline.download.pairing import MOST_CHARACTERS, clean_caption
 from pipeline.download.records import Pairs, read_pairs
 from pipeline.download.splits import draw_split
-from pipeline.errors import InputError, ResourceError
 from pipeline.params.download import SplitsParams
-from pipeline.plaintext import is_blank
-from pipeline.seal import SEALS
 from tests.conftest import ROOT, assert_clear_error, invoke, write_params
 from tests.download.conftest import download_params, image_bytes
 
@@ -397,7 +397,7 @@ def test_the_stage_reads_a_folder_and_names_what_is_null(tmp_path, photos, monke
     assert counts["images"] == 3
     assert sorted(path.name for path in (tmp_path / "data/pairs").iterdir()) == [
         "captions.parquet",
-        SEALS,
+        CHECKSUMS,
         "images.parquet",
         "images.zip",
     ]

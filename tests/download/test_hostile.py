@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.core.errors import InputError
 from pipeline.download import archives
 from pipeline.download.archives import Archive
 from pipeline.download.karpathy import read_karpathy
 from pipeline.download.pairing import clean_caption
 from pipeline.download.webdataset import read_shard
-from pipeline.encoder import SentenceEncoder
-from pipeline.errors import InputError
 from pipeline.features.images import Rejection
 from pipeline.features.teacher import Teacher
-from pipeline.gallery import _figure
 from pipeline.index.layout import Hit
 from pipeline.params.teacher import TeacherParams
+from pipeline.search.gallery import _figure
+from pipeline.student.encoder import SentenceEncoder
 from tests.conftest import ROOT, TINY
 from tests.download.conftest import image_bytes
 

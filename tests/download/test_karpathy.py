@@ -3,9 +3,9 @@ import zipfile
 
 import pytest
 
+from pipeline.core.errors import InputError
 from pipeline.download.karpathy import read_karpathy
 from pipeline.download.sources import BY_NAME
-from pipeline.errors import InputError
 from tests.conftest import SHARED
 
 

@@ -12,17 +12,17 @@ import pyarrow as pa
 import pytest
 from pydantic import TypeAdapter
 
+from pipeline.core.errors import DownloadError, InputError
 from pipeline.download.caption_table import _READERS, read_rows
 from pipeline.download.corpora import Fetcher, make_pairs
 from pipeline.download.fetch import fetch
 from pipeline.download.karpathy import read_karpathy
 from pipeline.download.records import Pairs, read_pairs
 from pipeline.download.senteval import read_cased_benchmark, read_senteval
-from pipeline.download.shards import find_shards
 from pipeline.download.sources import BY_NAME, SCENES, RemoteFile
+from pipeline.download.tar_shards import find_shards
 from pipeline.download.webdataset import read_shard
 from pipeline.download.wiki import read_sentences_file
-from pipeline.errors import DownloadError, InputError
 from pipeline.params.download import DownloadParams
 from pipeline.params.places import PathText, expanded
 from tests.conftest import invoke, write_params
@@ -495,7 +495,7 @@ def test_lists_of_lists_are_no_captions(tmp_path, connected):
 
 
 def test_stream_of_lines_is_closed_at_the_end(tmp_path):
-    from pipeline.plaintext import read_lines
+    from pipeline.core.plaintext import read_lines
 
     stream = io.BytesIO(b"a\nb")
     assert list(read_lines(stream, "x")) == [(1, "a\n"), (2, "b")]

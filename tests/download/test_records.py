@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.core.checksums import CHECKSUMS
+from pipeline.core.errors import InputError, MissingArtifactError
 from pipeline.download import records
 from pipeline.download.records import (
     CAPTIONS,
@@ -31,8 +33,6 @@ from pipeline.download.records import (
     write_table,
     write_transfer,
 )
-from pipeline.errors import InputError, MissingArtifactError
-from pipeline.seal import SEALS
 from tests.conftest import ROOT, unseal
 
 
@@ -211,7 +211,7 @@ from pathlib import Path
 import pyarrow.parquet
 from pipeline.download.parquet import ParquetRows
 from pipeline.download.records import count_pairs, read_pairs
-from pipeline.index.opened import RowTable
+from pipeline.index.reader import RowTable
 
 before = len(os.listdir("/proc/self/task"))
 read_pairs(Path("data/pairs"))
@@ -298,7 +298,7 @@ def test_without_archives_elsewhere_there_is_no_table_of_them(tmp_path):
     write_with_archives(tmp_path, archive_rows())
     images, captions = pair_rows(5)
     write_pairs(tmp_path, pd.DataFrame(images), pd.DataFrame(captions))
-    assert set(files_of(tmp_path)) == {"captions.parquet", "images.parquet", SEALS}
+    assert set(files_of(tmp_path)) == {"captions.parquet", "images.parquet", CHECKSUMS}
     assert read_pairs(tmp_path).archives.empty
 
 

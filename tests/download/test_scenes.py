@@ -15,19 +15,20 @@ import pytest
 from scipy.ndimage import label
 from scipy.stats import spearmanr
 
+from pipeline.core.checksums import CHECKSUMS
 from pipeline.download.records import read_pairs
-from pipeline.download.scenes.captions import caption, describe
-from pipeline.download.scenes.corpora import (
+from pipeline.download.scenes.graded_pairs import SUBSETS
+from pipeline.download.scenes.render import SIDE, render
+from pipeline.download.scenes.similarity import gold_score, shared
+from pipeline.download.scenes.statements import state
+from pipeline.download.scenes.tables import (
     draw_picture,
     make_sentences,
     make_sts,
     write_pairs_corpus,
 )
-from pipeline.download.scenes.pairing import SUBSETS
-from pipeline.download.scenes.render import SIDE, render
-from pipeline.download.scenes.similarity import gold_score, shared
-from pipeline.download.scenes.statements import state
-from pipeline.download.scenes.transfer import make_transfer
+from pipeline.download.scenes.transfer_tasks import make_transfer
+from pipeline.download.scenes.wording import caption, describe
 from pipeline.download.scenes.words import Told
 from pipeline.download.scenes.world import (
     COLOURS,
@@ -39,7 +40,6 @@ from pipeline.download.scenes.world import (
     split_of,
 )
 from pipeline.params.download import ScenesParams
-from pipeline.seal import SEALS
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ScenesParams(images=120, captions_per_image=3, sentences=150, sts_pairs=300, seed=7)
@@ -153,8 +153,8 @@ def digests(folder: Path) -> dict[str, str]:
 def test_equal_params_give_equal_bytes_in_another_process(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
-        "from pipeline.download.scenes.corpora import *\n"
-        "from pipeline.download.scenes.transfer import make_transfer\n"
+        "from pipeline.download.scenes.tables import *\n"
+        "from pipeline.download.scenes.transfer_tasks import make_transfer\n"
         "params = ScenesParams.model_validate_json(sys.argv[2])\n"
         "write_pairs_corpus(Path(sys.argv[1]), params)\n"
         "make_sts(params).to_json(sys.argv[1] + '/sts.json')\n"
@@ -168,7 +168,7 @@ def test_equal_params_give_equal_bytes_in_another_process(tmp_path: Path) -> Non
         environment = {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
         subprocess.run(command, check=True, env=environment, cwd=ROOT)
     first = digests(tmp_path / "1")
-    tables = {"images.parquet", "captions.parquet", SEALS, "sts.json", "transfer.json"}
+    tables = {"images.parquet", "captions.parquet", CHECKSUMS, "sts.json", "transfer.json"}
     assert set(first) == {"images.zip", "text", *tables}
     assert digests(tmp_path / "2") == first
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.core.errors import InputError
 from pipeline.download.senteval import STS_SUBSETS, read_cased_benchmark, read_senteval
-from pipeline.errors import InputError
 from tests.conftest import SHARED
 
 PAIR = "a b\tc d\n"

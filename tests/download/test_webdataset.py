@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.core.checksums import CHECKSUMS
+from pipeline.core.errors import DownloadError, InputError, ResourceError
 from pipeline.download import pairing
 from pipeline.download.archives import Archive
 from pipeline.download.corpora import Fetcher, make_pairs
 from pipeline.download.pairing import PairRows
 from pipeline.download.records import Pairs, PairsWriter, read_pairs
-from pipeline.download.shards import MOST_SHARDS, expand, fetch_shard, find_shards
 from pipeline.download.splits import draw_split
+from pipeline.download.tar_shards import MOST_SHARDS, expand, fetch_shard, find_shards
 from pipeline.download.webdataset import read_shard, write_webdataset_pairs
-from pipeline.errors import DownloadError, InputError, ResourceError
 from pipeline.params.download import SplitsParams, WebdatasetParams
-from pipeline.seal import SEALS
 from stages import paths
 from tests.conftest import assert_clear_error, invoke, write_params
 from tests.download.conftest import download_params, image_bytes
@@ -75,7 +75,7 @@ def test_shards_are_read_in_place(tmp_path, shards):
     assert (
         pairs.images["image_id"].tolist() == pairs.captions["image_id"].tolist() == list(range(6))
     )
-    tables = {*(f"{name}.parquet" for name in ("images", "captions", "archives")), SEALS}
+    tables = {*(f"{name}.parquet" for name in ("images", "captions", "archives")), CHECKSUMS}
     assert {path.name for path in pairs.folder.iterdir()} == tables
     assert counts["images"] == counts["captions"] == 6
     assert (counts["shards"], counts["shards_skipped"], counts["samples_without_image"]) == (

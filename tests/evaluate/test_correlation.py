@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import pearsonr, rankdata, spearmanr
 
-from pipeline.errors import InputError, ModelError
+from pipeline.core.errors import InputError, ModelError
 from pipeline.evaluate import correlation
 from pipeline.evaluate.correlation import (
     Bootstrap,

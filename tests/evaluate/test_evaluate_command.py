@@ -16,11 +16,11 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import AutoModel, AutoTokenizer
 
+from pipeline.core.checksums import hash_weights
 from pipeline.download.records import read_sts, write_sts
-from pipeline.encoder import SentenceEncoder
 from pipeline.params.evaluate import PARTS
-from pipeline.runtime import hash_weights
-from pipeline.student_files import seal_student
+from pipeline.student.directory import write_student_checksums
+from pipeline.student.encoder import SentenceEncoder
 from tests.conftest import ROOT, TINY, assert_clear_error, invoke, unseal, write_params
 
 PLAIN = ROOT / "data/demo/student"
@@ -166,7 +166,7 @@ def change_heads(**values: object) -> dict:
     folder = Path("data/models/0")
     about = json.loads((folder / "heads.json").read_text())
     (folder / "heads.json").write_text(json.dumps(about | values))
-    seal_student(folder)
+    write_student_checksums(folder)
     return about
 
 

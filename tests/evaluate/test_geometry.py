@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.evaluate.embed import unit_rows
+from pipeline.evaluate.embeddings import unit_rows
 from pipeline.evaluate.geometry import alignment, mcse_batches, uniformity
 
 

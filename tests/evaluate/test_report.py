@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from pipeline.errors import InputError, MissingArtifactError, StaleArtifactError
+from pipeline.core.errors import InputError, MissingArtifactError, StaleArtifactError
 from pipeline.evaluate.report import (
     EVALUATOR,
     System,

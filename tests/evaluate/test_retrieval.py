@@ -5,7 +5,7 @@ import statistics
 import numpy as np
 import pytest
 
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 from pipeline.evaluate import retrieval
 from pipeline.evaluate.retrieval import (
     Gallery,

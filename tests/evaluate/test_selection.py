@@ -5,14 +5,14 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from pipeline.core.errors import InputError, ModelError
 from pipeline.download.records import read_sts
-from pipeline.encoder import SentenceEncoder
-from pipeline.errors import InputError, ModelError
 from pipeline.evaluate.correlation import Bootstrap
-from pipeline.evaluate.embed import embed
+from pipeline.evaluate.embeddings import embed
 from pipeline.evaluate.geometry import alignment, mcse_batches, uniformity
 from pipeline.evaluate.selection import DevScorer, dev_pairs
 from pipeline.evaluate.sts import score_sts, sts_tasks
+from pipeline.student.encoder import SentenceEncoder
 from tests.conftest import ROOT
 
 

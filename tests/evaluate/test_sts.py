@@ -8,9 +8,9 @@ import pytest
 from scipy.spatial.distance import pdist
 from scipy.stats import pearsonr, rankdata
 
-from pipeline.errors import InputError, ModelError
+from pipeline.core.errors import InputError, ModelError
 from pipeline.evaluate.correlation import Bootstrap, bootstrap_spearman
-from pipeline.evaluate.embed import Embeddings, embed
+from pipeline.evaluate.embeddings import Embeddings, embed
 from pipeline.evaluate.scores import Score
 from pipeline.evaluate.sts import normalise, score_sts, sts_tasks
 

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.core.device import choose_device
+from pipeline.core.errors import InputError, MissingArtifactError, StaleArtifactError
 from pipeline.download.records import (
     read_pairs,
     read_sentences,
@@ -20,15 +22,13 @@ from pipeline.download.records import (
     write_sts,
     write_transfer,
 )
-from pipeline.encoder import Student, load_student
-from pipeline.errors import InputError, MissingArtifactError, StaleArtifactError
 from pipeline.evaluate.report import headline, shortened
 from pipeline.evaluate.sts import normalise
 from pipeline.evaluate.suite import Places, Suite, evaluate, read_suite, teacher_retrieval
 from pipeline.features.store import Features, read_identity, write_features
 from pipeline.params.evaluate import PARTS
 from pipeline.params.teacher import TeacherParams
-from pipeline.runtime import choose_device
+from pipeline.student.encoder import Student, load_student
 from tests.conftest import TINY
 
 

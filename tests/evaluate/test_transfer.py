@@ -9,10 +9,10 @@ import torch
 
 from benchmarks import plain_evaluation
 from benchmarks.plain_evaluation import PENALTIES, PlainTransfer
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 from pipeline.evaluate import classifier, transfer
 from pipeline.evaluate.classifier import Fitted
-from pipeline.evaluate.embed import Embeddings
+from pipeline.evaluate.embeddings import Embeddings
 from pipeline.evaluate.transfer import _choose, score_transfer
 
 SEED = 1111

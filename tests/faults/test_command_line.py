@@ -14,7 +14,7 @@ from tests.faults.ledger import record, times
 
 BODY = """
 import errno, os, sys
-from pipeline.errors import InputError
+from pipeline.core.errors import InputError
 from stages._cli import run_stage
 
 def main() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.seal import SEALS
+from pipeline.core.checksums import CHECKSUMS
 from tests.conftest import ROOT, TINY, write_params
 from tests.faults.ledger import record, times
 
@@ -66,7 +66,7 @@ def results(project: Path) -> dict:
     """What was made."""
     seals = {
         str(path.relative_to(project)): path.read_text()
-        for path in sorted((project / "data").rglob(SEALS))
+        for path in sorted((project / "data").rglob(CHECKSUMS))
         if "demo" not in path.parts and "vectors" not in path.parts
     }
     assert len(seals) >= 5, seals

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.compare import read_configuration
-from pipeline.encoder_settings import read_settings
-from pipeline.errors import PipelineError
+from pipeline.core.checksums import verify_checksums
+from pipeline.core.errors import PipelineError
 from pipeline.evaluate.report import read_report
 from pipeline.features.cache import list_cached
 from pipeline.index.layout import read_manifest
-from pipeline.seal import require_sealed
-from pipeline.student_files import POOLING_FILE
-from pipeline.summary import read_json, read_summary
+from pipeline.results.compare import read_configuration
+from pipeline.results.summary import read_json, read_summary
+from pipeline.student.directory import POOLING_FILE
+from pipeline.student.settings import read_settings
 from tests.conftest import ROOT
 
 NESTED = "[" * 100_000
 READERS: dict[str, Callable[[Path], object]] = {
-    "checksums.json": lambda path: require_sealed(path.parent, "one", fix="mend"),
+    "checksums.json": lambda path: verify_checksums(path.parent, "one", fix="mend"),
     "manifest.json": lambda path: read_manifest(path.parent, ROOT / "data/demo/student"),
     "modules.json": lambda path: read_settings(path.parent),
     str(POOLING_FILE): lambda path: read_settings(path.parent.parent),

@@ -12,7 +12,7 @@ from tests.conftest import ROOT, TINY, write_params
 from tests.faults.ledger import record
 
 STAGES = ("download", "features", "train", "baselines", "evaluate", "summary", "index")
-QUICK = ("tests/test_params.py", "tests/download/test_fetch.py")
+QUICK = ("tests/params/test_blocks.py", "tests/download/test_fetch.py")
 """A part of the quick tests that is worth its time: loopback servers are among them."""
 
 ALONE = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import load_params
-from pipeline.errors import ParamsError
+from pipeline.core.errors import ParamsError
+from pipeline.params.block import load_params
 from pipeline.params.schema import Params
 from tests.conftest import ROOT, read_default_params
 from tests.faults.ledger import record, times

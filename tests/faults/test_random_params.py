@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from typer.testing import Result
 
-from pipeline.index.kinds import LEAST_ROWS
+from pipeline.index.faiss_index import LEAST_ROWS
 from pipeline.index.layout import TARGET_OF
 from pipeline.params.schema import Params
 from tests.conftest import (
@@ -29,7 +29,7 @@ from tests.conftest import (
     write_params,
 )
 from tests.faults.ledger import record, times
-from tests.test_params_schema import LEAVES
+from tests.params.test_json_schema import LEAVES
 
 RUNS = times(2, 25)
 FIXED = {

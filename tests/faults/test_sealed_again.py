@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.core.errors import InputError
 from pipeline.download.records import read_sentences
-from pipeline.errors import InputError
 from pipeline.index.layout import ROWS
-from pipeline.index.opened import RowTable
-from pipeline.index.query import ExportedQueries
+from pipeline.index.queries import ExportedQueries
+from pipeline.index.reader import RowTable
 
 ROW = {"kind": "text", "id": 1, "text": "a dog", "count": 1, "archive": "", "member": ""}
 NO_UTF8 = pa.array([b"\xff"], pa.binary()).view(pa.string())

@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from pipeline.core.errors import PipelineError
 from pipeline.download import fetch as fetching
 from pipeline.download.archives import Archive
 from pipeline.download.fetch import fetch
 from pipeline.download.sources import RemoteFile
-from pipeline.errors import PipelineError
 from tests.faults.bench import LONGEST
 from tests.faults.ledger import record, times
 

@@ -102,7 +102,7 @@ def serve() -> None:
     """Fork a child an order, until no more orders come."""
     for name in COMMANDS:
         importlib.import_module(f"stages.{name}")
-    for name in ("faiss", "onnxruntime", "open_clip", "pipeline.index.query", "torch.onnx"):
+    for name in ("faiss", "onnxruntime", "open_clip", "pipeline.index.queries", "torch.onnx"):
         importlib.import_module(name)
     _say(0)
     for line in sys.stdin:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import InputError, ResourceError
+from pipeline.core.errors import InputError, ResourceError
 from pipeline.features.cache import (
     FeatureCache,
     KeySet,
@@ -24,7 +24,7 @@ from pipeline.features.cache import (
     read_shard,
     text_keys,
 )
-from pipeline.features.files import DamagedFeaturesError
+from pipeline.features.hdf5 import DamagedFeaturesError
 from pipeline.features.identity import TeacherIdentity
 
 IDENTITY = TeacherIdentity(

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from pipeline.errors import ModelError, PipelineError, ResourceError
+from pipeline.core.errors import ModelError, PipelineError, ResourceError
 from pipeline.features import cluster
 from pipeline.features.cache import KeySet, text_keys
 from pipeline.features.encode import NewCaptions, PackedImages, Work

@@ -17,8 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.core.errors import InputError, InterruptedRunError, ModelError
 from pipeline.download.records import Pairs, read_pairs, write_pairs
-from pipeline.errors import InputError, InterruptedRunError, ModelError
 from pipeline.features.cache import FeatureCache
 from pipeline.features.encode import Encoder
 from pipeline.features.extract import Extraction, TooManyRejectedError, write_extraction

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import CLIPModel
 
-from pipeline.errors import ModelError
+from pipeline.core.errors import ModelError
 from pipeline.features.identity import TeacherIdentity, folder_of, hash_teacher_source
 from pipeline.features.teacher import Teacher
 from pipeline.params.teacher import TeacherParams

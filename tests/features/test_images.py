@@ -19,7 +19,7 @@ from open_clip.transform import image_transform
 from PIL import Image, ImageOps, features
 from torchvision.transforms import Compose, Lambda, PILToTensor
 
-from pipeline.errors import InterruptedRunError
+from pipeline.core.errors import InterruptedRunError
 from pipeline.features.images import Decoder, Rejection, to_pixels
 from pipeline.features.openclip import split_transform
 from tests.conftest import SHARED

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import (
+from pipeline.core.errors import (
     InputError,
     MissingArtifactError,
     ModelError,
@@ -24,7 +24,7 @@ from pipeline.errors import (
 from pipeline.features import cache as caches
 from pipeline.features import store
 from pipeline.features.cache import FeatureCache, text_keys
-from pipeline.features.files import HEADER_BYTES, DamagedFeaturesError
+from pipeline.features.hdf5 import HEADER_BYTES, DamagedFeaturesError
 from pipeline.features.identity import TeacherIdentity, hash_teacher_source
 from pipeline.features.rows import JoinedRows
 from pipeline.features.store import Features, read_features, read_identity, write_features

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, BertConfig, BertModel
 
-from pipeline.errors import ModelError
+from pipeline.core.errors import ModelError
 from pipeline.features.huggingface import HuggingFaceTeacher
 from pipeline.features.identity import PROBE_TEXTS
 from pipeline.features.images import Rejection

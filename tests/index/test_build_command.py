@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.encoder import load_student
-from pipeline.errors import InputError
-from pipeline.index import query as query_module
+from pipeline.core.errors import InputError
+from pipeline.index import queries as query_module
 from pipeline.index.embed import Share
 from pipeline.index.layout import Window
-from pipeline.index.query import ExportedQueries, StudentQueries, export_queries
-from pipeline.search import Searcher
+from pipeline.index.queries import ExportedQueries, StudentQueries, export_queries
+from pipeline.search.searcher import Searcher
+from pipeline.student.encoder import load_student
 from tests.conftest import ROOT, TINY, assert_clear_error, invoke, unseal, write_params
 
 

@@ -8,13 +8,13 @@ import faiss
 import numpy as np
 import pytest
 
-from pipeline.errors import InputError
-from pipeline.index import choose, embed, kinds, shards
+from pipeline.core.checksums import add_checksum
+from pipeline.core.errors import InputError
+from pipeline.index import choose, embed, faiss_index, shards
 from pipeline.index.choose import Probe, Trial, choose_index, hold_out
 from pipeline.index.embed import Parts, Share
 from pipeline.index.layout import normalise
-from pipeline.seal import add_checksum
-from tests.index.test_items import index_params
+from tests.index.test_documents import index_params
 
 KINDS = ("flat", "hnsw", "ivf-sq8", "ivf-pq")
 ROWS, DIM = 6000, 32
@@ -64,18 +64,18 @@ def exact_recall(index, probe: Probe, k: int = 10) -> float:
 
 
 def build(kind, parts: Parts, seed: int = 0):
-    sample = parts.take(np.arange(min(parts.rows, kinds.sample_size(parts.rows))))
-    index = kinds.train(kind, sample, parts.rows, seed)
-    kinds.fill(index, kind, parts.blocks())
-    return kinds.finish(kind, index)
+    sample = parts.take(np.arange(min(parts.rows, faiss_index.sample_size(parts.rows))))
+    index = faiss_index.train(kind, sample, parts.rows, seed)
+    faiss_index.fill(index, kind, parts.blocks())
+    return faiss_index.finish(kind, index)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_recall_is_that_of_brute_force(parts, kind):
     probe = hold_out({"texts": parts}, "texts", 3)
     index = build(kind, parts)
-    for setting in kinds.settings_of(kind, index)[0][:3]:
-        kinds.apply(kind, index, setting)
+    for setting in faiss_index.settings_of(kind, index)[0][:3]:
+        faiss_index.apply(kind, index, setting)
         assert probe.recall(index.search(probe.queries, 11)[1]) == pytest.approx(
             exact_recall(index, probe), abs=0.003
         )
@@ -98,13 +98,13 @@ def test_equal_vectors_give_equal_bytes(parts, tmp_path, kind):
 def test_more_effort_reads_and_finds_more(parts, kind):
     probe = hold_out({"texts": parts}, "texts", 0)
     index = build(kind, parts)
-    sweep = kinds.settings_of(kind, index)[0]
+    sweep = faiss_index.settings_of(kind, index)[0]
     measured = []
     for setting in (sweep[0], sweep[-1]):
-        kinds.apply(kind, index, setting)
-        rows, compared = kinds.search_counted(kind, index, probe.queries, 11)
+        faiss_index.apply(kind, index, setting)
+        rows, compared = faiss_index.search_counted(kind, index, probe.queries, 11)
         np.testing.assert_array_equal(rows, index.search(probe.queries, 11)[1])
-        cost = kinds.bytes_a_query(kind, index, setting, compared, 10)
+        cost = faiss_index.bytes_a_query(kind, index, setting, compared, 10)
         measured.append((cost, probe.recall(rows)))
     (low, poor), (high, good) = measured
     assert (high > low) == (len(sweep) > 1)
@@ -169,12 +169,12 @@ def test_a_sweep_ends_where_two_doublings_find_no_more(parts, monkeypatch, recal
     probe = hold_out({"texts": parts}, "texts", 0)
     left = iter(recalls)
     monkeypatch.setattr(choose, "_try_setting", lambda *_: trial(next(left)))
-    sweep = [kinds.Setting(1 << power) for power in range(len(recalls))]
+    sweep = [faiss_index.Setting(1 << power) for power in range(len(recalls))]
     assert [one.recall for one in choose._sweep("hnsw", None, sweep, probe)] == recalls[:tried]
 
 
 @pytest.mark.parametrize(
-    ("kind", "setting"), [("flat", kinds.Setting()), ("ivf-pq", kinds.Setting(4, 16))]
+    ("kind", "setting"), [("flat", faiss_index.Setting()), ("ivf-pq", faiss_index.Setting(4, 16))]
 )
 def test_times_are_those_of_the_clock_and_cost_that_of_the_rows_read(
     parts, monkeypatch, kind, setting
@@ -193,10 +193,10 @@ def test_times_are_those_of_the_clock_and_cost_that_of_the_rows_read(
     assert (found.kind, found.setting) == (kind, setting)
     assert len(probe.queries) == 1000
     assert found.speed == choose.Speed(333.3, 31.4813)  # 25.5 times 1.23456, to four decimals
-    rows, compared = kinds.search_counted(kind, index, probe.queries, 11)
+    rows, compared = faiss_index.search_counted(kind, index, probe.queries, 11)
     assert found.recall == probe.recall(rows)
-    assert found.cost == kinds.bytes_a_query(kind, index, setting, compared, 10)
-    assert found.cost != kinds.bytes_a_query(kind, index, setting, compared + 1, 10)
+    assert found.cost == faiss_index.bytes_a_query(kind, index, setting, compared, 10)
+    assert found.cost != faiss_index.bytes_a_query(kind, index, setting, compared + 1, 10)
 
 
 def test_a_row_as_near_as_the_last_neighbour_is_as_good(tmp_path):
@@ -317,7 +317,7 @@ def test_rows_are_taken_from_any_part(parts):
 
 @pytest.mark.parametrize("kind", ["ivf-sq8", "ivf-pq"])
 def test_merged_shards_are_the_whole_index(parts, tmp_path, monkeypatch, kind):
-    kinds.write(build_sampled(kind, parts), tmp_path / "whole")
+    faiss_index.write(build_sampled(kind, parts), tmp_path / "whole")
     monkeypatch.setattr(shards, "PARTS_A_SHARD", 1)
     params = index_params(kind=kind)
     spaces = {"texts": parts}
@@ -325,7 +325,7 @@ def test_merged_shards_are_the_whole_index(parts, tmp_path, monkeypatch, kind):
     folder = tmp_path / "vectors"
     assert len(list(folder.glob("*.faiss"))) == 2
     assert len(list(folder.glob("*-00001.faiss"))) == 1
-    kinds.write(shards.filled(kind, parts, 0), tmp_path / "merged")
+    faiss_index.write(shards.filled(kind, parts, 0), tmp_path / "merged")
     assert (tmp_path / "merged").read_bytes() == (tmp_path / "whole").read_bytes()
     files = {path: path.read_bytes() for path in folder.glob("*.faiss")}
     assert len(files) == 4
@@ -355,16 +355,16 @@ def test_shards_are_of_the_training_that_was_there_first(parts, tmp_path, monkey
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_full_disk_is_the_systems_error(parts, kind):
     with pytest.raises(OSError, match="No space left"):
-        kinds.write(build(kind, parts), Path("/dev/full"))
+        faiss_index.write(build(kind, parts), Path("/dev/full"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_deep_searches_find_as_many_rows_as_there_are(parts, kind):
     index = build(kind, parts)
-    kinds.apply(kind, index, kinds.settings_of(kind, index)[0][0])
+    faiss_index.apply(kind, index, faiss_index.settings_of(kind, index)[0][0])
     queries = parts.take(np.arange(20))
     for k in (10, 500, ROWS):
-        scores, rows = kinds.search(index, queries, k)
+        scores, rows = faiss_index.search(index, queries, k)
         found = (rows >= 0).sum(axis=1)
         assert (found == k).all() or k == 10
         assert (np.diff(scores, axis=1)[:, : found.min() - 1] <= 1e-6).all()
@@ -385,10 +385,10 @@ def test_a_damaged_part_is_missing(parts):
 
 def build_sampled(kind, parts: Parts):
     """As `build`, from the sample that shards are trained on."""
-    sample = parts.take(parts.draw(kinds.sample_size(parts.rows), 0))
-    index = kinds.train(kind, sample, parts.rows, 0)
-    kinds.fill(index, kind, parts.blocks())
-    return kinds.finish(kind, index)
+    sample = parts.take(parts.draw(faiss_index.sample_size(parts.rows), 0))
+    index = faiss_index.train(kind, sample, parts.rows, 0)
+    faiss_index.fill(index, kind, parts.blocks())
+    return faiss_index.finish(kind, index)
 
 
 def test_shards_wait_for_all_vectors(parts, monkeypatch):

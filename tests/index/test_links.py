@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 from pipeline.index.layout import QUERY
-from pipeline.search import Searcher
+from pipeline.search.searcher import Searcher
 from tests.conftest import ROOT, invoke
 
 LINKS = {"symlink": os.symlink, "hardlink": os.link, "copy": shutil.copyfile}

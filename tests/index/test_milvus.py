@@ -29,16 +29,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.core.errors import InputError, PipelineError, ResourceError, StaleArtifactError
 from pipeline.download.archives import Archive
 from pipeline.download.records import read_pairs
-from pipeline.errors import InputError, PipelineError, ResourceError, StaleArtifactError
-from pipeline.index import milvus as milvus_module
+from pipeline.index.documents import Items
 from pipeline.index.embed import Parts
-from pipeline.index.items import Items
 from pipeline.index.layout import ROWS, TARGET_OF, Hit, Vectors, Window, normalise
-from pipeline.index.milvus import About, Address, MilvusIndex, connect
-from pipeline.index.milvus_load import LONGEST, load_items
-from pipeline.search import Searcher
+from pipeline.index.milvus import collection as milvus_module
+from pipeline.index.milvus.collection import About, Address, MilvusIndex, connect
+from pipeline.index.milvus.load import LONGEST, load_items
+from pipeline.search.searcher import Searcher
 from tests.conftest import ROOT, SHARED, assert_clear_error, find_port, invoke, unseal, write_params
 from tests.test_real_pipeline import REAL, keep_few_dev_pairs, keep_few_images, run
 
@@ -412,8 +412,8 @@ from pipeline import bars
 bars.INTERVAL = 0.0  # a line for every message
 import numpy as np
 from pipeline.index.milvus import Address
-from pipeline.index.milvus_load import load_items
-from pipeline.runtime import ends_on_signal
+from pipeline.index.milvus.load import load_items
+from pipeline.core.signals import ends_on_signal
 from tests.index.test_milvus import MANIFEST, numbered, write_parts
 
 folder, uri, rows = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])

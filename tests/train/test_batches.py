@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.core.errors import InputError
 from pipeline.download.records import Pairs
-from pipeline.errors import InputError
 from pipeline.features.store import Features
 from pipeline.params.schema import Params
 from pipeline.train.batches import (

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline.errors import InterruptedRunError, ResourceError
+from pipeline.core.errors import InterruptedRunError, ResourceError
 from pipeline.train.checkpoint import Checkpoint, run_fingerprint
 from pipeline.train.loop import Training
 from tests.train.test_loop import constant, run_params, train, weights
@@ -85,7 +85,7 @@ def test_saving_every_step_changes_nothing(data, tmp_path):
 
 
 def test_a_second_signal_ends_at_once():
-    from pipeline.runtime import defers_signals, ends_on_signal
+    from pipeline.core.signals import defers_signals, ends_on_signal
 
     with pytest.raises(InterruptedRunError), ends_on_signal("test"), defers_signals() as stop:
         os.kill(os.getpid(), signal.SIGTERM)

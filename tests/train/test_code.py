@@ -33,7 +33,7 @@ def replace(file: Path, old: str, new: str) -> None:
 
 
 CHANGES_NOTHING = {
-    "code of the page": ("app/service.py", "from pathlib", "import this\nfrom pathlib"),
+    "code of the page": ("search/app/service.py", "from pathlib", "import this\nfrom pathlib"),
     "code of another stage": ("index/build.py", "from pathlib", "import this\nfrom pathlib"),
     "what only a type checker reads": ("download/records.py", "import itertools", "import this"),
     "a table drawn after training": ("train/diagnostics.py", "_BINS = 100", "_BINS = 50"),
@@ -44,7 +44,7 @@ CHANGES_NOTHING = {
 CHANGES_THE_RUN = {
     "the loss": ("train/losses.py", "_EPS = 1e-8", "_EPS = 1e-7"),
     "what the loop imports": ("train/dropout.py", "import torch\n", "import torch\nimport this\n"),
-    "what that imports": ("encoder.py", "def pool(", "import this\n\n\ndef pool("),
+    "what that imports": ("student/encoder.py", "def pool(", "import this\n\n\ndef pool("),
     "the selection": ("evaluate/correlation.py", "import numpy", "import this\nimport numpy"),
     "a package": ("train/__init__.py", '."""', '."""\nimport this'),
 }
@@ -90,7 +90,9 @@ def test_every_module_that_python_loads_for_training_is_in_the_key(package):
         check=True,
     )
     loaded = [name for name in json.loads(run.stdout) if name.startswith("pipeline.")]
-    assert {"pipeline.train.losses", "pipeline.encoder", "pipeline.runtime"} <= set(loaded)
+    assert {"pipeline.train.losses", "pipeline.student.encoder", "pipeline.core.device"} <= set(
+        loaded
+    )
     for name in loaded:
         path = package.parent.joinpath(*name.split("."))
         file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")

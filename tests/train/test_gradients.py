@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.encoder import GroundingHeads, SentenceEncoder
 from pipeline.params.schema import Params
+from pipeline.student.encoder import GroundingHeads, SentenceEncoder
 from pipeline.train.gradients import add_gradients
 from pipeline.train.objective import Distillation
-from pipeline.train.ranks import Ranks
+from pipeline.train.ranks import DistributedContext
 from tests.conftest import ROOT, find_port, merge, read_default_params
 
 SENTENCES = [
@@ -101,7 +101,7 @@ def test_the_draws_after_a_batch_do_not_depend_on_chunks():
 
 def test_a_share_is_a_stretch_of_the_batch():
     rows = np.arange(12)
-    shares = [Ranks(3, rank, torch.device("cpu")).share(rows) for rank in range(3)]
+    shares = [DistributedContext(3, rank, torch.device("cpu")).share(rows) for rank in range(3)]
     assert np.concatenate(shares).tolist() == rows.tolist()
 
 

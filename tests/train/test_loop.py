@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from pipeline.download.records import read_pairs, read_sentences, read_sts
-from pipeline.encoder import GroundingHeads, SentenceEncoder
 from pipeline.evaluate.selection import DevScorer
 from pipeline.features.store import read_features
 from pipeline.params.schema import Params
+from pipeline.student.encoder import GroundingHeads, SentenceEncoder
 from pipeline.train.batches import TrainingData, training_pairs
 from pipeline.train.loop import Training, count_steps, train_student
 from pipeline.train.losses import adap_acse_loss, simcse_loss

@@ -107,7 +107,7 @@ def test_more_margin_makes_unlike_negatives_harder():
 
 
 def test_negatives_within_the_margin_keep_their_angle():
-    """theta = 0.1 is not above the margin of 0.2, so the teacher's opinion does not count."""
+    """theta = 0.1 is not above the margin of 0.2, so the teacher's view does not count."""
     angles = torch.tensor([0.0, 0.1])
     points = torch.stack([angles.cos(), angles.sin()], dim=1)
     losses = [

@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.encoder import GroundingHeads, SentenceEncoder
 from pipeline.params.loss import LossParams
 from pipeline.params.schema import Params
+from pipeline.student.encoder import GroundingHeads, SentenceEncoder
 from pipeline.train.losses import adap_acse_loss, simcse_loss
 from pipeline.train.objective import Distillation
 from tests.conftest import TINY, merge, read_default_params

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.errors import ParamsError
+from pipeline.core.errors import ParamsError
 from pipeline.train.trackers import open_trackers
 
 

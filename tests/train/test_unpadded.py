@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from pipeline.encoder import SentenceEncoder, Tokens, run_padded
-from pipeline.errors import ParamsError
+from pipeline.core.errors import ParamsError
 from pipeline.params.train import TrainParams
+from pipeline.student.encoder import SentenceEncoder, Tokens, run_padded
 from pipeline.train.unpadded import Unpadded, choose_unpadded, leave_out_padding
 from tests.conftest import read_default_params
 

@@ -5,8 +5,8 @@ import torch
 from torch.optim import AdamW
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.encoder import GroundingHeads
 from pipeline.params.schema import Params
+from pipeline.student.encoder import GroundingHeads
 from pipeline.train import unpadded
 from pipeline.train.curves import Curves
 from pipeline.train.gradients import add_gradients

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.download.scenes.captions import caption
+from pipeline.download.scenes.wording import caption
 from pipeline.download.scenes.words import (
     BACKGROUND_WORDS,
     COLOUR_WORDS,

@@ -14,7 +14,7 @@ import atheris
 INSTRUMENTED = ["pipeline.download", "pipeline.features", "zipfile", "tarfile", "PIL", "h5py"]
 
 with atheris.instrument_imports(include=INSTRUMENTED):
-    from pipeline.errors import PipelineError
+    from pipeline.core.errors import PipelineError
     from tests.faults.fuzz.runner import CLEAR, judge
     from tests.faults.fuzz.targets import make_targets
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.errors import PipelineError
+from pipeline.core.errors import PipelineError
 from tests.faults.fuzz.mutate import mutate
 
 RIGHT, CLEAR, READ, HELD = "right result", "one clear line", "read", "refused by its checksum"

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.app.upload import read_upload
+from pipeline.core.checksums import write_checksums
+from pipeline.core.errors import InputError
 from pipeline.download.archives import Archive
 from pipeline.download.caption_table import read_rows
 from pipeline.download.fetch import fetch
@@ -34,13 +35,12 @@ from pipeline.download.senteval import read_cased_benchmark, read_senteval
 from pipeline.download.sources import RemoteFile
 from pipeline.download.webdataset import read_shard as read_web_shard
 from pipeline.download.wiki import read_sentences_file
-from pipeline.errors import InputError
 from pipeline.features.cache import read_shard
-from pipeline.features.files import HEADER_BYTES
+from pipeline.features.hdf5 import HEADER_BYTES
 from pipeline.features.images import Decoder, Rejection, to_pixels
 from pipeline.features.store import read_features
-from pipeline.seal import seal
-from pipeline.thumbnails import shrink
+from pipeline.search.app.upload import read_upload
+from pipeline.search.thumbnails import shrink
 from tests.download.conftest import download_params
 from tests.download.test_senteval import cased_files, small_files
 from tests.faults.fuzz import seeds
@@ -309,7 +309,7 @@ def _records(folder: Path) -> Iterator[Target]:
         def place(work: Path, content: bytes, name: str = name) -> None:
             shutil.copytree(sound, work / "pairs", dirs_exist_ok=True)
             put(name)(work / "pairs", content)
-            seal(work / "pairs", name)
+            write_checksums(work / "pairs", name)
 
         yield Target(
             f"{name} of pairs sealed again",

@@ -21,14 +21,14 @@ from PIL import Image
 from safetensors.numpy import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 
+from pipeline.core.checksums import CHECKSUMS, write_checksums
 from pipeline.download.records import read_pairs
-from pipeline.encoder import load_student
 from pipeline.features.teacher import _PROBE_CAPTION, Teacher, _draw_probe
 from pipeline.index.layout import Window
 from pipeline.params.teacher import TeacherParams
-from pipeline.seal import SEALS, seal
-from pipeline.search import Searcher
-from pipeline.student_files import POOLING_FILE
+from pipeline.search.searcher import Searcher
+from pipeline.student.directory import POOLING_FILE
+from pipeline.student.encoder import load_student
 from tests.faults.fuzz.runner import Target, account, run
 from tests.faults.ledger import record, times
 from tests.features.tiny_teachers import save_clip, save_open_clip
@@ -74,7 +74,7 @@ def broken(folder: Path, name: str, reader: Reader, *, again: bool = False) -> T
         reader: of the copy.
         again: seal the file anew behind the change, so that libraries meet it.
     """
-    sealed = name in json.loads(read_or(folder / SEALS, "{}"))
+    sealed = name in json.loads(read_or(folder / CHECKSUMS, "{}"))
     assert sealed or not again, f"{name} has no checksum"
 
     def place(work: Path, content: bytes) -> None:
@@ -83,7 +83,7 @@ def broken(folder: Path, name: str, reader: Reader, *, again: bool = False) -> T
             shutil.copytree(folder, copy)
         (copy / name).write_bytes(content)
         if again:
-            seal(copy, name)
+            write_checksums(copy, name)
 
     def is_right(found: object) -> bool:
         return found == reader.expected
@@ -157,7 +157,7 @@ def test_an_index(tiny_run, search_reader, tmp_path, name, again):
 
 
 def test_all_files_of_an_index_are_broken(tiny_run):
-    assert {path.name for path in (tiny_run / "data/index").iterdir()} == {*INDEX, SEALS}
+    assert {path.name for path in (tiny_run / "data/index").iterdir()} == {*INDEX, CHECKSUMS}
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def test_a_student(student, student_reader, tmp_path, name, again):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", [SEALS, POOLING_FILE.as_posix()])
+@pytest.mark.parametrize("name", [CHECKSUMS, POOLING_FILE.as_posix()])
 def test_a_file_of_a_student_that_has_no_checksum(student, student_reader, tmp_path, name):
     check(broken(student, name, student_reader), tmp_path, times(4, 150))
 

@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from pipeline.errors import InputError
-from pipeline.seal import SEALS, require_sealed, seal
+from pipeline.core.checksums import CHECKSUMS, verify_checksums, write_checksums
+from pipeline.core.errors import InputError
 from tests.faults.fuzz.runner import CLEAR, HELD, READ, RIGHT, BrokenTestError, Target, account, run
 from tests.faults.fuzz.targets import put
 
@@ -70,11 +70,11 @@ def sealed(*, again: bool, **more) -> Target:
 
     def place(folder, content):
         put("word")(folder, content)
-        if again or not (folder / SEALS).exists():
-            seal(folder, "word")
+        if again or not (folder / CHECKSUMS).exists():
+            write_checksums(folder, "word")
 
     def read(folder):
-        require_sealed(folder, "word", fix="mend")
+        verify_checksums(folder, "word", fix="mend")
         return read_word(folder)
 
     return but(place=place, read=read, **more)

@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from pipeline.encoder import SentenceEncoder, load_student
-from pipeline.errors import PipelineError
+from pipeline.core.errors import PipelineError
 from pipeline.features.teacher import Teacher
 from pipeline.params.teacher import TeacherParams
+from pipeline.student.encoder import SentenceEncoder, load_student
 from tests.conftest import ROOT, unseal
 from tests.faults.ledger import record
 from tests.features.tiny_teachers import save_clip, save_open_clip

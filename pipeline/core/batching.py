@@ -1,0 +1,99 @@
+"""Work in batches: threads that run ahead, rows of like length together."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+
+T = TypeVar("T")
+
+R = TypeVar("R")
+
+
+def ahead(
+    function: Callable[[T], R], items: Iterable[T], *, threads: int, depth: int
+) -> Generator[R]:
+    """`map(function, items)` by threads that run ahead of the reader by at most `depth` items.
+
+    Results come in the order of the items, errors where their result would. With no threads the
+    function runs when its result is asked for.
+    """
+    if not threads:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(items, Generator):
+                items.close()  # a progress bar ends its line now, not when it is collected
+
+
+def fetched(values: Iterable["torch.Tensor"]) -> "Iterator[torch.Tensor]":
+    """Tensors on the CPU, each waited for when the next one's work was given to the device.
+
+    Args:
+        values: given one by one, each by the work that makes it.
+    """
+    waiting: Callable[[], torch.Tensor] | None = None
+    for value in values:
+        coming = _fetch(value)
+        if waiting is not None:
+            yield waiting()
+        waiting = coming
+    if waiting is not None:
+        yield waiting()
+
+
+def _fetch(value: "torch.Tensor") -> "Callable[[], torch.Tensor]":
+    """Start to copy a tensor to the CPU; gives it when it is there."""
+    import torch
+
+    if value.device.type != "cuda":
+        there = value.cpu()
+        return lambda: there
+    coming = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+    coming.copy_(value, non_blocking=True)
+    copied = cast(Any, torch.cuda).Event()
+    copied.record()
+
+    def get() -> torch.Tensor:
+        copied.synchronize()
+        return coming
+
+    return get
+
+
+def length_batches(
+    lengths: Sequence[int], batch_size: int, *, most: int | None = None
+) -> list["NDArray[np.intp]"]:
+    """Rows in batches of like length, the longest first; together they are all rows.
+
+    Args:
+        lengths: of the rows.
+        batch_size: the most rows of a batch.
+        most: the most of rows x longest length in a batch of several rows; None: no limit.
+    """
+    import numpy as np
+
+    order = np.argsort([-length for length in lengths], kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        longest = max(1, lengths[order[start]])
+        size = batch_size if most is None else min(batch_size, max(1, most // longest))
+        batches.append(order[start : start + size])
+        start += size
+    return batches

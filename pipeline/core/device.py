@@ -1,0 +1,109 @@
+"""The device and the memory of a process."""
+
+import ctypes
+import re
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.progress import log
+
+
+def choose_device() -> "torch.device":
+    """The device of this process: the first CUDA GPU, Apple's GPU, or the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def computes(precision: str, device: "torch.device") -> bool:
+    """Whether a device has instructions for matrix products of bf16 or fp16.
+
+    Args:
+        precision: bf16 or fp16.
+        device: the CPU or a CUDA GPU; of others it is not known.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(capabilities.get(name, False) for name in _INSTRUCTIONS[precision])
+
+
+_INSTRUCTIONS = {
+    "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
+    "fp16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
+}
+"""Of x86 and of ARM, as torch calls them."""
+
+
+def warn_of_slow(key: str, precision: str, device: "torch.device") -> None:
+    """Warn where a forward pass is asked for in a type that the device has no instructions for.
+
+    Args:
+        key: of params.yaml, that asks.
+        precision: what it asks for.
+        device: of the forward pass.
+    """
+    is_known = precision in _INSTRUCTIONS and device.type in {"cpu", "cuda"}
+    if is_known and not computes(precision, device):
+        what = "processor" if device.type == "cpu" else "GPU"
+        log.warning(
+            "%s is %s, for which this %s has no instructions: it will be many times slower than "
+            "fp32; set %s to auto",
+            key,
+            precision,
+            what,
+            key,
+        )
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory for the next step instead of giving it back.
+
+    The activations of every forward pass would otherwise be mapped and unmapped afresh; where
+    page faults are dear, as on virtual machines, that costs several times the computation itself.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for option, value in _MALLOC_OPTIONS:
+            libc.mallopt(option, value)
+
+
+_MALLOC_OPTIONS = (
+    (-4, 0),  # M_MMAP_MAX: large blocks come from the heap, which can be reused
+    (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: do not shrink the heap
+    (-2, 64 << 20),  # M_TOP_PAD: grow it in large steps
+)
+
+_OUT_OF_MEMORY = re.compile(
+    "out of memory|allocate memory|bad.?alloc|bad allocation|alloc of size [0-9]+ failed"
+    "|map segment|start new thread|could not create a primitive"
+    "|'frame' object is not callable|error return without exception set",
+    re.IGNORECASE,
+)
+"""How native libraries and Python itself word it in an error that is no MemoryError."""
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of whatever type, or one that it came of, says that memory ran out."""
+    foreign = (one for one in _causes(error) if not isinstance(one, PipelineError))
+    return any(isinstance(one, MemoryError) or _OUT_OF_MEMORY.search(str(one)) for one in foreign)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and what it came of; libraries tie such chains into rings."""
+    found = [error]
+    while (cause := found[-1].__cause__ or found[-1].__context__) and cause not in found:
+        found.append(cause)
+    return found

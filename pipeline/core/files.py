@@ -1,0 +1,218 @@
+"""Files and folders written whole or not at all, and what the system says where it cannot."""
+
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+from pipeline.core.errors import ResourceError
+from pipeline.core.signals import require_running
+
+
+@contextlib.contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target` that becomes it when the block succeeds.
+
+    The bytes are synced before the rename, so `target` is whole or absent, also after
+    a kill or a power cut. On failure nothing is left behind.
+
+    Raises:
+        ResourceError: the disk is full, or the place cannot be written.
+    """
+    with reports_unwritable(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        with reports_unwritable(target):
+            yield temporary
+            _sync(temporary)
+            temporary.chmod(0o666 & ~_umask())
+            require_running()
+            temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `target` that replaces it when the block succeeds.
+
+    Raises:
+        ResourceError: the disk is full, or the place cannot be written.
+    """
+    with reports_unwritable(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        with reports_unwritable(target):
+            yield temporary
+            for path in sorted(temporary.rglob("*")):
+                _sync(path)
+            temporary.chmod(0o777 & ~_umask())
+            require_running()
+            _swap(temporary, target)
+    finally:
+        _remove(temporary)
+
+
+def _swap(temporary: Path, target: Path) -> None:
+    """Put a finished folder in the place of an old one, which is whole until then.
+
+    Where another process puts its own there at the same moment, the last one stays.
+    """
+    old = temporary.with_name(temporary.name + ".old")
+    while not (_takes_place(temporary, target) or _exchange(temporary, target)):
+        with contextlib.suppress(FileNotFoundError):
+            target.replace(old)
+        _remove(old)
+
+
+def _takes_place(temporary: Path, target: Path) -> bool:
+    """Whether a folder could be renamed to a place that no other one holds."""
+    try:
+        temporary.replace(target)
+    except OSError as error:
+        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
+            raise
+        return False
+    return True
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Whether two names could be exchanged, so that neither was without a bearer at any moment.
+
+    They cannot where one of them is gone, or the system or its disk does not know how.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    names = (os.fsencode(one), os.fsencode(other))
+    failed = libc.renameat2(_HERE, names[0], _HERE, names[1], _RENAME_EXCHANGE)
+    return not failed
+
+
+_HERE = -100
+"""AT_FDCWD: names are relative to the working folder."""
+
+_RENAME_EXCHANGE = 2
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, a file or a link, which may be gone."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space and run the same command again; finished work is kept.",
+    errno.EDQUOT: "free some space and run the same command again; finished work is kept.",
+    errno.EFBIG: "raise the file size limit and run the same command again.",
+    errno.EACCES: "make the folder writable, or name another place.",
+    errno.EPERM: "make the folder writable, or name another place.",
+    errno.EROFS: "name a place on a disk that can be written.",
+    errno.EEXIST: "name another place; a part of this path is a file.",
+    errno.EISDIR: "name a file; there is a folder of this name.",
+    errno.ENOTDIR: "name another place; a part of this path is a file.",
+}
+
+
+@contextlib.contextmanager
+def reports_unwritable(target: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write into an error with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        number = _number_of(error)
+        if number not in _REMEDIES:
+            raise
+        raise ResourceError(
+            f"{target} could not be written: {os.strerror(number).lower()}.", _REMEDIES[number]
+        ) from error
+
+
+def _number_of(error: OSError) -> int:
+    """Its errno; numpy has none where fewer bytes than it asked for found room."""
+    if error.errno is None and _SHORT.search(str(error)):
+        return errno.ENOSPC
+    return error.errno or 0
+
+
+_SHORT = re.compile("requested and [0-9]+ written|problem writing element")
+
+
+class Output:
+    """A file for libraries that tell otherwise than by OSError that it could not be written."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.refusal: OSError | None = None
+        """What the system said."""
+
+    def write(self, content: Any) -> int:
+        """As a file's."""
+        try:
+            return self._stream.write(content)
+        except OSError as error:
+            self.refusal = error
+            raise
+
+    def flush(self) -> None:
+        """As a file's."""
+        self._stream.flush()
+
+
+@contextlib.contextmanager
+def output_file(path: Path) -> Iterator[Output]:
+    """A new file, for the writers of FAISS, numpy and torch.
+
+    Raises:
+        OSError: the system's, such as a full disk, whatever the library made of it.
+    """
+    with path.open("wb") as stream:
+        output = Output(stream)
+        try:
+            yield output
+        except Exception:
+            if output.refusal is not None:
+                raise output.refusal from None
+            raise
+
+
+def save_array(path: Path, array: "NDArray[Any]") -> None:
+    """Write an array as .npy; errors as `output_file`."""
+    import numpy as np
+
+    with output_file(path) as stream:
+        np.save(cast(IO[bytes], stream), array, allow_pickle=False)
+
+
+def _sync(path: Path) -> None:
+    if path.is_file():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON with sorted keys, atomically; NaN is refused."""
+    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
+    with atomic_file(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")

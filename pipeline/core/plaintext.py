@@ -1,0 +1,70 @@
+"""The text of other people's files: one contract on its encoding and on where a line ends.
+
+Text is UTF-8. A line ends at LF, CR LF or CR, and at nothing else. Byte order marks are taken out
+wherever they stand, as files that were put together have them inside too. What is UTF-16, or holds
+NUL as binary files do, is refused.
+"""
+
+import codecs
+import io
+import re
+from collections.abc import Iterator
+
+from pipeline.core.errors import InputError
+
+LONGEST_LINE = 1 << 26
+"""Characters of a line."""
+
+MARK = "\ufeff"
+"""The byte order mark, as a character."""
+
+_WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+_NO_UTF8 = re.compile("[\udc80-\udcff]")
+_INVISIBLE = re.compile("[\\s\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]*")
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text can be seen: white space, and characters without width."""
+    return bool(_INVISIBLE.fullmatch(text))
+
+
+def read_lines(stream: io.BufferedReader | io.BytesIO, name: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text, numbered from 1, each with its end, if any, as LF.
+
+    Args:
+        stream: its bytes; it is closed at the end.
+        name: of the file, for messages.
+
+    Raises:
+        InputError: it is UTF-16, a line is no UTF-8 or too long, or holds NUL; the line is named.
+    """
+    if stream.read(4).startswith(_WIDE):
+        raise InputError(f"{name} is UTF-16 or UTF-32 text.", _AS_UTF8)
+    stream.seek(0)
+    number = 0
+    with io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline=None) as text:
+        while line := text.readline(LONGEST_LINE + 1):
+            number += 1
+            yield number, _checked(line, f"{name} line {number:,}")
+
+
+def decode(content: bytes, name: str) -> str:
+    """The whole of a text, by the same contract; errors as `read_lines`."""
+    return "".join(line for _, line in read_lines(io.BytesIO(content), name))
+
+
+_AS_UTF8 = "save it as UTF-8; `iconv -f UTF-16 -t UTF-8 OLD > NEW` does so."
+
+
+def _checked(line: str, where: str) -> str:
+    if len(line) > LONGEST_LINE:
+        raise InputError(f"{where} is longer than {LONGEST_LINE:,} characters.", "check the file.")
+    if wrong := _NO_UTF8.search(line):
+        place = len(line[: wrong.start()].encode("utf-8", "surrogateescape"))
+        raise InputError(f"{where} is no UTF-8 at byte {place:,}.", "save the file as UTF-8.")
+    if "\0" in line:
+        raise InputError(
+            f"{where} holds NUL, as UTF-16 and binary files do.",
+            "check that it is a text file, and save it as UTF-8.",
+        )
+    return line.replace(MARK, "")

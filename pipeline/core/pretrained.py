@@ -1,0 +1,62 @@
+"""Folders of transformers models: which weights they hold, and what cannot be read of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.core.errors import ModelError
+
+_SAFE = ("model.safetensors", "model.safetensors.index.json")
+_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_ADAPTER = "adapter_config.json"
+_OTHERS = {
+    "TensorFlow": ("tf_model.h5", "tf_model.h5.index.json", "model.ckpt.index"),
+    "Flax": ("flax_model.msgpack", "flax_model.msgpack.index.json"),
+    "ONNX": ("*.onnx", "onnx/*.onnx"),
+    "OpenVINO": ("openvino_model.xml", "openvino/*.xml"),
+    "GGUF": ("*.gguf",),
+}
+"""What other libraries read."""
+LOAD_HINT = (
+    "check the path or hub name and that config.json, the weights (model.safetensors) and the "
+    "tokenizer files are there; of a hub model with pytorch_model.bin alone, download the folder "
+    "(`hf download NAME --local-dir FOLDER`) and name that."
+)
+
+
+def is_pickled(name: str | Path) -> bool:
+    """Whether a folder has its weights in PyTorch's own format alone.
+
+    These are loaded with `weights_only`, which unpickles tensors and nothing else.
+
+    Args:
+        name: folder, with the one in it that holds the model; a hub name is never looked up.
+
+    Raises:
+        ModelError: it is an adapter, or holds weights of other libraries alone.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return False
+    if (folder / _ADAPTER).is_file():
+        raise ModelError(
+            f"{folder} holds an adapter ({_ADAPTER}), which is not supported.",
+            "merge it into its model (merge_and_unload of peft), and name the folder of that.",
+        )
+    if _has(folder, _SAFE):
+        return False
+    if not (pickled := _has(folder, _PICKLED)):
+        _refuse_other_libraries(folder)
+    return pickled
+
+
+def _refuse_other_libraries(folder: Path) -> None:
+    for library, names in _OTHERS.items():
+        if _has(folder, names):
+            raise ModelError(
+                f"{folder} holds weights of {library} alone.",
+                "get the model's model.safetensors or pytorch_model.bin, and put it there.",
+            )
+
+
+def _has(folder: Path, names: Sequence[str]) -> bool:
+    return any(path.is_file() for name in names for path in folder.glob(name))

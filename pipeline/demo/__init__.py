@@ -1,1 +1,0 @@
-"""The small models of the embedded world, trained once and kept with the project."""

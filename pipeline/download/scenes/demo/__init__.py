@@ -1,0 +1,1 @@
+"""The embedded teacher and student, and how they are rebuilt."""

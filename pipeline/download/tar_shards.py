@@ -1,0 +1,180 @@
+"""Which shards a name with ranges, a glob or a list of them means; and bringing them here."""
+
+import contextlib
+import glob
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+
+from pipeline.core.checksums import hash_strings
+from pipeline.core.errors import DownloadError, InputError
+from pipeline.download.archives import reports_unreadable
+from pipeline.download.fetch import MIRROR_VARIABLE, fetch
+from pipeline.download.sources import RemoteFile
+from pipeline.params.places import is_address, why_missing
+
+MOST_SHARDS = 1_000_000
+
+_KEY = "download.webdataset.shards"
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_SCHEMES = ("http://", "https://")
+
+
+def find_shards(names: str | Sequence[str]) -> list[str]:
+    """Absolute paths and URLs of all shards, each once, in the order of the names.
+
+    Args:
+        names: one or several of: a path or http(s) URL, with numbers such as `{00000..00331}` or
+            words such as `{train,val}` in it; a local one may also be a glob, whose shards are
+            ordered by name.
+
+    Raises:
+        InputError: a shard is not there or a folder, a range is none, there are too many, or an
+            address is of a kind that is not fetched, or names no file.
+        ResourceError: a folder of theirs cannot be entered.
+    """
+    expanded = [
+        name for one in ([names] if isinstance(names, str) else names) for name in expand(one)
+    ]
+    found = list(dict.fromkeys(shard for name in expanded for shard in _find(name)))
+    missing = [shard for shard in found if not _is_there(shard)]
+    if missing:
+        what, fix = why_missing(missing[0], _KEY)
+        raise InputError(
+            f"{len(missing):,} of {len(found):,} shards are not there, the first: {what}", fix
+        )
+    return list(dict.fromkeys(_placed(shard) for shard in found))
+
+
+def is_remote(shard: str) -> bool:
+    """Whether it must be fetched."""
+    return shard.lower().startswith(_SCHEMES)
+
+
+def _placed(shard: str) -> str:
+    return shard if is_remote(shard) else str(Path(shard).absolute())
+
+
+def _is_there(shard: str) -> bool:
+    """Whether a shard is a file; of a URL, whether it names one at all is what can be said.
+
+    Raises:
+        InputError: it is a folder, or an address of another kind.
+    """
+    if is_remote(shard):
+        return bool(_file_name(shard))
+    if is_address(shard):
+        raise InputError(f"{shard} is an address of a kind that is not fetched.", _OTHER_ADDRESS)
+    with reports_unreadable(shard):
+        if Path(shard).is_dir():
+            raise InputError(f"{shard} is a folder.", f"name its shards as {_KEY}, {shard}/*.tar.")
+        return Path(shard).is_file()
+
+
+_OTHER_ADDRESS = (
+    f"copy the shards to this machine first, or write http(s) addresses as {_KEY}; for a data set "
+    "of the hub set download.pairs to hub."
+)
+
+
+def expand(name: str) -> list[str]:
+    """A name with braces, as all the names it stands for, in order.
+
+    A range is as wide as its first number is written: `{08..10}` is 08, 09, 10.
+
+    Raises:
+        InputError: a range runs backwards, or it is more than MOST_SHARDS names.
+    """
+    pieces = _BRACES.split(name)  # text, inside of braces, text, ...
+    choices: list[Sequence[str]] = [[piece] for piece in pieces]
+    choices[1::2] = [_choices(inside, name) for inside in pieces[1::2]]
+    count = 1
+    for choice in choices:
+        count *= len(choice)
+    if count > MOST_SHARDS:
+        raise _refused(name, f"stands for {count:,} shards, more than {MOST_SHARDS:,}")
+    return ["".join(chosen) for chosen in itertools.product(*choices)]
+
+
+def _choices(inside: str, name: str) -> Sequence[str]:
+    if found := _RANGE.fullmatch(inside):
+        return _numbers(found[1], found[2], name)
+    return inside.split(",") if "," in inside else [f"{{{inside}}}"]
+
+
+def _numbers(first: str, last: str, name: str) -> list[str]:
+    if not 0 <= int(last) - int(first) < MOST_SHARDS:
+        raise _refused(name, f"has the range {first}..{last}, of none or too many shards")
+    return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+
+
+def _refused(name: str, why: str) -> InputError:
+    return InputError(f"{name:.200} {why}.", f"check {_KEY}.")
+
+
+def _find(name: str) -> Iterator[str]:
+    if is_address(name) or not glob.has_magic(name) or Path(name).exists():
+        yield name
+    else:
+        yield from _globbed(name)
+
+
+def _globbed(name: str) -> list[str]:
+    found = sorted(glob.glob(name, recursive=True))  # noqa: PTH207
+    if not found:
+        raise InputError(*why_missing(name, _KEY, "matches no file"))
+    return found
+
+
+def fetch_shard(address: str, downloads: Path) -> Path:
+    """Bring a shard here, or find it from an earlier run; shards of one folder stay together.
+
+    Raises:
+        InputError: the URL names no file.
+        DownloadError: it cannot be had, or its bytes are not those of the first time.
+        ResourceError: the disk is full.
+    """
+    parts, name = _split(address), _file_name(address)
+    parent = parts.path.rpartition("/")[0]
+    folder = downloads / f"shards-{hash_strings([parts.scheme, parts.netloc, parent])[:12]}"
+    try:
+        return fetch(RemoteFile(name, address, 0), folder, mirror=None).path.absolute()
+    except DownloadError as error:
+        raise DownloadError(error.what, _without_mirror(error.fix)) from None
+
+
+def _file_name(address: str) -> str:
+    """What to call a fetched shard: as its URL does, unless the path alone does not tell it apart.
+
+    Raises:
+        InputError: the URL names no file.
+    """
+    parts = _split(address)
+    name = parts.path.rpartition("/")[2]
+    if name in _NO_NAMES:
+        raise _refused(address, "names no file")
+    if parts.query or parts.fragment or len(name.encode()) > _LONGEST_NAME:
+        return f"{hash_strings([address])[:12]}-{name[-_LONGEST_TAIL:]}"
+    return name
+
+
+_NO_NAMES = ("", ".", "..")
+_LONGEST_NAME = 200
+_LONGEST_TAIL = 40
+
+
+def _split(address: str) -> SplitResult:
+    with contextlib.suppress(ValueError):
+        if "\0" not in address:
+            return urlsplit(address)
+    raise _refused(repr(address), "is no URL")
+
+
+def _without_mirror(fix: str) -> str:
+    """Shards come from their own address only, so a mirror is no remedy."""
+    if MIRROR_VARIABLE not in fix:
+        return fix
+    return f"check {_KEY} and the network; what was already transferred is kept."

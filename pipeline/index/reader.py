@@ -1,0 +1,167 @@
+"""An index in files, opened: faiss finds the rows, Parquet says what they are."""
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from jaxtyping import Float32, Int64
+
+from pipeline.core.errors import InputError
+from pipeline.index import faiss_index
+from pipeline.index.layout import (
+    REBUILD,
+    ROWS,
+    TARGET_OF,
+    Hit,
+    Space,
+    Target,
+    Vectors,
+    Window,
+    normalise,
+    require_space,
+    require_whole,
+    unusable,
+)
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """What the vectors are; a row group is read when one of its rows is found.
+
+    Threads may share it: Arrow's reader is of one thread, so they take turns.
+    """
+
+    file: pq.ParquetFile
+    path: Path
+    _turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, path: Path) -> "RowTable":
+        """Open a table without reading its rows.
+
+        Raises:
+            InputError: it is missing, of other columns, or Arrow refuses it.
+        """
+        with unusable(path):
+            file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
+        if not file.schema_arrow.equals(ROWS):
+            raise InputError(f"{path} has other columns than this version writes.", REBUILD)
+        return cls(file, path)
+
+    def __len__(self) -> int:
+        return int(self.file.metadata.num_rows)
+
+    @cached_property
+    def _starts(self) -> Int64[np.ndarray, " groups"]:
+        counts = [
+            self.file.metadata.row_group(group).num_rows
+            for group in range(self.file.num_row_groups)
+        ]
+        return np.cumsum([0, *counts[:-1]])
+
+    def take(self, rows: Iterable[int]) -> dict[int, dict[str, Any]]:
+        """The named rows, each once.
+
+        Raises:
+            InputError: Arrow cannot read them.
+        """
+        wanted = np.unique(np.fromiter(rows, dtype=np.int64))
+        groups = np.searchsorted(self._starts, wanted, side="right") - 1
+        found: dict[int, dict[str, Any]] = {}
+        for group in np.unique(groups).tolist():
+            chosen = wanted[groups == group]
+            values = self._read(group, chosen - self._starts[group])
+            found |= zip(chosen.tolist(), values, strict=True)
+        return found
+
+    def _read(self, group: int, rows: Int64[np.ndarray, " chosen"]) -> list[dict[str, Any]]:
+        with unusable(self.path):
+            with self._turn:
+                table = self.file.read_row_group(group, use_threads=False)
+            chosen = table.take(rows)
+            values: list[dict[str, Any]] = chosen.to_pylist()  # its texts may be no UTF-8
+        if empty := [name for name in chosen.column_names if chosen[name].null_count]:
+            raise InputError(f"{self.path} has a row without {empty[0]}.", REBUILD)
+        return values
+
+
+@dataclass(frozen=True)
+class FileIndex:
+    """An index folder; an `Index`."""
+
+    searchers: dict[Space, Any]
+    """The faiss index of each space."""
+    tables: dict[Target, RowTable]
+
+    @classmethod
+    def open(cls, folder: Path, spaces: Sequence[Space]) -> "FileIndex":
+        """Map the files, but for the codes of ivf-pq, which are read.
+
+        Args:
+            folder: the index.
+            spaces: what its manifest says it holds.
+
+        Raises:
+            InputError: a file is missing, not what was written or refused by its library, or two
+                do not belong together.
+        """
+        targets = {TARGET_OF[space] for space in spaces}
+        require_whole(folder, *(f"{name}.faiss" for name in spaces))
+        require_whole(folder, *(f"{target}.parquet" for target in targets))
+        tables = {target: RowTable.open(folder / f"{target}.parquet") for target in targets}
+        searchers = {space: faiss_index.read(folder / f"{space}.faiss") for space in spaces}
+        for space, searcher in searchers.items():
+            if searcher.ntotal != len(tables[TARGET_OF[space]]):
+                raise InputError(
+                    f"{folder}: {space}.faiss does not fit its {TARGET_OF[space]}.parquet.", REBUILD
+                )
+        return cls(searchers, tables)
+
+    @property
+    def spaces(self) -> Sequence[Space]:
+        """The vectors it holds."""
+        return list(self.searchers)
+
+    def search(self, space: Space, queries: Vectors, window: Window) -> list[list[Hit]]:
+        """As `Index.search`."""
+        require_space(space, self.searchers)
+        found = self.nearest(space, queries, window.offset + window.k)
+        kept = [_cut(*one, window) for one in zip(*found, strict=True)]
+        rows = self.tables[TARGET_OF[space]].take(row for one in kept for row in one)
+        return [
+            [
+                _as_hit(rank, score, rows[row])
+                for rank, (row, score) in enumerate(one.items(), start=window.offset + 1)
+            ]
+            for one in kept
+        ]
+
+    def nearest(
+        self, space: Space, queries: Vectors, k: int
+    ) -> tuple[Float32[np.ndarray, "queries found"], Int64[np.ndarray, "queries found"]]:
+        """Cosines and row numbers of the k nearest vectors, best first; -1 where none is left.
+
+        Raises:
+            InputError: the vectors are of another width than the queries.
+        """
+        searcher = self.searchers[space]
+        if searcher.d != queries.shape[1]:
+            raise InputError(f"{space}.faiss is of another width than its queries.", REBUILD)
+        return faiss_index.search(searcher, normalise(queries), min(k, searcher.ntotal))
+
+
+def _cut(
+    scores: Float32[np.ndarray, " found"], rows: Int64[np.ndarray, " found"], window: Window
+) -> dict[int, float]:
+    """The cosines of the wanted rows, in order."""
+    found = zip(rows[window.offset :].tolist(), scores[window.offset :].tolist(), strict=True)
+    return {row: score for row, score in found if row >= 0 and score >= window.min_score}
+
+
+def _as_hit(rank: int, score: float, row: dict[str, Any]) -> Hit:
+    return Hit(rank=rank, score=score, **row)

@@ -1,1 +1,0 @@
-"""Named settings of params.yaml: methods and data sets."""

@@ -1,0 +1,1 @@
+"""A student as others get it: the folder, its card, its provenance."""

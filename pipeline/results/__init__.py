@@ -1,0 +1,1 @@
+"""Scores over seeds and configurations: summaries, comparisons, tables, grids."""

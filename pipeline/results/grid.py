@@ -1,0 +1,151 @@
+"""A grid of configurations: what they share, what each changes, and how DVC is told so."""
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+from ruamel.yaml import YAML
+
+from pipeline.core.errors import ParamsError
+from pipeline.params.block import Block, dotted, load_params
+from pipeline.params.changes import Changes, apply_changes
+from pipeline.params.schema import Params
+
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]|\.(?!\.|$|lock$))*")
+"""Names that are valid for a DVC experiment, which is a git ref, and for a folder."""
+
+_OUTSIDE = re.compile(r"(?:^|:)\.\.(?:/|$)")
+"""Paths that leave the project's folder, also behind `local-dir:`."""
+
+
+class Grid(Block):
+    """One grid file."""
+
+    baseline: str
+    """The configuration that all others are tested against."""
+    sweep: str | None = None
+    """The dotted key whose values a line plot shows; every configuration sets it to a number."""
+    shared: Changes = Field(default_factory=dict)
+    """Changes to params.yaml that all configurations have."""
+    configurations: Annotated[dict[str, Changes], Field(min_length=1)]
+    """What each changes besides; a name is that of its DVC experiment."""
+
+    @field_validator("configurations")
+    @classmethod
+    def _names_are_valid(cls, configurations: dict[str, Changes]) -> dict[str, Changes]:
+        if wrong := [name for name in configurations if not _NAME.fullmatch(name)]:
+            msg = (
+                f"{', '.join(map(repr, wrong))} cannot name an experiment; use letters, digits, "
+                "single dots, - and _"
+            )
+            raise ValueError(msg)
+        return configurations
+
+    @model_validator(mode="after")
+    def _baseline_is_one(self) -> "Grid":
+        if self.baseline not in self.configurations:
+            msg = f"baseline must be one of {', '.join(self.configurations)}"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _sweep_is_a_number(self) -> "Grid":
+        without = [name for name in self.configurations if not _is_number(self._swept(name))]
+        if self.sweep is not None and without:
+            msg = f"{', '.join(without)} must set the sweep's {self.sweep} to a number"
+            raise ValueError(msg)
+        return self
+
+    def changes(self, name: str) -> Changes:
+        """All changes of one configuration to params.yaml."""
+        return {**self.shared, **self.configurations[name]}
+
+    def swept(self) -> dict[str, float]:
+        """The value of the swept key by configuration; empty without a sweep."""
+        if self.sweep is None:
+            return {}
+        return {name: float(self._swept(name)) for name in self.configurations}
+
+    def _swept(self, name: str) -> Any:
+        return self.changes(name).get(self.sweep or "")
+
+
+def read_grid(path: Path) -> Grid:
+    """Read a grid file.
+
+    Raises:
+        ParamsError: naming every fault of the file.
+    """
+    return load_params(path, Grid)
+
+
+def check_grid(grid: Grid, params: Path) -> None:
+    """Check every configuration, before the first is run.
+
+    Args:
+        grid: what is to be run.
+        params: the params.yaml that the configurations change.
+
+    Raises:
+        ParamsError: naming every fault of every configuration, or of params.yaml itself.
+    """
+    load_params(params, Params)
+    content: Changes = _read(params)
+    faults = [
+        f"{name}: {fault}"
+        for name in grid.configurations
+        for fault in _faults(apply_changes(content, grid.changes(name)))
+    ]
+    if faults:
+        raise ParamsError("; ".join(faults) + ".", "mend the grid; nothing was run.")
+
+
+def overrides(changes: Changes) -> list[str]:
+    """Changes as `KEY=VALUE` for `dvc exp run -S`, which reads values by Hydra's grammar."""
+    return [f"{key}={_hydra(value)}" for key, value in dotted(changes)]
+
+
+def _read(params: Path) -> Changes:
+    content: Changes = YAML(typ="safe", pure=True).load(params.read_text(encoding="utf-8"))
+    return content
+
+
+def _hydra(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{','.join(map(_hydra, value))}]"
+    return _quoted(value) if isinstance(value, str) else repr(value)
+
+
+def _quoted(text: str) -> str:
+    """In single quotes, so that no text is read as number, list, sweep or interpolation."""
+    escaped = re.sub(r"(\\*)('|\Z)", _escape_quote, text)
+    return "'" + escaped.replace("${", "\\${") + "'"
+
+
+def _escape_quote(match: re.Match[str]) -> str:
+    """Backslashes count as escapes only before a quote, so there they are doubled."""
+    backslashes, quote = match.groups()
+    return str(backslashes) * 2 + ("\\'" if quote else "")
+
+
+def _faults(content: Mapping[str, Any]) -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "params.yaml")
+        with path.open("w", encoding="utf-8") as stream:
+            YAML().dump(dict(content), stream)
+        try:
+            load_params(path, Params)
+        except ParamsError as error:
+            yield error.what.removeprefix(f"{path}: ").removesuffix(".")
+    for key, value in dotted(content):
+        if isinstance(value, str) and _OUTSIDE.search(value):
+            yield f"{key}: {value} leaves the project, of which experiments run in a copy"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,1 @@
+"""Queries over an index, and the page and API that serve them."""

@@ -1,0 +1,94 @@
+"""Errors as answers: one status, one line of what is wrong and one of what to do, as JSON."""
+
+from http import HTTPStatus
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from pipeline.core.errors import (
+    InputError,
+    ModelError,
+    PipelineError,
+    ResourceError,
+    StaleArtifactError,
+)
+from pipeline.search.app.messages import Problem
+
+SEE_SCHEMA = "see /openapi.json for what may be asked."
+
+
+class UnknownError(InputError):
+    """What was asked for is not here."""
+
+
+class TooLargeError(InputError):
+    """A body has more bytes than are taken."""
+
+
+class TooSlowError(InputError):
+    """A body did not arrive in time."""
+
+
+class BusyError(ResourceError):
+    """More is waiting than is good for anyone."""
+
+
+_STATUS: tuple[tuple[type[PipelineError], int], ...] = (
+    (UnknownError, 404),
+    (TooSlowError, 408),
+    (StaleArtifactError, 409),
+    (ModelError, 409),
+    (TooLargeError, 413),
+    (InputError, 422),
+    (ResourceError, 503),
+)
+"""The first that an error is an instance of; 500 where none is."""
+
+PROBLEMS: dict[int | str, dict[str, object]] = {
+    404: {"model": Problem, "description": "No such system."},
+    409: {"model": Problem, "description": "Model, index and teacher do not belong together."},
+    422: {"model": Problem, "description": "A parameter, the query or the picture is unusable."},
+    503: {"model": Problem, "description": "Too many wait."},
+}
+"""What a search may answer, for the schema."""
+
+
+def answer(status: int, error: str, fix: str) -> JSONResponse:
+    """A problem as a response."""
+    headers = {"Cache-Control": "no-store"}
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = "1"
+    return JSONResponse(Problem(error=error, fix=fix).model_dump(), status, headers)
+
+
+def answer_problems(app: FastAPI) -> None:
+    """Make an application answer every error it knows of in the one form."""
+    app.add_exception_handler(PipelineError, _answer_error)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(HTTPException, _answer_refusal)
+
+
+def _answer_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, PipelineError)
+    status = next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
+    return answer(status, error.what, error.fix)
+
+
+def _answer_invalid(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    name = ".".join(map(str, first["loc"][1:])) or "the request"
+    given = "" if first["type"] == "missing" else f" (given: {str(first['input'])[:60]!r})"
+    return answer(422, f"{name}: {first['msg']}{given}.", SEE_SCHEMA)
+
+
+def _answer_refusal(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return answer(404, f"there is nothing at {request.url.path[:80]!r}.", SEE_SCHEMA)
+    response = answer(error.status_code, f"{error.detail}.", SEE_SCHEMA)
+    response.headers.update(error.headers or {})
+    return response

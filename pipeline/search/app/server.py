@@ -1,0 +1,139 @@
+"""The application: addresses, what guards them, and the files of the page."""
+
+from collections.abc import Callable, Collection, Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from fastapi import FastAPI
+from fastapi.responses import Response
+
+from pipeline.core.errors import InputError, StaleArtifactError
+from pipeline.download.records import Pairs, read_pairs
+from pipeline.features.teacher import Teacher
+from pipeline.search.app.guard import Guard
+from pipeline.search.app.messages import Problem
+from pipeline.search.app.problems import PROBLEMS, answer_problems
+from pipeline.search.app.service import LazyTeacher, Service, System
+from pipeline.search.app.upload import REQUEST_BODY
+
+StaticName = Literal["page.css", "page.js", "icon.svg"]
+
+_TYPES = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+_DESCRIPTION = (
+    "Sentences and pictures by cosine. Every error is "
+    '`{"error": what is wrong, "fix": what to do about it}`.'
+)
+_UPLOAD_PROBLEMS: dict[int | str, dict[str, object]] = {
+    408: {"model": Problem, "description": "The picture did not come in time."},
+    413: {"model": Problem, "description": "The picture has too many bytes."},
+}
+_JPEG: dict[int | str, dict[str, object]] = {
+    200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
+    404: {"model": Problem, "description": "No such picture, or it cannot be read."},
+    422: {"model": Problem, "description": "A parameter is unusable."},
+    503: {"model": Problem, "description": "Too many wait."},
+}
+
+
+def create_app(
+    systems: Sequence[System],
+    teacher: Callable[[], Teacher] | None,
+    pairs: Path,
+    names: Collection[str] = (),
+) -> FastAPI:
+    """The search page and its API over systems of one corpus.
+
+    Args:
+        systems: what can be asked; the first is asked where none is named.
+        teacher: loads what makes features of pictures that are queries; it is called once, when it
+            is first needed.
+        pairs: the folder of the corpus.
+        names: host names that this server goes by, beside localhost and any address.
+
+    Raises:
+        InputError: two systems have one name, or the pairs cannot be read.
+        MissingArtifactError: there are no pairs.
+        StaleArtifactError: an index is of other pairs.
+    """
+    corpus = read_pairs(pairs)
+    service = Service(_by_name(systems, corpus), LazyTeacher(teacher), corpus)
+    app = FastAPI(
+        title="KDMCSE search",
+        description=_DESCRIPTION,
+        docs_url=None,  # both pages would load scripts from another host
+        redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+    )
+    app.add_middleware(Guard, names=frozenset(name.lower() for name in names))
+    answer_problems(app)
+    _add_api(app, service)
+    _add_page(app)
+    return app
+
+
+def _by_name(systems: Sequence[System], corpus: Pairs) -> dict[str, System]:
+    """The systems by name, each of which was built from this corpus."""
+    fingerprint = corpus.fingerprint()
+    named = {system.name: system for system in systems}
+    if len(named) < len(systems):
+        raise InputError(f"two systems have the name {systems[0].name}.", "use --beside-name.")
+    for name, system in named.items():
+        if system.searcher.corpus != fingerprint:
+            raise StaleArtifactError(
+                f"the index of {name} was built from other pairs than {corpus.folder}.",
+                "run `dvc repro index`, or name its own pairs with --pairs.",
+            )
+    return named
+
+
+def _add_api(app: FastAPI, service: Service) -> None:
+    get, post = ["GET"], ["POST"]
+    body = {"requestBody": REQUEST_BODY}
+    uploads = PROBLEMS | _UPLOAD_PROBLEMS
+    app.add_api_route("/health", service.health, methods=get)
+    app.add_api_route("/about", service.about, methods=get)
+    app.add_api_route("/search", service.search, methods=get, responses=PROBLEMS)
+    app.add_api_route(
+        "/search/image",
+        service.search_by_image,
+        methods=post,
+        responses=uploads,
+        openapi_extra=body,
+    )
+    app.add_api_route(
+        "/image/{version}/{image_id}",
+        service.image,
+        methods=get,
+        responses=_JPEG,
+        response_class=Response,
+    )
+
+
+def _add_page(app: FastAPI) -> None:
+    app.add_api_route("/", _page, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/static/{name}", _static, methods=["GET"], include_in_schema=False)
+
+
+async def _page() -> Response:
+    return _file("page.html")
+
+
+async def _static(name: StaticName) -> Response:
+    return _file(name)
+
+
+def _file(name: str) -> Response:
+    kind = _TYPES[name.rpartition(".")[2]]
+    return Response(_read(name), media_type=kind, headers={"Cache-Control": "no-cache"})
+
+
+@cache
+def _read(name: str) -> bytes:
+    return (files("pipeline.search.app") / "static" / name).read_bytes()

@@ -1,0 +1,115 @@
+"""A picture from a request: as its body or as the file of a form, never more than fits."""
+
+from collections.abc import AsyncGenerator
+
+from anyio import fail_after
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from pipeline.core.errors import InputError
+from pipeline.search.app.problems import SEE_SCHEMA, TooLargeError, TooSlowError
+
+MAX_UPLOAD_BYTES = 16 * 1024**2
+_ENVELOPE = 16 * 1024
+"""Bytes that a form may have beside its file."""
+_RECEIVED = 64 * 1024**2
+"""Bytes after which a body that is too large is cut off."""
+_SECONDS = 30
+
+REQUEST_BODY = {
+    "required": True,
+    "content": {
+        "image/*": {"schema": {"type": "string", "format": "binary"}},
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {"picture": {"type": "string", "format": "binary"}},
+                "required": ["picture"],
+            }
+        },
+    },
+}
+"""For the schema, which cannot see what `read_upload` takes."""
+
+
+async def read_upload(request: Request) -> bytes:
+    """The bytes of the picture; they stay in memory and are kept nowhere.
+
+    Raises:
+        TooLargeError: there are more than 16 MiB; told by Content-Length, none is kept.
+        TooSlowError: they did not come within 30 s.
+        InputError: there is no picture.
+    """
+    is_form = request.headers.get("content-type", "").startswith("multipart/form-data")
+    body = await _read_body(request, MAX_UPLOAD_BYTES + (_ENVELOPE if is_form else 0))
+    picture = await _read_form(request, body) if is_form else body
+    if len(picture) > MAX_UPLOAD_BYTES:
+        raise _too_large()
+    if not picture:
+        raise InputError("there is no picture in the request.", "send one as its body.")
+    return picture
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    """The body; of one that is too large nothing is kept.
+
+    It is received to its end all the same, unless that is far, since a sender that is cut off in
+    the middle sees a broken connection and no answer.
+    """
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdecimal() or int(declared) > _RECEIVED:
+        raise _too_large()
+    try:
+        with fail_after(_SECONDS):
+            body = await _receive(request, 0 if int(declared) > limit else limit)
+    except TimeoutError:
+        text = f"the picture took longer than {_SECONDS} s."
+        raise TooSlowError(text, "send it again.") from None
+    if body is None:
+        raise _too_large()
+    return body
+
+
+async def _receive(request: Request, limit: int) -> bytes | None:
+    """The body, or None where it is longer than the limit."""
+    body, received = bytearray(), 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > _RECEIVED:
+            raise _too_large()
+        if received > limit:
+            body.clear()
+        else:
+            body += chunk
+    return None if received > limit else bytes(body)
+
+
+async def _read_form(request: Request, body: bytes) -> bytes:
+    parser = MultiPartParser(request.headers, _once(body), max_files=1, max_fields=0)
+    parser.spool_max_size = MAX_UPLOAD_BYTES + _ENVELOPE  # so that nothing goes to the disk
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise InputError(f"the form cannot be read: {error.message}", SEE_SCHEMA) from None
+    try:
+        return await _content(form)
+    finally:
+        await form.close()
+
+
+async def _content(form: FormData) -> bytes:
+    picture = form.get("picture")
+    if not isinstance(picture, UploadFile):
+        raise InputError("the form has no file named picture.", SEE_SCHEMA)
+    content: bytes = await picture.read()
+    return content
+
+
+async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
+    yield body
+
+
+def _too_large() -> TooLargeError:
+    limit = MAX_UPLOAD_BYTES // 1024**2
+    return TooLargeError(f"the picture is larger than {limit} MiB.", "use a smaller one.")

@@ -1,0 +1,214 @@
+"""From queries, texts or pictures, to hits; returns values, prints nothing."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from pipeline.core.errors import InputError, StaleArtifactError
+from pipeline.core.plaintext import MARK, is_blank, read_lines
+from pipeline.index.layout import Hit, Index, Target, Window, read_manifest
+from pipeline.index.queries import ExportedQueries, Queries, StudentQueries
+
+if TYPE_CHECKING:
+    from pipeline.features.teacher import Teacher
+    from pipeline.student.encoder import Student
+
+WINDOW = Window()
+"""The first ten."""
+MAX_QUERY_CHARACTERS = 10_000
+MAX_IMAGE_BYTES = 64 * 1024**2
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one query found."""
+
+    query: str
+    hits: list[Hit]
+
+
+@dataclass(frozen=True)
+class Searcher:
+    """A student and its index, opened once for many queries; threads may share it."""
+
+    model: Path
+    index: Index
+    queries: Queries
+    corpus: str
+    """Fingerprint of the pairs that the index was built from."""
+
+    @classmethod
+    def open(cls, model: Path, folder: Path, vectors: Index | None = None) -> "Searcher":
+        """Open an index for the queries of its student, on the CPU, without torch where it can.
+
+        Args:
+            model: the student.
+            folder: its index.
+            vectors: where the rows are, if not in the folder.
+
+        Raises:
+            MissingArtifactError: there is no index.
+            StaleArtifactError: another student made it, or another version of the project.
+            InputError: a file is not what was written or is refused by its library, or files do not
+                belong together.
+        """
+        manifest = read_manifest(folder, model)
+        if vectors is None:
+            from pipeline.index.reader import FileIndex
+
+            vectors = FileIndex.open(folder, manifest["spaces"])
+        queries = _open_queries(model, folder, manifest)
+        return cls(model, vectors, queries, str(manifest.get("corpus")))
+
+    def search(
+        self, queries: Sequence[str], *, target: Target, window: Window = WINDOW
+    ) -> list[list[Hit]]:
+        """The best texts or images for each query.
+
+        Args:
+            queries: texts.
+            target: `texts` compares sentence embeddings; `images` compares through the grounding
+                heads.
+            window: which of them.
+
+        Raises:
+            InputError: as `check_query`, or the index holds no such rows.
+        """
+        for query in queries:
+            check_query(query)
+        texts = [query.replace(MARK, "") for query in queries]
+        return self.index.search(target, self.queries.embed(texts, target), window)
+
+    def search_by_image(
+        self, picture: bytes, teacher: "Teacher", *, target: Target, window: Window = WINDOW
+    ) -> list[Hit]:
+        """The best texts, or the most similar images, for a picture, through the heads.
+
+        Args:
+            picture: a file's bytes.
+            teacher: the one whose features the heads were trained on.
+            target: what to rank.
+            window: which of them.
+
+        Raises:
+            InputError: the picture cannot be used, or the index holds no such rows.
+            StaleArtifactError: the teacher is another one.
+            ModelError: the student was trained without pictures.
+        """
+        self._student.require_teacher(teacher.identity.weights)
+        vector = self._student.ground_images(_features(picture, teacher))
+        space = "grounded" if target == "texts" else target
+        return self.index.search(space, vector, window)[0]
+
+    @cached_property
+    def _student(self) -> "Student":
+        import torch
+
+        from pipeline.student.encoder import load_student
+
+        return load_student(self.model, torch.device("cpu"))
+
+
+def _open_queries(model: Path, folder: Path, manifest: dict[str, Any]) -> Queries:
+    if manifest.get("exported"):
+        return ExportedQueries.open(folder)
+    import torch
+
+    from pipeline.student.encoder import load_student
+
+    return StudentQueries(load_student(model, torch.device("cpu")))
+
+
+def require_corpus(pairs: Path, corpus: str) -> None:
+    """Refuse the pictures of other pairs than an index was built from.
+
+    Args:
+        pairs: the folder of pairs.
+        corpus: `Searcher.corpus`.
+
+    Raises:
+        MissingArtifactError: there are no pairs.
+        StaleArtifactError: they are others.
+    """
+    from pipeline.download.records import read_pairs
+
+    if read_pairs(pairs).fingerprint() != corpus:
+        raise StaleArtifactError(
+            f"the index was built from other pairs than {pairs}.", "run `dvc repro index`."
+        )
+
+
+def read_picture(path: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        InputError: it is not there, no file, or larger than 64 MiB.
+        ResourceError: it cannot be read.
+    """
+    from pipeline.download.archives import reports_unreadable
+
+    if not path.is_file():
+        raise InputError(f"{path} is no file.", "name a picture.")
+    with reports_unreadable(path):
+        if path.stat().st_size > MAX_IMAGE_BYTES:
+            raise InputError(f"{path} is larger than 64 MiB.", "use a smaller picture.")
+        return path.read_bytes()
+
+
+def _features(picture: bytes, teacher: "Teacher") -> Float32[np.ndarray, "1 teacher"]:
+    from pipeline.features.images import Rejection
+
+    pixels = teacher.decode(picture)
+    if isinstance(pixels, Rejection):
+        raise InputError(
+            f"the picture cannot be used ({pixels.reason}): {pixels.detail}", "use another one."
+        )
+    features: Any = teacher.encode_images(pixels[None]).numpy()
+    return features  # type: ignore[no-any-return]
+
+
+def check_query(query: str) -> None:
+    """Refuse a text that cannot be searched for.
+
+    Raises:
+        InputError: it is empty, longer than 10,000 characters or no text.
+    """
+    if is_blank(query):
+        raise InputError("the query is empty.", 'search for something, such as "a red circle".')
+    if not query.isascii() and query.encode("utf-8", "replace").decode() != query:
+        raise InputError("the query is no UTF-8 text.", "type it again.")
+    if "\0" in query:
+        raise InputError("the query holds NUL, which no text does.", "type it again.")
+    if len(query) > MAX_QUERY_CHARACTERS:
+        raise InputError(
+            f"the query has {len(query):,} characters, more than {MAX_QUERY_CHARACTERS:,}.",
+            "shorten it.",
+        )
+
+
+def read_queries(content: bytes, source: str) -> list[str]:
+    """One query a line (plaintext.py says what a line is); lines without one are left out.
+
+    Args:
+        content: of a file or stdin.
+        source: its name, for errors.
+
+    Raises:
+        InputError: it is no text, holds no query, or a line is too long.
+    """
+    lines = read_lines(io.BytesIO(content), source)
+    queries = {number: line.rstrip("\n") for number, line in lines if not is_blank(line)}
+    for number, query in queries.items():
+        try:
+            check_query(query)
+        except InputError as error:
+            raise InputError(f"{source}, line {number}: {error.what}", error.fix) from None
+    if not queries:
+        raise InputError(f"{source} holds no query.", "give one query a line.")
+    return list(queries.values())

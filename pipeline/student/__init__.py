@@ -1,0 +1,1 @@
+"""The student: its directory, its encoder and its heads."""

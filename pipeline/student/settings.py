@@ -1,0 +1,297 @@
+"""What a sentence-transformers directory says of its encoder: honoured, or refused by name.
+
+    modules.json                       a Transformer, a Pooling, then Normalize or Dropout
+    1_Pooling/config.json              cls or mean (the folder is the one that modules.json names)
+    sentence_bert_config.json          max_seq_length, do_lower_case
+    config_sentence_transformers.json  prompts, default_prompt_name, truncate_dim
+
+These are the settings that sentence-transformers 6.2 reads, and those that older versions wrote. A
+directory without modules.json is one of plain transformers, for that library too.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+
+from pipeline.core.errors import ModelError
+from pipeline.core.redact import first_line, one_line
+from pipeline.student.directory import POOLING_FILE, PROMPTS_FILE, TEXT_FILE
+
+Pooling = Literal["cls", "mean"]
+POOLING_KEYS: dict[Pooling, str] = {
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+}
+_PACKAGE = "sentence_transformers."
+_FOLLOWING = {"Normalize", "Dropout"}
+"""Modules that may follow the pooling; dropout does nothing outside of training."""
+_OLDER_TEXT_FILES = tuple(
+    Path(f"sentence_{kind}_config.json")
+    for kind in ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+_REMEDY = "take the setting out of a copy of the model, which then gives other embeddings."
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a directory makes a vector of a text."""
+
+    folder: str = ""
+    """Of the transformer, within the directory."""
+    pooling: Pooling | None = None
+    """None: it does not say."""
+    normalised: bool = False
+    """Embeddings are L2-normalised."""
+    max_length: int | None = None
+    """Tokens that a text is cut to; None: what tokenizer and model can read."""
+    lower_case: bool = False
+    """Texts are lower-cased before their tokenizer sees them."""
+    prompt: str = ""
+    """Stands in front of every text."""
+    similarity: str = "cosine"
+    """What the model compares embeddings by, where it is asked."""
+
+
+class _Loading(BaseModel):
+    """Arguments of the loaders that change no embedding here: the type is float32 always."""
+
+    model_config = ConfigDict(extra="forbid")
+    attn_implementation: Any = None
+    add_pooling_layer: Any = None
+    dtype: Any = None
+    torch_dtype: Any = None
+    trust_remote_code: Any = None
+
+
+class _Modality(BaseModel):
+    method: Literal["forward"]
+    method_output_name: Literal["last_hidden_state"]
+
+
+class _Modalities(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    text: _Modality
+
+
+class _Text(BaseModel):
+    """sentence_bert_config.json; an unknown key is refused, as the library refuses it."""
+
+    model_config = ConfigDict(extra="forbid")
+    max_seq_length: PositiveInt | None = None
+    do_lower_case: bool = False
+    transformer_task: Literal["feature-extraction"] = "feature-extraction"
+    module_output_name: Literal["token_embeddings"] = "token_embeddings"
+    modality_config: _Modalities | None = None
+    processing_kwargs: dict[str, Any] | None = Field(default=None, max_length=0)
+    tokenizer_name_or_path: None = None
+    model_args: _Loading | None = None
+    model_kwargs: _Loading | None = None
+    tokenizer_args: _Loading | None = None
+    processor_kwargs: _Loading | None = None
+    config_args: _Loading | None = None
+    config_kwargs: _Loading | None = None
+    unpad_inputs: Any = None
+    """Of attention kernels; these and those below change no embedding of `encode`."""
+    query_length: Any = None
+    document_length: Any = None
+    query_expansion: Any = None
+
+
+class _Model(BaseModel):
+    """config_sentence_transformers.json."""
+
+    model_type: Literal["SentenceTransformer"] = "SentenceTransformer"
+    prompts: dict[str, str | None] = {}
+    default_prompt_name: str | None = None
+    truncate_dim: None = None
+    similarity_fn_name: str | None = None
+
+
+class _Pooling(BaseModel):
+    include_prompt: bool = True
+
+
+class _Normalize(BaseModel):
+    module_input_name: Literal["sentence_embedding"] = "sentence_embedding"
+    module_output_name: Literal["sentence_embedding"] | None = None
+
+
+class _Module(BaseModel):
+    type: str
+    path: str = ""
+
+    @field_validator("path")
+    @classmethod
+    def _stays_within(cls, path: str) -> str:
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            raise ValueError("it is outside of the directory")
+        return path
+
+    @property
+    def kind(self) -> str:
+        """The class, in full where it is not one of sentence-transformers'."""
+        known = self.type.startswith(_PACKAGE)
+        return self.type.rpartition(".")[2] if known else self.type
+
+
+def read_settings(name: str | Path, pooling: Pooling | None = None) -> Settings:
+    """Read what a directory or hub model says.
+
+    Args:
+        name: of the directory or hub model.
+        pooling: taken instead of the directory's, and then without the modules behind it.
+
+    Raises:
+        ModelError: a setting cannot be honoured, or a file cannot be read.
+    """
+    modules = _read_modules(name)
+    if modules is None:
+        return Settings(pooling=pooling or _read_pooling(name, POOLING_FILE))
+    folder = modules[0].path if modules and modules[0].kind == "Transformer" else ""
+    text = _read_text(name, Path(folder))
+    model = _read(name, PROMPTS_FILE, _Model) or _Model()
+    prompt = _default_prompt(name, model)
+    found = Settings(
+        folder=folder,
+        pooling=pooling,
+        max_length=text.max_seq_length,
+        lower_case=text.do_lower_case,
+        prompt=prompt,
+        similarity=model.similarity_fn_name or "cosine",
+    )
+    return found if pooling else _with_chain(name, found, modules)
+
+
+def _read_modules(name: str | Path) -> list[_Module] | None:
+    content = _read_json(name, Path("modules.json"))
+    if content is None:
+        return None
+    try:
+        return [_Module.model_validate(one) for one in list(content)]
+    except (TypeError, ValidationError):
+        raise ModelError(
+            f"{name}: modules.json is no list of modules.", "get the model again."
+        ) from None
+
+
+def _with_chain(name: str | Path, found: Settings, modules: list[_Module]) -> Settings:
+    """The settings with what the modules behind the transformer do."""
+    kinds = [module.kind for module in modules]
+    if kinds[:2] != ["Transformer", "Pooling"] or not _FOLLOWING.issuperset(kinds[2:]):
+        raise ModelError(
+            f"{name} embeds through {', '.join(kinds) or 'no module'}, which is not supported.",
+            "use a model of a Transformer, a Pooling and at most Normalize behind them; --pooling "
+            "scores the pooled tokens alone.",
+        )
+    file = Path(modules[1].path) / "config.json"
+    config = _read(name, file, _Pooling) or _Pooling()
+    if found.prompt and not config.include_prompt:
+        raise _unsupported(name, file, "include_prompt is False, and a prompt is set")
+    for module in modules[2:]:
+        if module.kind == "Normalize":
+            _read(name, Path(module.path) / "config.json", _Normalize)
+    return Settings(
+        **{**vars(found), "pooling": _read_pooling(name, file), "normalised": "Normalize" in kinds}
+    )
+
+
+def _read_pooling(name: str | Path, file: Path) -> Pooling | None:
+    """The one pooling that a config names, if any.
+
+    Raises:
+        ModelError: it is not `cls` or `mean`.
+    """
+    config = _read_json(name, file)
+    if config is None:
+        return None
+    modes = _pooling_modes(config)
+    if len(modes) == 1 and (mode := modes.pop()) in POOLING_KEYS:
+        return mode
+    raise ModelError(
+        f"{name} pools in a way that is not supported: {sorted(modes) or config}.",
+        "use a model with cls or mean pooling, or pass --pooling.",
+    )
+
+
+def _pooling_modes(config: Any) -> set[str]:
+    """The modes that a pooling config names, in either of its formats."""
+    if not isinstance(config, dict):
+        return set()
+    if "pooling_mode" in config:
+        named = config["pooling_mode"]
+        return set(map(str, named)) if isinstance(named, list) else {str(named)}
+    names = {key: mode for mode, key in POOLING_KEYS.items()}
+    active = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
+    return {names.get(key, key) for key in active}
+
+
+def _read_text(name: str | Path, folder: Path) -> _Text:
+    """The first settings of text that are there, under one of the names they had."""
+    for file in (TEXT_FILE, *_OLDER_TEXT_FILES):
+        if (found := _read(name, folder / file, _Text)) is not None:
+            return found
+    return _Text()
+
+
+def _default_prompt(name: str | Path, model: _Model) -> str:
+    if model.default_prompt_name is None:
+        return ""
+    if model.default_prompt_name not in model.prompts:
+        raise _unsupported(
+            name, PROMPTS_FILE, f"default_prompt_name is {model.default_prompt_name!r}, no prompt's"
+        )
+    return model.prompts[model.default_prompt_name] or ""
+
+
+def _read(name: str | Path, file: Path, kind: type[M]) -> M | None:
+    """A file of settings, all of which can be honoured; None: there is none.
+
+    Raises:
+        ModelError: naming the first setting that cannot.
+    """
+    content = _read_json(name, file)
+    if content is None:
+        return None
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "it"
+        raise _unsupported(name, file, f"{key} is {first['input']!r}") from None
+
+
+def _unsupported(name: str | Path, file: Path, what: str) -> ModelError:
+    return ModelError(f"{name}: {one_line(what, 200)} in {file}, which is not supported.", _REMEDY)
+
+
+def _read_json(name: str | Path, file: Path) -> Any:
+    path = _find_file(name, file)
+    if path is None:
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read: {error}.", "get the model again.") from None
+
+
+def _find_file(name: str | Path, file: Path) -> Path | None:
+    if Path(name).is_dir():
+        path = Path(name) / file
+        return path if path.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(str(name), str(file)))
+    except RemoteEntryNotFoundError:
+        return None
+    except Exception as error:  # noqa: BLE001  # the hub's library lets its transport's errors pass
+        raise ModelError(
+            f"{name} is no folder, and the hub does not give it: {first_line(error)}",
+            "check the path or hub name, and the network.",
+        ) from None

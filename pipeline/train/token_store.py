@@ -1,0 +1,159 @@
+"""Training text as token ids: tokenised once, packed, and mapped from disk ever after.
+
+    KEY/ids.npy     (tokens,) int32, all sentences one behind the other
+    KEY/ends.npy    (sentences,) int64, where each ends
+    KEY/crc32       of both, as text
+
+KEY is a hash of the tokenizer and its library, the cut and the text, so that nothing stale is ever
+read.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int32, Int64
+from torch import Tensor
+
+from pipeline.core.checksums import hash_strings
+from pipeline.core.files import atomic_folder, save_array
+from pipeline.core.progress import log, progress
+from pipeline.student.encoder import SentenceEncoder
+
+_TOKENIZED_AT_ONCE = 1 << 16
+_KEPT_STORES = 8
+"""Stores that stay on disk: the last used ones."""
+
+Rows = Int64[np.ndarray, " batch"]
+
+
+@dataclass(frozen=True)
+class PackedTokens:
+    """Sentences as token ids, special tokens included, cut to the training length."""
+
+    ids: Int32[np.ndarray, " tokens"]
+    ends: Int64[np.ndarray, " sentences"]
+    padding: int
+    """The id that stands behind shorter sentences of a batch."""
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, " sentences"]:
+        """Tokens of every sentence."""
+        return np.diff(self.ends, prepend=0)
+
+    def batch(self, rows: Rows) -> dict[str, Tensor]:
+        """Sentences `rows`, padded on the right to the longest of them, and their mask."""
+        ends = self.ends[rows]
+        starts = np.where(rows > 0, self.ends[rows - 1], 0)
+        lengths = ends - starts
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        ids = np.full(mask.shape, self.padding, dtype=np.int64)
+        ids[mask] = np.concatenate(
+            [self.ids[start:end] for start, end in zip(starts, ends, strict=True)]
+        )
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "attention_mask": torch.from_numpy(mask.astype(np.int64)),
+        }
+
+
+def pack_tokens(
+    encoder: SentenceEncoder, sentences: Sequence[str], max_length: int, folder: Path | None = None
+) -> PackedTokens:
+    """Tokenise sentences, or map what an earlier run left.
+
+    Args:
+        encoder: whose tokenizer.
+        sentences: the text.
+        max_length: tokens a sentence is cut to.
+        folder: of all stores; None: the tokens stay in memory.
+
+    Raises:
+        ResourceError: the disk is full, or the place cannot be written.
+    """
+    padding = encoder.tokenizer.pad_token_id or 0
+    if folder is None:
+        return PackedTokens(*_tokenize(encoder, sentences, max_length), padding)
+    made_by = [*tokenizer_parts(encoder), version("tokenizers"), str(max_length)]
+    key = hash_strings([*made_by, hash_strings(sentences)])
+    store = folder / key[:32]
+    if (packed := _open(store, len(sentences), padding)) is None:
+        with atomic_folder(store) as temporary:
+            ids, ends = _tokenize(encoder, sentences, max_length)
+            save_array(temporary / "ids.npy", ids)
+            save_array(temporary / "ends.npy", ends)
+            (temporary / "crc32").write_text(_checksum(ids, ends))
+        packed = PackedTokens(ids, ends, padding)
+    _drop_old(folder, used=store)
+    return packed
+
+
+def tokenizer_parts(encoder: SentenceEncoder) -> tuple[str, ...]:
+    """All that tells one tokenizer from another, however it was last called."""
+    backend = json.loads(encoder.tokenizer.backend_tokenizer.to_str())
+    backend |= {"truncation": None, "padding": None}
+    settings = (str(encoder.tokenizer.init_kwargs), str(encoder.max_length), encoder.prompt)
+    return json.dumps(backend, sort_keys=True), *settings
+
+
+def _tokenize(
+    encoder: SentenceEncoder, sentences: Sequence[str], max_length: int
+) -> tuple[Int32[np.ndarray, " tokens"], Int64[np.ndarray, " sentences"]]:
+    ids: list[Int32[np.ndarray, " _"]] = []
+    lengths: list[int] = []
+    for start in progress(
+        range(0, len(sentences), _TOKENIZED_AT_ONCE), what="tokenising", unit="part"
+    ):
+        part = sentences[start : start + _TOKENIZED_AT_ONCE]
+        tokenized = encoder.tokenize_all(part, max_length).ids
+        ids.append(np.concatenate(tokenized))
+        lengths += map(len, tokenized)
+    return np.concatenate(ids), np.cumsum(lengths, dtype=np.int64)
+
+
+def _open(store: Path, sentences: int, padding: int) -> PackedTokens | None:
+    """A store that is there and whole."""
+    try:
+        ids = np.load(store / "ids.npy", mmap_mode="r")
+        ends = np.load(store / "ends.npy")
+        checksum = (store / "crc32").read_text()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError) as error:
+        log.warning("%s is damaged (%s); tokenising again", store, error)
+        return None
+    if checksum != _checksum(ids, ends) or len(ends) != sentences:
+        log.warning("%s is damaged (its checksum); tokenising again", store)
+        return None
+    return PackedTokens(ids, ends, padding)
+
+
+def _checksum(ids: Int32[np.ndarray, " tokens"], ends: Int64[np.ndarray, " sentences"]) -> str:
+    return str(zlib.crc32(ends.data, zlib.crc32(ids.data)))
+
+
+def _drop_old(folder: Path, used: Path) -> None:
+    """Keep the stores used last; other processes may do the same at this moment."""
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(used)
+    stores = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    for store in sorted(stores, key=_last_use)[:-_KEPT_STORES]:
+        shutil.rmtree(store, ignore_errors=True)
+
+
+def _last_use(store: Path) -> float:
+    try:
+        return store.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

@@ -1,0 +1,266 @@
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.core.batching import ahead, fetched, length_batches
+from pipeline.core.checksums import hash_strings
+from pipeline.core.device import ran_out_of_memory
+from pipeline.core.errors import InterruptedRunError, ResourceError
+from pipeline.core.files import atomic_file, atomic_folder, save_array, write_json
+from pipeline.core.signals import ends_on_signal
+from tests.conftest import ROOT
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "deep" / "file"
+    with atomic_file(target) as temporary:
+        temporary.write_text("one")
+        assert not target.exists()
+    with pytest.raises(KeyError), atomic_file(target) as temporary:
+        temporary.write_text("two")
+        raise KeyError
+    assert target.read_text() == "one"
+    assert [path.name for path in target.parent.iterdir()] == ["file"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "folder"
+    for text in ("one", "two"):
+        with atomic_folder(target) as temporary:
+            (temporary / f"{text}.txt").write_text(text)
+    with pytest.raises(KeyError), atomic_folder(target) as temporary:
+        raise KeyError
+    assert [path.name for path in target.iterdir()] == ["two.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.fixture(params=[True, False], ids=["exchanged", "moved aside"])
+def exchanges(request, monkeypatch):
+    """Whether the system can exchange two folders."""
+    if not request.param:
+        monkeypatch.setattr("pipeline.core.files._exchange", lambda _one, _other: False)
+    return request.param
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="NOT LINUX: no exchange of folders")
+def test_a_folder_is_there_also_while_it_is_replaced(tmp_path):
+    """Others read it meanwhile, such as another run of the same command."""
+    target = tmp_path / "folder"
+
+    def replace() -> None:
+        with atomic_folder(target) as temporary:
+            (temporary / "a").touch()
+
+    replace()
+    with ThreadPoolExecutor(1) as pool:
+        replaced = pool.submit(lambda: [replace() for _ in range(500)])
+        while not replaced.done():
+            assert os.access(target / "a", os.F_OK)
+    replaced.result()
+
+
+@pytest.mark.usefixtures("exchanges")
+@pytest.mark.parametrize("kind", ["file", "full folder", "empty folder", "link to a folder"])
+def test_a_folder_takes_the_place_of_anything(tmp_path, kind):
+    target, other = tmp_path / "target", tmp_path / "other"
+    (other / "deep").mkdir(parents=True)
+    if kind == "file":
+        target.touch()
+    elif kind == "link to a folder":
+        target.symlink_to(other)
+    else:
+        target.mkdir()
+    if kind == "full folder":
+        (target / "deep").mkdir()
+        (target / "deep" / "old").touch()
+    with atomic_folder(target) as temporary:
+        (temporary / "new").touch()
+    assert not target.is_symlink()
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "target"]
+    assert (other / "deep").is_dir()
+
+
+@pytest.mark.usefixtures("exchanges")
+def test_many_at_once_leave_one_whole_folder(tmp_path):
+    """Whoever comes last is the one that stays; nobody fails, and nothing else is left."""
+    target = tmp_path / "folder"
+
+    def write(number: int) -> None:
+        with atomic_folder(target) as temporary:
+            for name in ("a", "b"):
+                (temporary / name).write_text(str(number))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(200)))
+    assert len({(target / name).read_text() for name in ("a", "b")}) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_has_a_remedy(tmp_path, code):
+    with (
+        pytest.raises(ResourceError, match="could not be written") as error,
+        atomic_file(tmp_path / "file"),
+    ):
+        raise OSError(code, "full")
+    assert "free some space" in error.value.fix
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_size_limit_leaves_nothing_half_written(tmp_path):
+    """The kernel itself refuses to go on writing, in the middle of the file."""
+    code = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from pipeline.core.errors import ResourceError\n"
+        "from pipeline.core.files import atomic_file\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n"
+        "    with atomic_file(Path(sys.argv[1]) / 'file') as temporary:\n"
+        "        temporary.write_bytes(b'x' * 5000)\n"
+        "except ResourceError as error:\n"
+        "    print(error)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "could not be written" in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_refuses_nan(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "metrics.json", {"a": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_split_between_strings_counts():
+    assert hash_strings(["ab", "c"]) != hash_strings(["a", "bc"])
+    assert hash_strings(["\ud800"]) != hash_strings(["\ud801"])  # lone surrogates hash too
+
+
+@given(
+    lengths=st.lists(st.integers(0, 40), max_size=60),
+    batch_size=st.integers(1, 9),
+    most=st.none() | st.integers(1, 100),
+)
+def test_length_batches_hold_every_row_once_the_longest_first(lengths, batch_size, most):
+    batches = [list(rows) for rows in length_batches(lengths, batch_size, most=most)]
+    rows = [row for batch in batches for row in batch]
+    assert sorted(rows) == list(range(len(lengths)))
+    in_order = [lengths[row] for row in rows]
+    assert in_order == sorted(lengths, reverse=True)
+    for batch in batches:
+        padded = len(batch) * max(lengths[row] for row in batch)
+        assert 1 <= len(batch) <= batch_size
+        assert most is None or len(batch) == 1 or padded <= most
+    if most is None:
+        assert len(batches) == -(-len(lengths) // batch_size)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_ahead_maps_in_order(threads):
+    started = []
+
+    def square(number):
+        started.append(number)
+        return number**2
+
+    results = ahead(square, range(20), threads=threads, depth=4)
+    assert [next(results) for _ in range(3)] == [0, 1, 4]
+    time.sleep(0.05)
+    assert len(started) <= 3 + 4 + 1  # it runs ahead no further than it may
+    assert list(results) == [number**2 for number in range(3, 20)]
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_ahead_raises_where_the_result_would_be(threads):
+    results = ahead(lambda number: 1 / (2 - number), range(5), threads=threads, depth=5)
+    assert [next(results), next(results)] == [0.5, 1.0]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_ahead_that_is_closed_starts_nothing_more():
+    started = []
+    results = ahead(started.append, range(1000), threads=1, depth=2)
+    next(results)
+    results.close()
+    count = len(started)
+    time.sleep(0.05)
+    assert len(started) <= count + 1 < 1000
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_that_a_library_swallows_ends_the_run_before_anything_is_renamed(tmp_path, number):
+    def swallow() -> None:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        except BaseException:  # noqa: BLE001  # as native code does that calls Python back
+            return
+
+    with pytest.raises(InterruptedRunError, match=number.name), ends_on_signal("stage"):
+        swallow()
+        with atomic_file(tmp_path / "file") as temporary:
+            temporary.write_text("made after the stop")
+    with pytest.raises(InterruptedRunError, match=number.name), ends_on_signal("stage"):
+        swallow()
+    assert list(tmp_path.iterdir()) == []
+    with ends_on_signal("stage"), atomic_folder(tmp_path / "folder"):
+        pass  # another run in this process is not stopped
+    assert (tmp_path / "folder").is_dir()
+
+
+def test_a_disk_that_fills_up_under_numpy_is_told(tmp_path):
+    """numpy's own message for that has no errno."""
+    with pytest.raises(ResourceError, match="no space left"), atomic_file(tmp_path / "x"):
+        raise OSError("76800 requested and 992 written")
+    with pytest.raises(ResourceError, match="no space left"), atomic_file(tmp_path / "x") as path:
+        path.unlink()
+        path.symlink_to("/dev/full")
+        save_array(path, np.zeros(100_000))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_that_ran_out_is_known_by_its_words():
+    for error in (
+        MemoryError(),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("CUDA out of memory"),
+        ImportError("x.so: failed to map segment from shared object"),
+    ):
+        assert ran_out_of_memory(error)
+    assert not ran_out_of_memory(ValueError("no such key"))
+
+
+def test_fetched_waits_for_one_when_the_next_is_on_its_way():
+    begun: list[int] = []
+
+    def make():
+        for number in range(3):
+            begun.append(number)
+            yield torch.full((2,), float(number))
+
+    seen = [(value.tolist(), len(begun)) for value in fetched(make())]
+    assert seen == [([0.0, 0.0], 2), ([1.0, 1.0], 3), ([2.0, 2.0], 3)]
+    assert list(fetched(iter(()))) == []
+
+
+@pytest.mark.gpu
+def test_fetched_gives_what_the_gpu_computed():
+    values = [torch.randn(1000, 1000, device="cuda") for _ in range(4)]
+    for value, there in zip(values, fetched(value @ value for value in values), strict=True):
+        assert torch.equal(there, (value @ value).cpu())

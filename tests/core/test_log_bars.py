@@ -1,0 +1,107 @@
+"""Progress on a terminal moves; in a log it is a line every few seconds."""
+
+import io
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+from pipeline.core import log_bars
+from pipeline.core.progress import bytes_counter, counter, end_bars, progress
+from tests.conftest import ROOT
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def log(monkeypatch, capsys) -> Callable[[], str]:
+    """What was written to stderr, which is no terminal, with short intervals."""
+    monkeypatch.setattr(log_bars, "INTERVAL", 0.05)
+    return lambda: capsys.readouterr().err
+
+
+def slowly(count: int):
+    for number in range(count):
+        time.sleep(0.004)
+        yield number
+
+
+def test_a_log_gets_a_line_an_interval_and_one_at_the_end(log):
+    begun = time.monotonic()
+    assert list(progress(slowly(50), what="images", unit="image", total=50)) == list(range(50))
+    intervals = (time.monotonic() - begun) / log_bars.INTERVAL
+    text = log()
+    assert text.endswith("\n")
+    *between, last = text.splitlines()
+    assert 1 <= len(between) <= intervals
+    for line in between:
+        assert re.fullmatch(r"images: \d+/50 image, +[\d.]+image/s, 00:00 left", line), line
+    assert re.fullmatch(r"images: 50/50 image in 00:00, +[\d.]+image/s", last)
+    assert not set("\r\x1b") & set(text)
+
+
+def test_postfixes_make_no_more_lines(log):
+    with counter("training", "step", 500) as bar:
+        for number in range(500):
+            bar.update()
+            bar.set_postfix(loss=f"{number}")
+    lines = log().splitlines()
+    assert lines[-1].endswith("step/s, loss=499")
+    assert len(lines) <= 3
+
+
+def test_a_log_line_among_the_bars_adds_nothing(log):
+    with counter("training", "step", 5), log_bars.tqdm.external_write_mode(sys.stderr):
+        sys.stderr.write("10:00:00 train: a message\n")
+    message, last = log().splitlines()
+    assert message == "10:00:00 train: a message"
+    assert last.startswith("training: 0/5 step in")
+
+
+def test_what_an_error_left_open_ends_with_a_line(log):
+    bar = counter("training", "step", 5)
+    bar.update(2)
+    end_bars()
+    bar.close()
+    (line,) = log().splitlines()
+    assert line.startswith("training: 2/5 step in 00:00")
+
+
+def test_an_unknown_total(log):
+    with bytes_counter("x.zip", None, 0) as bar:
+        bar.update(5_000_000)
+    assert log().startswith("x.zip: 5.00M/? B in 00:00")
+
+
+def test_a_bar_that_is_not_shown_writes_nothing(log):
+    assert list(progress(range(3), what="x", unit="y", show=False)) == [0, 1, 2]
+    assert log() == ""
+
+
+def test_a_terminal_has_a_bar_that_moves(monkeypatch):
+    stream = Terminal()
+    monkeypatch.setattr("sys.stderr", stream)
+    list(progress(range(3), what="images", unit="image"))
+    assert stream.getvalue().startswith("\rimages:   0%|")
+    assert stream.getvalue().count("\n") == 1
+
+
+@pytest.mark.parametrize("given", [None, "3"])
+def test_bars_of_libraries_are_rare_in_the_log_of_a_command(tmp_path, given):
+    (tmp_path / "probe.py").write_text(
+        "import stages, tqdm; bar = tqdm.tqdm(range(3)); print(bar.mininterval)"
+    )
+    environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"} | (
+        {"TQDM_MININTERVAL": given} if given else {}
+    )
+    code = "import sys; sys.argv[0] = '-m'; import probe"
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert float(result.stdout) == float(given or 10)

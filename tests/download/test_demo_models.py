@@ -1,0 +1,126 @@
+"""The demo's models as they are kept in data/demo: they load, they know the world."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModel, AutoTokenizer
+
+from pipeline.download.scenes.demo.demo_world import WORLD
+from pipeline.download.scenes.demo.lessons import render_lessons
+from pipeline.download.scenes.demo.rebuild import HELD_OUT, build_demo
+from pipeline.download.scenes.demo.recall import held_out_recall, recall_at
+from pipeline.download.scenes.demo.student_model import StudentRecipe
+from pipeline.download.scenes.demo.teacher_model import TeacherRecipe
+from pipeline.download.scenes.demo.tokenizer import build_tokenizer
+from pipeline.download.scenes.tables import draw_picture, make_sentences
+from pipeline.download.scenes.world import split_of
+
+DEMO = Path(__file__).resolve().parents[2] / "data" / "demo"
+
+
+@pytest.fixture(scope="module")
+def sentences() -> list[str]:
+    return make_sentences(WORLD)
+
+
+def test_all_files_fit_in_ten_megabytes() -> None:
+    assert sum(path.stat().st_size for path in DEMO.rglob("*") if path.is_file()) < 10e6
+
+
+@pytest.mark.slow
+def test_teacher_finds_held_out_pictures() -> None:
+    recall = held_out_recall(DEMO / "teacher", HELD_OUT)
+    assert recall[10] > 0.95  # chance is 0.02
+    assert recall[1] > 0.7  # chance is 0.002
+
+
+def test_teacher_loads_by_its_folder_in_full_precision() -> None:
+    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{DEMO / 'teacher'}")
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert preprocess(draw_picture(0, WORLD).image).shape == (3, 64, 64)
+
+
+@pytest.mark.slow
+def test_no_text_of_the_world_is_too_long_for_the_teacher(sentences: list[str]) -> None:
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{DEMO / 'teacher'}")
+    captions = [text for index in range(400) for text in draw_picture(index, WORLD).captions]
+    last = tokenizer(captions + sentences[:2000])[:, -1]
+    assert (last == 0).all()  # padding to the end: nothing was cut off
+
+
+def test_weights_are_stored_in_half_precision() -> None:
+    for name in ("teacher/open_clip_model.safetensors", "student/model.safetensors"):
+        with safe_open(DEMO / name, "pt") as weights:
+            kinds = {weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118
+        assert kinds <= {"F16", "I64"}, name
+
+
+def test_student_loads_as_plain_transformers_in_full_precision() -> None:
+    model = AutoModel.from_pretrained(DEMO / "student")
+    tokenizer = AutoTokenizer.from_pretrained(DEMO / "student")
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    tokens = tokenizer(["a small red circle above a blue square"], return_tensors="pt")
+    assert model.eval()(**tokens).last_hidden_state.shape[1:] == (10, 128)
+
+
+def test_any_english_text_is_spelt_out() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(DEMO / "student")
+    text = "Naïve QUANTUM chromodynamics (1973) isn't cheap: it costs $3.50 & more; see [4]!"
+    assert tokenizer.unk_token not in tokenizer.tokenize(text)
+    assert tokenizer.tokenize("two rhombuses") == ["two", "rhombuses"]
+
+
+def test_kept_vocabulary_is_the_one_of_the_world(sentences: list[str]) -> None:
+    built = build_tokenizer(sentences)
+    for name in ("teacher", "student"):
+        assert AutoTokenizer.from_pretrained(DEMO / name).get_vocab() == built.get_vocab()
+
+
+def test_teacher_learns_from_train_scenes_only() -> None:
+    lessons = render_lessons(200, seed=0)
+    assert {split_of(scene.combination) for scene in lessons.scenes} == {"train"}
+    assert lessons.pictures.shape == (200, 3, 64, 64)
+
+
+def test_recall_counts_texts_whose_image_is_near_enough() -> None:
+    images = torch.eye(4)
+    texts = torch.nn.functional.normalize(
+        torch.tensor([[3.0, 1, 0, 0], [3, 1, 0, 0], [3, 2, 1, 0], [3, 2, 1, 0.5]])
+    )
+    assert [recall_at(k, images, texts) for k in (1, 2, 3, 4)] == [0.25, 0.5, 0.75, 1.0]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny steps on several threads are slow where the cores are shared with other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_tiny_rebuild_gives_the_same_layout_and_equal_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sentences: list[str]
+) -> None:
+    monkeypatch.setattr(
+        "pipeline.download.scenes.demo.rebuild.make_sentences", lambda _world: sentences
+    )
+    monkeypatch.setattr("pipeline.download.scenes.demo.rebuild.HELD_OUT", 20)
+    for name in "ab":
+        build_demo(
+            tmp_path / name,
+            TeacherRecipe(scenes=16, steps=3, batch_size=8),
+            StudentRecipe(steps=2, batch_size=4),
+        )
+    made = {path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*")}
+    assert made == {path.relative_to(DEMO) for path in DEMO.rglob("*.*")} - {Path("README.md")}
+    for path in made:
+        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes(), path
+    config = json.loads((tmp_path / "a/teacher/open_clip_config.json").read_text())
+    assert config == json.loads((DEMO / "teacher/open_clip_config.json").read_text())

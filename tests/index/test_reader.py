@@ -1,0 +1,183 @@
+"""Opening an index: what does not belong together, or is damaged, is refused by name."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.core.checksums import write_checksums
+from pipeline.core.errors import (
+    InputError,
+    MissingArtifactError,
+    PipelineError,
+    StaleArtifactError,
+)
+from pipeline.download.records import write_table
+from pipeline.index.layout import ROWS, Window
+from pipeline.index.reader import RowTable
+from pipeline.search.searcher import Searcher, require_corpus
+from tests.conftest import unseal
+
+
+@pytest.fixture
+def copied(tiny_run, tmp_path):
+    shutil.copytree(tiny_run / "data/models/0", tmp_path / "model")
+    shutil.copytree(tiny_run / "data/index", tmp_path / "index")
+    return tmp_path
+
+
+def change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_an_index_of_another_model_is_refused(copied):
+    change(copied / "model/config.json", layer_norm_eps=1e-6)
+    with pytest.raises(StaleArtifactError, match="another student") as error:
+        Searcher.open(copied / "model", copied / "index")
+    assert "dvc repro -f index" in error.value.fix
+
+
+def test_an_index_of_another_version_is_refused(copied):
+    unseal(copied / "index")
+    change(copied / "index/manifest.json", schema=2)
+    with pytest.raises(StaleArtifactError, match=r"index was built by another version of the pro"):
+        Searcher.open(copied / "model", copied / "index")
+
+
+def test_other_pairs_are_refused(tiny_run, copied):
+    require_corpus(
+        tiny_run / "data/pairs", Searcher.open(copied / "model", copied / "index").corpus
+    )
+    with pytest.raises(StaleArtifactError, match="other pairs") as error:
+        require_corpus(tiny_run / "data/pairs", "another")
+    assert "dvc repro index" in error.value.fix
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "texts.faiss",
+        "grounded.faiss",
+        "images.faiss",
+        "texts.parquet",
+        "images.parquet",
+        "manifest.json",
+        "query.onnx",
+        "tokenizer.json",
+    ],
+)
+@pytest.mark.parametrize("damage", ["gone", "rot", "half", "empty"])
+@pytest.mark.parametrize("sealed", [True, False])
+def test_damaged_files_are_named(copied, name, damage, sealed):
+    if not sealed:
+        unseal(copied / "index")
+    path = copied / "index" / name
+    content = path.read_bytes()
+    path.write_bytes({"rot": b"rot", "half": content[: len(content) // 2]}.get(damage, b""))
+    if damage == "gone":
+        path.unlink()
+    with pytest.raises((InputError, MissingArtifactError)) as error:
+        Searcher.open(copied / "model", copied / "index")
+    assert name in error.value.what or isinstance(error.value, MissingArtifactError)
+    assert "`dvc repro" in error.value.fix
+    assert "index" in error.value.fix
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "texts.faiss", "grounded.faiss", "images.faiss", "texts.parquet", "images.parquet",
+        "manifest.json", "query.onnx", "tokenizer.json", "checksums.json",
+    ],
+)  # fmt: skip
+def test_a_flipped_bit_is_noticed_when_the_index_is_opened(copied, name):
+    path = copied / "index" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 8
+    path.write_bytes(content)
+    with pytest.raises(PipelineError, match=name) as error:
+        Searcher.open(copied / "model", copied / "index")
+    assert "dvc repro -f index" in error.value.fix
+
+
+@pytest.mark.parametrize("name", ["texts.faiss", "texts.parquet", "query.onnx", "tokenizer.json"])
+def test_what_a_library_says_of_a_file_that_is_whole_is_passed_on(copied, name):
+    (copied / "index" / name).write_bytes(b"rot")
+    write_checksums(copied / "index", name)
+    with pytest.raises(InputError, match=rf"{name} cannot be used: .{{8,}}") as error:
+        Searcher.open(copied / "model", copied / "index")
+    assert "damaged" not in error.value.what
+
+
+def test_a_manifest_of_other_types_is_refused(copied):
+    unseal(copied / "index")
+    change(copied / "index/manifest.json", spaces="texts")
+    with pytest.raises(InputError, match="names no spaces"):
+        Searcher.open(copied / "model", copied / "index")
+
+
+def test_files_that_do_not_belong_together_are_refused(copied):
+    rows = pd.read_parquet(copied / "index/texts.parquet")
+    write_table(copied / "index/texts.parquet", rows.iloc[:-3], ROWS)
+    with pytest.raises(InputError, match=r"texts.faiss does not fit its texts.parquet"):
+        Searcher.open(copied / "model", copied / "index")
+
+
+def test_a_table_of_other_columns_is_refused(copied):
+    rows = pd.read_parquet(copied / "index/images.parquet")
+    unseal(copied / "index")
+    rows.drop(columns="count").to_parquet(copied / "index/images.parquet")
+    with pytest.raises(InputError, match=r"images.parquet has other columns"):
+        Searcher.open(copied / "model", copied / "index")
+
+
+def test_a_missing_index_names_the_stage(copied):
+    shutil.rmtree(copied / "index")
+    with pytest.raises(MissingArtifactError, match="dvc repro index"):
+        Searcher.open(copied / "model", copied / "index")
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory):
+    """A table of three row groups in which row n is n."""
+    rows = 70_000
+    table = {name: [""] * rows for name in ("kind", "archive", "member")}
+    numbers = list(range(rows))
+    table |= {"id": numbers, "count": numbers, "text": [str(number) for number in numbers]}
+    path = tmp_path_factory.mktemp("numbered") / "texts.parquet"
+    write_table(path, table, ROWS)
+    return RowTable.open(path)
+
+
+def require_rows(table, wanted):
+    found = table.take(wanted)
+    assert {row: (one["id"], one["text"]) for row, one in found.items()} == {
+        row: (row, str(row)) for row in wanted
+    }
+
+
+def test_rows_are_found_whatever_their_row_group(numbered):
+    drawn = np.random.default_rng(0).integers(0, len(numbered), 50).tolist()
+    require_rows(numbered, [*drawn, 0, len(numbered) - 1, 32_768, 32_767])
+    assert numbered.take([]) == {}
+
+
+def test_many_threads_may_read_one_table(numbered):
+    """Arrow's reader is of one thread: two at once found "no matching cache entry"."""
+    drawn = np.random.default_rng(0).integers(0, len(numbered), (400, 3)).tolist()
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda wanted: require_rows(numbered, wanted), drawn))
+
+
+def test_a_text_only_student_answers_no_pictures(tiny_run):
+    searcher = Searcher.open(tiny_run / "data/models/0", tiny_run / "data/index")
+    blind = type(searcher.index)(
+        {"texts": searcher.index.searchers["texts"]}, {"texts": searcher.index.tables["texts"]}
+    )
+    query = np.ones((1, 128), dtype=np.float32)
+    assert blind.search("texts", query, Window(1))[0]
+    with pytest.raises(InputError, match="no images"):
+        blind.search("images", query, Window(1))

@@ -1,0 +1,370 @@
+"""Presets: complete, valid, as documented; params.yaml keeps all else."""
+
+import itertools
+import json
+import re
+import resource
+import subprocess
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline.params import presets
+from pipeline.params.block import load_params
+from pipeline.params.presets import Data, Method, edit_params, read_preset
+from pipeline.params.schema import Params
+from tests.conftest import ROOT, assert_clear_error, invoke
+
+TEXT = (ROOT / "params.yaml").read_text()
+DOCS = (ROOT / "docs/presets.md").read_text()
+METHODS, DATA = get_args(Method), get_args(Data)
+ALL = list(itertools.product(DATA, METHODS))
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "paper": {
+        "teacher.model": "ViT-B-32",
+        "loss.margin": 0.125,
+        "loss.margin_kind": "adaptive",
+        "loss.text_margin": 0.0,
+        "loss.combine": "average",
+        "loss.filter.kind": "cosine",
+        "loss.filter.drop": "above",
+        "train.objective": "kdmcse",
+        "train.pairs.captions": "one",
+        "train.pairs.unique_images": True,
+    },
+    "released": {
+        "teacher.model": "ViT-L-14",
+        "loss.margin": 0.15,
+        "loss.margin_kind": "adaptive",
+        "loss.text_margin": 0.15,
+        "loss.gate": "margin",
+        "loss.combine": "sum",
+        "loss.filter.kind": "off",
+        "loss.filter.threshold": 0.8,
+        "train.objective": "kdmcse",
+        "train.pairs.captions": "all",
+        "train.pairs.unique_images": False,
+    },
+    "mcse": {
+        "loss.margin_kind": "none",
+        "loss.text_margin": 0.0,
+        "loss.terms": ["image"],
+        "loss.filter.kind": "off",
+        "train.objective": "mcse",
+        "train.pairs.captions": "one",
+    },
+    "simcse": {
+        "loss.text_margin": 0.0,
+        "loss.filter.kind": "off",
+        "train.objective": "simcse",
+    },
+}
+PUBLISHED_BY_ALL = {
+    "teacher.pretrained": "openai",
+    "student.encoder": "bert-base-uncased",
+    "student.pooling": "cls",
+    "student.max_length": 32,
+    "student.grounding_dim": 256,
+    "loss.temperature": 0.05,
+    "loss.weight": 0.01,
+    "train.seeds": [0, 1, 2, 3, 4],
+    "train.steps": None,
+    "train.epochs": 3,
+    "train.batch_size": 64,
+    "train.learning_rate": 3e-5,
+    "train.evaluate_every": 125,
+}
+
+
+def values_of(text: str) -> dict[str, Any]:
+    """All values of a params file by dotted key, in their order, read by the plain loader."""
+
+    def flat(block: dict, prefix: str) -> dict[str, Any]:
+        inner = [
+            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+            for key, value in block.items()
+        ]
+        return {key: value for part in inner for key, value in part.items()}
+
+    return flat(YAML(typ="safe", pure=True).load(text), "")
+
+
+def owned() -> list[str]:
+    blocks = ("teacher.", "student.", "loss.", "train.")
+    corpora = {"download.pairs", "download.text", "download.evaluation"}
+    return [key for key in values_of(TEXT) if key.startswith(blocks) or key in corpora]
+
+
+@pytest.fixture
+def params(tmp_path, monkeypatch) -> Path:
+    """A params.yaml in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "params.yaml"
+    path.write_text(TEXT)
+    return path
+
+
+def run(*arguments: str):
+    result = invoke("preset", *arguments)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result
+
+
+def test_names_are_those_of_the_file():
+    content = YAML(typ="safe", pure=True).load(presets._FILE.read_text())
+    assert (list(content["methods"]), list(content["data"])) == ([*METHODS], [*DATA])
+
+
+def test_every_preset_names_every_method_key_and_no_other():
+    for data, method in ALL:
+        assert sorted(read_preset(data, method)) == sorted(owned()), (data, method)
+
+
+@pytest.mark.parametrize(("data", "method"), ALL)
+def test_every_combination_is_written_valid_and_whole_and_leads_back(params, data, method):
+    run(data, method, "--write")
+    load_params(params, Params)
+    written, before = values_of(params.read_text()), values_of(TEXT)
+    assert list(written) == list(before)
+    assert written == {**before, **read_preset(data, method)}
+    run("demo", "default", "--write")
+    assert params.read_text() == TEXT
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_published_settings(method):
+    for data in ("flickr8k", "flickr30k", "coco"):
+        preset = read_preset(data, method)
+        wanted = {"download.pairs": data, **PUBLISHED_BY_ALL, **PUBLISHED[method]}
+        assert {key: preset[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_demo_keeps_its_models_and_their_learning_rate(method):
+    preset, default = read_preset("demo", method), values_of(TEXT)
+    for key in ("teacher.model", "teacher.pretrained", "student.encoder", "train.learning_rate"):
+        assert preset[key] == default[key], key
+    assert preset["download.pairs"] == preset["download.text"] == "scenes"
+
+
+def test_params_yaml_is_demo_default(params):
+    result = run("demo", "default", "--write")
+    assert result.stdout == ""
+    assert "nothing changes" in result.stderr
+    assert params.read_text() == TEXT
+
+
+def assert_only_values_change(before: str, after: str, changed: dict[str, Any]) -> None:
+    """A line without a changed key is the same, any other has its key and comment still."""
+    old = values_of(before)
+    names = {key.split(".")[-1] for key, value in changed.items() if old[key] != value}
+    assert names
+    for line, new in zip(before.splitlines(), after.splitlines(), strict=True):
+        key = re.match(r" *(\w+):", line)
+        if not (key and key[1] in names):
+            assert new == line
+            continue
+        assert new.startswith(key[0])
+        assert new.partition("#")[2] == line.partition("#")[2]
+
+
+@pytest.mark.parametrize(
+    ("data", "method"), [names for names in ALL if names != ("demo", "default")]
+)
+def test_only_values_change_comments_and_lines_stay(data, method):
+    changed = read_preset(data, method)
+    assert_only_values_change(TEXT, edit_params(TEXT, changed), changed)
+
+
+def test_comments_keep_their_column_where_there_is_room():
+    after = edit_params(TEXT, {"loss.margin": 0.125, "train.steps": 5, "index.kind": "x" * 40})
+    column = next(line for line in TEXT.splitlines() if "pairs: scenes" in line).index("#")
+    lines = {line.split(":")[0].strip(): line for line in after.splitlines()}
+    assert lines["margin"].index("#") == lines["steps"].index("#") == column
+    assert f"{'x' * 40} # auto (the cheapest" in after
+
+
+def test_what_a_preset_does_not_own_stays(params):
+    mine = {
+        "download.scenes.images": 4321,
+        "features.workers": 0,
+        "evaluate.seed": 7,
+        "evaluate.tasks": ["sts"],
+        "index.batch_size": 9,
+    }
+    params.write_text(edit_params(TEXT, mine))
+    run("coco", "released", "--write")
+    written = values_of(params.read_text())
+    assert {key: written[key] for key in mine} == mine
+    assert written["download.pairs"] == "coco"
+
+
+def test_nothing_of_an_earlier_setting_is_left_behind(params):
+    run("coco", "mcse", "--write")
+    fresh = params.read_text()
+    mine = {
+        "loss.filter.kind": "dot",
+        "loss.filter.threshold": 70,
+        "student.matryoshka": [64, 32],
+        "train.steps": 5,
+        "train.pairs.hard_negatives": 3,
+        "loss.gate": "shift",
+    }
+    params.write_text(edit_params(TEXT, mine))
+    run("coco", "mcse", "--write")
+    assert params.read_text() == fresh
+
+
+def test_a_user_file_keeps_its_layout_quotes_and_order(params):
+    first, *blocks = re.split(r"\n\n(?=\w)", TEXT)
+    mine = "\n\n".join([first, *reversed(blocks)]).rstrip() + "  # the end\n"
+    mine = re.sub("^( +)", r"\1\1", mine, flags=re.MULTILINE)  # blocks indented by four
+    mine = mine.replace("encoder: data/demo/student ", "encoder: 'my/own' # mine ")
+    mine = mine.replace("kind: auto ", "# measured\n    kind: 'auto' ").replace(
+        "seed: 1111", "seed:   1"
+    )
+    params.write_text(mine)
+    run("coco", "released", "--write")
+    after = params.read_text()
+    assert list(values_of(after)) == list(values_of(mine)) != list(values_of(TEXT))
+    assert_only_values_change(mine, after, read_preset("coco", "released"))
+    assert "encoder: bert-base-uncased # mine" in after
+
+
+@pytest.mark.parametrize(
+    "several",
+    [
+        "  seeds:\n  - 3\n  - 4  # the last\n\n  # how many",
+        "  seeds:\n      - 3\n      # of these\n      - 4      # the last\n\n  # how many",
+        "  seeds: [3,\n    4] # the last\n\n  # how many",
+    ],
+)
+def test_what_stands_below_a_list_of_several_lines_stays(params, several):
+    line = next(line for line in TEXT.splitlines() if line.startswith("  seeds:"))
+    params.write_text(TEXT.replace(line, several))
+    run("flickr8k", "paper", "--write")
+    after = params.read_text()
+    assert re.search(r"\n  seeds: \[0, 1, 2, 3, 4\] +# the last\n\n  # how many\n  steps: ", after)
+    assert values_of(after)["train.seeds"] == [0, 1, 2, 3, 4]
+
+
+def test_blocks_on_one_line_are_edited_too(params):
+    head, rest = TEXT.split("loss:\n")
+    loss = YAML(typ="safe", pure=True).load(TEXT)["loss"]
+    tail = rest[rest.index("\ntrain:") :]
+    params.write_text(f"{head}loss: {json.dumps(loss)}\n{tail}")
+    run("coco", "paper", "--write")
+    written = values_of(params.read_text())
+    assert written == {**values_of(TEXT), **read_preset("coco", "paper")}
+
+
+@pytest.mark.parametrize(
+    ("line", "mine"),
+    [
+        ("  margin: 0.15 ", "  margin: &m 0.15 \n  text_margin: *m "),
+        ("  encoder: data/demo/student", "  encoder: >-\n    data/demo/student\n   "),
+        ("  epochs: 1 ", "  epochs : 1 "),
+    ],
+)
+def test_a_value_that_cannot_be_replaced_is_an_error_never_a_wrong_file(params, line, mine):
+    text = re.sub(r"\n  text_margin: .*", "", TEXT) if "*m" in mine else TEXT
+    assert line in text
+    text = text.replace(line, mine)
+    params.write_text(text)
+    load_params(params, Params)
+    assert_clear_error(invoke("preset", "coco", "paper", "--write"), "replaced in their place")
+    assert params.read_text() == text
+
+
+def test_equal_in_meaning_is_no_change(params):
+    mine = TEXT.replace("learning_rate: 1e-3", "learning_rate: '0.001'")
+    mine = mine.replace("threshold: 0.9", "threshold: 9.0e-1")
+    assert mine != TEXT
+    params.write_text(mine)
+    assert "nothing changes" in run("demo", "default", "--write").stderr
+    assert params.read_text() == mine
+
+
+def test_without_write_a_diff_is_shown_that_makes_the_file(params):
+    result = run("flickr30k", "paper")
+    assert params.read_text() == TEXT
+    assert "--write" in result.stderr
+    patch = ["git", "apply", "-p0", "--whitespace=nowarn", "-"]
+    subprocess.run(patch, input=result.stdout, text=True, check=True, cwd=params.parent)
+    by_patch = params.read_text()
+    params.write_text(TEXT)
+    written = run("flickr30k", "paper", "--write")
+    assert written.stdout == result.stdout
+    assert params.read_text() == by_patch != TEXT
+    assert list(params.parent.iterdir()) == [params]
+
+
+def test_json_has_old_and_new_of_what_changes(params):
+    result = run("flickr30k", "released", "--json")
+    assert params.read_text() == TEXT
+    changes = json.loads(result.stdout)
+    old, new = values_of(TEXT), {**values_of(TEXT), **read_preset("flickr30k", "released")}
+    assert changes == {key: [old[key], new[key]] for key in old if old[key] != new[key]}
+    assert changes["train.learning_rate"] == [0.001, 3e-5]
+    run("flickr30k", "released", "--json", "--write")
+    assert values_of(params.read_text()) == new
+    assert json.loads(run("flickr30k", "released", "--json").stdout) == {}
+
+
+def test_a_broken_file_gets_one_message_and_is_left_alone(params):
+    broken = TEXT.replace("margin: 0.15", "margn: 0.15").replace("epochs: 1 ", "epochs: 0 ")
+    params.write_text(broken)
+    result = invoke("preset", "coco", "paper", "--write")
+    assert_clear_error(result, "did you mean margin", "train.epochs")
+    assert params.read_text() == broken
+    params.unlink()
+    assert_clear_error(invoke("preset", "coco", "paper"), "params.yaml does not exist")
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(params):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        result = invoke("preset", "coco", "paper", "--write")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert_clear_error(result, "params.yaml could not be written")
+    assert params.read_text() == TEXT
+    assert list(params.parent.iterdir()) == [params]
+
+
+@pytest.mark.parametrize("names", [("cc12m", "paper"), ("coco", "papper"), ("coco",)])
+def test_an_unknown_name_is_a_usage_error(params, names):
+    assert invoke("preset", *names, "--write").exit_code == 2
+    assert params.read_text() == TEXT
+
+
+def table(heading: str) -> dict[str, dict[str, Any]]:
+    """A table of the docs: values by column and key; empty cells are left out."""
+    section = DOCS.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (.+) \|$", section, re.MULTILINE)
+    head, *body = [[cell.strip() for cell in row.split("|")] for row in rows]
+    load = YAML(typ="safe", pure=True).load
+    return {
+        name: {row[0].strip("`"): load(row[place].strip("`")) for row in body if row[place]}
+        for place, name in enumerate(head[1:], start=1)
+    }
+
+
+def test_the_tables_of_the_docs_are_the_data():
+    content = YAML(typ="safe", pure=True).load(presets._FILE.read_text())
+    shared, methods = content["shared"], content["methods"]
+    assert table("Methods") == {name: {**shared, **own} for name, own in methods.items()}
+    assert table("Data sets") == content["data"]
+
+
+def test_every_override_of_the_docs_is_valid():
+    overrides = re.findall(r"-S '?([\w.]+)=([^\s'`]+)", DOCS)
+    assert len(overrides) > 8
+    load = YAML(typ="safe", pure=True).load
+    for line in [line for line in DOCS.splitlines() if "-S " in line]:
+        changes = {k: load(v) for k, v in re.findall(r"-S '?([\w.]+)=([^\s'`]+)", line)}
+        assert set(changes) <= set(owned()), line
+        Params.model_validate(load(edit_params(TEXT, changes)))

@@ -1,0 +1,198 @@
+"""The summary over seeds: every number again from the reports, every refusal by its words."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from scipy import stats
+
+from pipeline.core.errors import InputError
+from pipeline.results.compare import Configuration, compare, read_report
+from pipeline.results.summary import read_summary
+from tests.conftest import assert_clear_error, invoke, write_params
+
+STS = {0: 58.1, 1: 59.0, 2: 58.4}
+ACCURACY = {0: 80.0, 1: 81.5, 2: 80.25}
+COLUMNS = "system,part,task,measure,score,low,high,count"
+
+
+def report(place: int, **changes: object) -> dict:
+    about = {"seed": place, "evaluator": 2, "data": {"sts": "a"}, "settings": {"seed": 1111}}
+    return {
+        "sts": {"STS12": STS[place] - 10, "avg": STS[place], "pairs": 9},
+        "transfer": {"MR": ACCURACY[place] + 1, "avg": ACCURACY[place]},
+        "retrieval": {"text_to_image": {"recall@1": 20.5 + place, "median_rank": 6.0}},
+        "systems": [
+            {"name": "mine", "about": about | changes, "scores": []},
+            {"name": "teacher", "about": {}, "scores": []},
+        ],
+    }
+
+
+def write(seed: int, content: dict | None = None, **train: float) -> None:
+    path = Path(f"reports/evaluate/{seed}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content or report(seed)))
+    rows = [
+        f"mine,sts,avg,spearman,{STS[seed]},{STS[seed] - 1},{STS[seed] + 1},9",
+        f"mine,transfer,avg,accuracy,{ACCURACY[seed]},,,90",
+        "teacher,sts,avg,spearman,66.0,65.0,67.0,9",
+    ]
+    path.with_suffix(".csv").write_text("\n".join([COLUMNS, *rows]) + "\n")
+    metrics = Path(f"reports/train/{seed}/metrics.json")
+    metrics.parent.mkdir(parents=True, exist_ok=True)
+    metrics.write_text(json.dumps({"dev_best": 60.0 + seed, "steps": 5} | train))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """Three seeds of a configuration, as the current folder."""
+    monkeypatch.chdir(tmp_path)
+    write_params(tmp_path, {"train": {"seeds": [0, 1, 2]}})
+    for seed in STS:
+        write(seed)
+    return tmp_path
+
+
+def summarised(*arguments: str) -> dict:
+    result = invoke("summary", *arguments)
+    assert result.exit_code == 0, result.output
+    return json.loads(Path("reports/summary.json").read_text())
+
+
+def test_the_metrics_are_means_and_spreads(folder):
+    content = summarised()
+    assert content["seeds"] == 3
+    assert content["sts"] == {
+        "avg": pytest.approx(statistics.mean(STS.values()), abs=5e-5),
+        "avg_sd": pytest.approx(statistics.stdev(STS.values()), abs=5e-5),
+    }
+    assert content["transfer"]["avg_sd"] == pytest.approx(
+        statistics.stdev(ACCURACY.values()), abs=5e-5
+    )
+    assert content["retrieval"] == {"text_to_image": {"recall@1": 21.5, "recall@1_sd": 1.0}}
+    assert content["train"] == {"dev_best": 61.0, "dev_best_sd": 1.0}
+
+
+def test_all_scores_have_intervals(folder):
+    scores = {score["score"]: score for score in summarised()["scores"]}
+    assert list(scores) == [
+        "sts.STS12",
+        "sts.avg",
+        "transfer.MR",
+        "transfer.avg",
+        "retrieval.text_to_image.recall@1",
+        "retrieval.text_to_image.median_rank",
+    ]
+    values = list(STS.values())
+    low, high = stats.t.interval(0.95, 2, statistics.mean(values), stats.sem(values))
+    assert scores["sts.avg"]["n"] == 3
+    assert (scores["sts.avg"]["low"], scores["sts.avg"]["high"]) == pytest.approx(
+        (low, high), abs=5e-5
+    )
+    rank = scores["retrieval.text_to_image.median_rank"]
+    assert (rank["mean"], rank["sd"], rank["low"], rank["high"]) == (6, 0, None, None)
+
+
+def test_one_seed_has_no_spread_and_keeps_its_bootstrap_interval(folder):
+    write_params(folder, {"train": {"seeds": [1]}})
+    content = summarised()
+    assert content["sts"] == {"avg": 59.0}
+    assert content["train"] == {"dev_best": 61.0}
+    student = pd.read_csv("reports/summary.csv").iloc[0]
+    assert (student["system"], student["score"]) == ("student", 59.0)
+    assert (student["low"], student["high"]) == (58.0, 60.0)
+
+
+def test_the_plot_shows_the_mean_beside_the_baselines(folder):
+    summarised()
+    table = pd.read_csv("reports/summary.csv")
+    assert ",".join(table.columns) == COLUMNS
+    assert list(table["system"]) == ["student", "student", "teacher"]
+    values = list(STS.values())
+    low, high = stats.t.interval(0.95, 2, statistics.mean(values), stats.sem(values))
+    assert list(table.loc[0, ["score", "low", "high"]]) == pytest.approx(
+        [statistics.mean(values), low, high], abs=5e-5
+    )
+    assert list(table.loc[2, ["score", "low", "high"]]) == [66, 65, 67]
+    assert list(table["count"]) == [9, 90, 9]
+
+
+def test_a_seed_that_is_not_asked_for_does_not_count(folder):
+    write_params(folder, {"train": {"seeds": [0, 2]}})
+    assert summarised()["sts"]["avg"] == pytest.approx((STS[0] + STS[2]) / 2)
+
+
+def test_the_summary_reads_back_as_the_reports(folder):
+    content = summarised()
+    back = read_summary(json.dumps(content), "x")
+    direct = Configuration("x", tuple(read_report(Path(f"reports/evaluate/{s}.json")) for s in STS))
+    assert {s.score: s for s in compare(back)} == {s.score: s for s in compare(direct)}
+    assert [r.seed for r in back.reports] == [0, 1, 2]
+    assert [r.measured_with for r in back.reports] == [r.measured_with for r in direct.reports]
+    assert content["reports"][2]["train"]["steps"] == 5
+
+
+def test_the_table_is_on_stderr(folder):
+    result = invoke("summary")
+    assert result.stdout == ""
+    row = next(line for line in result.stderr.splitlines() if "sts.avg" in line)
+    assert row.split()[1:3] == ["58.50", "0.46"]
+
+
+def test_a_missing_metric_of_training_is_left_out(folder):
+    write(1, masked_share=0.25)
+    assert "masked_share" not in summarised()["train"]
+    for seed in STS:
+        write(seed, masked_share=0.25 * seed)
+    assert summarised()["train"]["masked_share"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("path", "fix"),
+    [
+        ("reports/evaluate/1.json", "dvc repro evaluate"),
+        ("reports/evaluate/2.csv", "dvc repro evaluate"),
+        ("reports/train/0/metrics.json", "dvc repro train"),
+    ],
+)
+def test_a_missing_file(folder, path, fix):
+    Path(path).unlink()
+    assert_clear_error(invoke("summary"), path, fix)
+    assert not Path("reports/summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "words"),
+    [
+        ("reports/evaluate/1.json", "{", "cannot be read as JSON"),
+        ("reports/train/1/metrics.json", "[1]", "no JSON object"),
+        ("reports/evaluate/1.csv", "", "cannot be read"),
+        ("reports/evaluate/1.csv", "a,b\n1,2\n", "lacks the columns high, low"),
+    ],
+)
+def test_a_broken_file(folder, path, text, words):
+    Path(path).write_text(text)
+    assert_clear_error(invoke("summary"), path, words)
+
+
+def test_the_report_of_another_seed(folder):
+    write(1, report(1, seed=2))
+    assert_clear_error(invoke("summary"), "reports/evaluate/1.json", "seed 2, not 1")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"evaluator": 3}, "evaluator differs"), ({"data": {"sts": "b"}}, "data.sts differs")],
+)
+def test_seeds_that_were_measured_otherwise(folder, change, words):
+    write(2, report(2, **change))
+    assert_clear_error(invoke("summary"), "reports/evaluate/2.json", words)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"reports": [{"seed": 0}]}', '{"reports": []}'])
+def test_text_that_is_no_summary(text):
+    with pytest.raises(InputError, match="the summary of x"):
+        read_summary(text, "x")
