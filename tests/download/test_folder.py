@@ -226,7 +226,7 @@ def test_paths_out_of_the_folder_are_refused(tmp_path, photos, image, ending):
 FAULTY = {
     "latin.csv": (
         "image,caption\na.png,caf\xe9\n".encode("latin-1"),
-        r"line 2 is no UTF-8 at byte",
+        r"line 2 is not UTF-8 at byte",
     ),
     "utf16.csv": ("image,caption\n".encode("utf-16"), r"utf16\.csv is UTF-16"),
     "names.csv": (b"file;text\na;b\n", r"by ';', has no column 'image'; .* are 'file', 'text'"),
