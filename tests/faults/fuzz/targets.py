@@ -19,15 +19,16 @@ from pipeline.core.errors import InputError
 from pipeline.download.archives import Archive
 from pipeline.download.caption_table import read_rows
 from pipeline.download.fetch import fetch
-from pipeline.download.hub import Repository, _add_tables
+from pipeline.download.hub import Repository, add_tables
 from pipeline.download.karpathy import read_karpathy
-from pipeline.download.pairing import PairRows
+from pipeline.download.packed_images import Rejection
+from pipeline.download.pairing import write_rows_to
 from pipeline.download.records import (
-    PairsWriter,
     read_pairs,
     read_sts,
     read_transfer,
     write_pairs,
+    write_pairs_to,
     write_sts,
     write_transfer,
 )
@@ -37,7 +38,7 @@ from pipeline.download.webdataset import read_shard as read_web_shard
 from pipeline.download.wiki import read_sentences_file
 from pipeline.features.cache import read_shard
 from pipeline.features.hdf5 import HEADER_BYTES
-from pipeline.features.images import Decoder, Rejection, to_pixels
+from pipeline.features.images import Decoder, to_pixels
 from pipeline.features.store import read_features
 from pipeline.search.app.upload import read_upload
 from pipeline.search.thumbnails import shrink
@@ -160,7 +161,7 @@ def _read_archive(folder: Path) -> dict[str, bytes]:
 
 
 def _read_web_shard(folder: Path) -> dict[str, tuple[str | None, list[str]]]:
-    samples = read_web_shard(folder / "0.tar")
+    samples = read_web_shard(folder / "0.tar", download_params().splits)
     return {key: (sample.image, sample.captions) for key, sample in samples.items()}
 
 
@@ -298,7 +299,7 @@ def _records(folder: Path) -> Iterator[Target]:
     sound = folder / "pairs"
     images = {"image_id": [0, 1], "split": ["train"] * 2, "archive": ["a.zip"] * 2}
     captions = {"caption_id": [0, 1], "image_id": [0, 1], "caption": ["a dog", "two caf\u00e9s"]}
-    with PairsWriter(sound) as writer:
+    with write_pairs_to(sound) as writer:
         writer.add(images | {"member": ["0.jpg", "1.jpg"]}, captions)
     rows = [
         (0, "train", "a.zip", "0.jpg", "a dog"),
@@ -337,8 +338,8 @@ def _read_hub(work: Path) -> list[tuple[object, bytes, object]]:
     shutil.rmtree(target, ignore_errors=True)
     params = download_params()
     at_hand = _AtHand("o/n", "c", ("0.parquet",), work / "0.parquet")
-    with PairsWriter(target) as writer, PairRows(writer) as rows:
-        _add_tables(target, rows, at_hand, at_hand.files, params.hub, params.splits)
+    with write_rows_to(target) as rows:
+        add_tables(target, rows, at_hand, at_hand.files, params.hub, params.splits)
     found = _rows_of_pairs(target)
     with Archive(target / "0.zip") as archive:
         return [(image, archive.read(str(member)), text) for image, _, _, member, text in found]
