@@ -14,6 +14,7 @@ InterruptedRunError       SIGINT or SIGTERM ended the work early
 """
 
 from pathlib import Path
+from typing import Any
 
 
 class PipelineError(Exception):
@@ -28,6 +29,10 @@ class PipelineError(Exception):
         super().__init__(f"{what}\n  fix: {fix}")
         self.what = what
         self.fix = fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For errors of other processes: a copy is made without `__init__`."""
+        return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
 class ParamsError(PipelineError):
