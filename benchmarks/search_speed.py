@@ -38,7 +38,7 @@ from pipeline.download.karpathy import read_karpathy
 from pipeline.index import embed
 from pipeline.index.choose import K, Probe, choose_index, hold_out
 from pipeline.index.embed import Parts
-from pipeline.index.layout import Vectors, normalise
+from pipeline.index.format import Vectors, normalise
 from pipeline.params.block import load_params
 from pipeline.params.schema import Params
 from pipeline.student.encoder import SentenceEncoder

@@ -13,7 +13,7 @@ from pipeline.download.records import Pairs, write_table
 from pipeline.index.choose import Trial, choose_index, hold_out
 from pipeline.index.documents import Items
 from pipeline.index.embed import Parts
-from pipeline.index.layout import ROWS, SCHEMA, TARGET_OF, Space, write_manifest
+from pipeline.index.format import ROWS, SCHEMA, TARGET_OF, Space, write_manifest
 from pipeline.index.queries import export_queries
 from pipeline.params.index import IndexParams
 from pipeline.student.directory import hash_student

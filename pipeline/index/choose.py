@@ -23,7 +23,7 @@ from pipeline.core.progress import log
 from pipeline.index import faiss_index, shards
 from pipeline.index.embed import Parts
 from pipeline.index.faiss_index import Setting
-from pipeline.index.layout import Space, Vectors
+from pipeline.index.format import Space, Vectors
 from pipeline.params.index import IndexParams, Kind
 
 K = 10

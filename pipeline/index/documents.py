@@ -15,7 +15,7 @@ from pipeline.download.archives import reports_unreadable
 from pipeline.download.records import Pairs
 from pipeline.features.rows import Features
 from pipeline.features.store import blocks
-from pipeline.index.layout import ROWS
+from pipeline.index.format import ROWS
 from pipeline.params.index import IndexParams
 from pipeline.params.places import why_missing
 

@@ -21,7 +21,7 @@ from pipeline.core.files import atomic_file, save_array
 from pipeline.core.progress import counter
 from pipeline.features.rows import Features
 from pipeline.index.documents import Items
-from pipeline.index.layout import SCHEMA, Space, Vectors, normalise
+from pipeline.index.format import SCHEMA, Space, Vectors, normalise
 from pipeline.student.encoder import Student
 
 ROWS_A_PART = 1 << 14

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from pipeline.core.files import output_file
-from pipeline.index.layout import Vectors, unusable
+from pipeline.index.format import Vectors, unusable
 from pipeline.params.index import Kind
 
 _IP = faiss.METRIC_INNER_PRODUCT

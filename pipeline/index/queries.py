@@ -21,7 +21,7 @@ from pipeline.core.errors import InputError, ResourceError
 from pipeline.core.files import atomic_folder
 from pipeline.core.progress import log
 from pipeline.core.redact import first_line
-from pipeline.index.layout import (
+from pipeline.index.format import (
     QUERY,
     REBUILD,
     SCHEMA,

@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int64
 
 from pipeline.core.errors import InputError
 from pipeline.index import faiss_index
-from pipeline.index.layout import (
+from pipeline.index.format import (
     REBUILD,
     ROWS,
     TARGET_OF,

@@ -24,7 +24,7 @@ from pipeline.core.progress import progress
 from pipeline.core.redact import first_line
 from pipeline.index import faiss_index
 from pipeline.index.embed import Parts, Share
-from pipeline.index.layout import Space, Vectors
+from pipeline.index.format import Space, Vectors
 from pipeline.params.index import IndexParams, Kind
 
 PARTS_A_SHARD = 64

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.core.files import atomic_file
 from pipeline.features.encode import PackedImages
 from pipeline.features.images import Rejection
-from pipeline.index.layout import Hit
+from pipeline.index.format import Hit
 from pipeline.search.searcher import Answer, require_corpus
 from pipeline.search.thumbnails import shrink
 

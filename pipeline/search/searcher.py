@@ -12,7 +12,7 @@ from jaxtyping import Float32
 
 from pipeline.core.errors import InputError, StaleArtifactError
 from pipeline.core.plaintext import MARK, is_blank, read_lines
-from pipeline.index.layout import Hit, Index, Target, Window, read_manifest
+from pipeline.index.format import Hit, Index, Target, Window, read_manifest
 from pipeline.index.queries import ExportedQueries, Queries, StudentQueries
 
 if TYPE_CHECKING:

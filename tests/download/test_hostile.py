@@ -19,7 +19,7 @@ from pipeline.download.pairing import clean_caption
 from pipeline.download.webdataset import read_shard
 from pipeline.features.images import Rejection
 from pipeline.features.teacher import Teacher
-from pipeline.index.layout import Hit
+from pipeline.index.format import Hit
 from pipeline.params.teacher import TeacherParams
 from pipeline.search.gallery import _figure
 from pipeline.student.encoder import SentenceEncoder

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from typer.testing import Result
 
 from pipeline.index.faiss_index import LEAST_ROWS
-from pipeline.index.layout import TARGET_OF
+from pipeline.index.format import TARGET_OF
 from pipeline.params.schema import Params
 from tests.conftest import (
     TINY,

@@ -12,7 +12,7 @@ import pytest
 from pipeline.core.errors import InputError
 from pipeline.index import queries as query_module
 from pipeline.index.embed import Share
-from pipeline.index.layout import Window
+from pipeline.index.format import Window
 from pipeline.index.queries import ExportedQueries, StudentQueries, export_queries
 from pipeline.search.searcher import Searcher
 from pipeline.student.encoder import load_student

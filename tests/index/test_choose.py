@@ -13,7 +13,7 @@ from pipeline.core.errors import InputError
 from pipeline.index import choose, embed, faiss_index, shards
 from pipeline.index.choose import Probe, Trial, choose_index, hold_out
 from pipeline.index.embed import Parts, Share
-from pipeline.index.layout import normalise
+from pipeline.index.format import normalise
 from tests.index.test_documents import index_params
 
 KINDS = ("flat", "hnsw", "ivf-sq8", "ivf-pq")

@@ -30,7 +30,7 @@ from pipeline.core.errors import InputError, ModelError, StaleArtifactError
 from pipeline.core.plaintext import is_blank
 from pipeline.download.records import read_pairs, write_pairs, write_table
 from pipeline.features.teacher import Teacher
-from pipeline.index.layout import ROWS, Window
+from pipeline.index.format import ROWS, Window
 from pipeline.index.reader import FileIndex
 from pipeline.params.teacher import TeacherParams
 from pipeline.search.app import upload

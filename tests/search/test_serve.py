@@ -21,7 +21,7 @@ from PIL import Image
 
 from pipeline.core.errors import ResourceError
 from pipeline.download.records import read_pairs
-from pipeline.index.layout import Window
+from pipeline.index.format import Window
 from pipeline.search.app.serve import address_of, is_local, listen
 from pipeline.search.searcher import Searcher
 from tests.conftest import ROOT, assert_clear_error, find_port, invoke

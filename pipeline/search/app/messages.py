@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.index.layout import Target, Window
+from pipeline.index.format import Target, Window
 
 MAX_RESULTS = 100
 MAX_OFFSET = 10_000

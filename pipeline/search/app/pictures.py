@@ -12,7 +12,7 @@ from pipeline.core.progress import log
 from pipeline.download.records import Pairs
 from pipeline.features.encode import PackedImages
 from pipeline.features.images import Rejection
-from pipeline.index.layout import Hit
+from pipeline.index.format import Hit
 from pipeline.search.app.problems import UnknownError
 from pipeline.search.thumbnails import shrink
 

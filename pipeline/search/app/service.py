@@ -16,7 +16,7 @@ from starlette.requests import Request
 from pipeline.core.errors import ModelError
 from pipeline.download.records import Pairs
 from pipeline.features.teacher import Teacher
-from pipeline.index.layout import Hit, Target
+from pipeline.index.format import Hit, Target
 from pipeline.search.app.desk import ConcurrencyLimiter
 from pipeline.search.app.messages import (
     MAX_OFFSET,
