@@ -174,7 +174,7 @@ def _ours(parts: Parts, vectors: Vectors) -> System:  # noqa: ARG001  # ours rea
         probe = hold_out({"texts": parts}, "texts", params.seed)
         best = choose_index("texts", probe, params, Path(folder))[0]
         index = faiss.read_index(str(Path(folder) / "texts.faiss"))
-    taken = f"{best.kind}, effort {best.effort}, rerank {best.rerank}"
+    taken = f"{best.kind}, {best.setting}"
     return _faiss_system(index, time.perf_counter() - start, best.bytes, taken)
 
 

@@ -175,3 +175,8 @@ def _shorten(value: object) -> str:
 
 _LONGEST = 60
 """Characters of a key or value in a message."""
+
+RENAMED: dict[str, str] = {
+    "index.recall": "index.target_recall",
+}
+"""Former keys, and what they are called today."""

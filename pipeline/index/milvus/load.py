@@ -210,7 +210,8 @@ def _batches(rows: pd.DataFrame, parts: Parts) -> Iterator[list[dict[str, Any]]]
     size = cut = start = 0
     for block in parts.blocks():
         records = rows.iloc[start : start + len(block)].to_dict("records")
-        for number, (row, vector) in enumerate(zip(records, block, strict=True), start=start):
+        for number, (record, vector) in enumerate(zip(records, block, strict=True), start=start):
+            row = {str(name): value for name, value in record.items()}
             text = row["text"].encode()
             cut += len(text) > LONGEST
             row |= {"text": text[:LONGEST].decode(errors="ignore"), ROW: number, VECTOR: vector}
