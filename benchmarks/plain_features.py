@@ -97,8 +97,9 @@ def ours(
     import pandas as pd
 
     from pipeline.core.device import choose_device, keep_freed_memory
+    from pipeline.download.packed_images import PackedImages
     from pipeline.features.cache import FeatureCache, first_of_each, text_keys
-    from pipeline.features.encode import Encoder, NewCaptions, PackedImages
+    from pipeline.features.encode import Encoder, NewCaptions
     from pipeline.features.teacher import Teacher
     from pipeline.params.features import FeaturesParams
     from pipeline.params.teacher import TeacherParams

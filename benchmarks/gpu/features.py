@@ -17,8 +17,9 @@ from torch import Tensor
 from benchmarks.gpu.measure import Bench, Values, is_there, median_seconds
 from benchmarks.gpu.worlds import CAPTION_LENGTHS, draw_sentences, pack_pictures, save_clip
 from pipeline.core.batching import ahead
+from pipeline.download.packed_images import PackedImages
 from pipeline.features.cache import FeatureCache, Keys, KeySet, Kind
-from pipeline.features.encode import Encoder, PackedImages
+from pipeline.features.encode import Encoder
 from pipeline.features.teacher import Teacher
 from pipeline.params.features import FeaturesParams
 from pipeline.params.teacher import TeacherParams

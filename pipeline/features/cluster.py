@@ -33,10 +33,10 @@ from jaxtyping import Float32
 from pipeline.core.device import choose_device
 from pipeline.core.errors import InputError, ModelError, ParamsError, PipelineError, ResourceError
 from pipeline.core.progress import counter
+from pipeline.download.packed_images import PackedImages, Rejection
 from pipeline.features.cache import FeatureCache, KeySet, Kind
-from pipeline.features.encode import CaptionShard, Encoder, NewCaptions, PackedImages, Work
+from pipeline.features.encode import CaptionShard, Encoder, NewCaptions, Work
 from pipeline.features.identity import TeacherIdentity, folder_of
-from pipeline.features.images import Rejection
 from pipeline.features.teacher import Teacher
 from pipeline.params.features import FeaturesParams
 from pipeline.params.teacher import TeacherParams

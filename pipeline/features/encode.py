@@ -9,10 +9,8 @@ import contextlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,32 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.core.batching import ahead, length_batches
-from pipeline.core.errors import InputError, ModelError
+from pipeline.core.errors import ModelError
 from pipeline.core.progress import counter, progress
-from pipeline.download.archives import Archive
+from pipeline.download.packed_images import PackedImages, Rejection
 from pipeline.features.cache import FeatureCache, Keys, KeySet, Kind, content_key
-from pipeline.features.images import Decoder, Rejection
+from pipeline.features.images import Decoder
 from pipeline.features.teacher import Teacher
 from pipeline.params.features import FeaturesParams
 
 if TYPE_CHECKING:
     import pandas as pd
     from tqdm import tqdm
-
-_OPEN_ARCHIVES = 4
-
-
-@runtime_checkable
-class Column(Protocol):
-    """Text by row."""
-
-    def __len__(self) -> int:
-        """Rows."""
-        ...
-
-    def __getitem__(self, rows: Any, /) -> Any:
-        """The text of one row, or those of a slice."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -86,7 +69,7 @@ class Encoder:
         self.params = params
         self._show = show_progress
 
-    def encode_images(self, images: "PackedImages") -> Iterator[Work]:
+    def encode_images(self, images: PackedImages) -> Iterator[Work]:
         """Cache the features of all images; yields an account of each shard's rows.
 
         Raises:
@@ -187,48 +170,6 @@ class NewCaptions:
             if len(rows):
                 captions = self._captions.iloc[rows].tolist()
                 yield CaptionShard(start, captions, self._keys[rows])
-
-
-class PackedImages:
-    """Images in archives, by row; one thread reads at a time, in the order of the rows.
-
-    Args:
-        folder: where archives are that are named without a folder.
-        archives: of each row.
-        members: of each row, in its archive.
-    """
-
-    def __init__(self, folder: Path, archives: Column, members: Column) -> None:
-        self.folder = folder
-        self.archives = archives
-        self.members = members
-        self._open: dict[str, Archive] = {}
-        self._lock = Lock()
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def read(self, row: int) -> bytes | Rejection:
-        """The bytes of an image, or why there are none.
-
-        Raises:
-            InputError: the archive itself cannot be read.
-        """
-        with self._lock:
-            archive = self._archive(self.archives[row])
-            try:
-                return archive.read(self.members[row])
-            except KeyError:
-                return Rejection("missing", f"not in {archive.path.name}")
-            except InputError as error:
-                return Rejection("unreadable", error.what)
-
-    def _archive(self, name: str) -> Archive:
-        if name not in self._open:
-            while len(self._open) >= _OPEN_ARCHIVES:
-                self._open.pop(next(iter(self._open))).__exit__()
-            self._open[name] = Archive(self.folder / name)
-        return self._open[name]
 
 
 @dataclass(frozen=True)

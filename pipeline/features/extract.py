@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from pipeline.core.errors import InputError
 from pipeline.core.progress import log
+from pipeline.download.packed_images import PackedImages, Rejection
 from pipeline.download.records import Pairs
 from pipeline.features.cache import FeatureCache, Keys, first_of_each, text_keys
-from pipeline.features.encode import NewCaptions, PackedImages, Work
+from pipeline.features.encode import NewCaptions, Work
 from pipeline.features.hdf5 import DamagedFeaturesError
-from pipeline.features.images import Rejection
 from pipeline.features.rows import Features
 from pipeline.features.store import write_features
 from pipeline.params.features import FeaturesParams

@@ -162,7 +162,7 @@ def read_picture(path: Path) -> bytes:
 
 
 def _features(picture: bytes, teacher: "Teacher") -> Float32[np.ndarray, "1 teacher"]:
-    from pipeline.features.images import Rejection
+    from pipeline.download.packed_images import Rejection
 
     pixels = teacher.decode(picture)
     if isinstance(pixels, Rejection):

@@ -15,9 +15,9 @@ from pipeline.core.errors import InputError
 from pipeline.download import archives
 from pipeline.download.archives import Archive
 from pipeline.download.karpathy import read_karpathy
+from pipeline.download.packed_images import Rejection
 from pipeline.download.pairing import clean_caption
 from pipeline.download.webdataset import read_shard
-from pipeline.features.images import Rejection
 from pipeline.features.teacher import Teacher
 from pipeline.index.format import Hit
 from pipeline.params.teacher import TeacherParams

@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from pipeline.core.errors import ModelError, PipelineError, ResourceError
+from pipeline.download.packed_images import PackedImages, Rejection
 from pipeline.features import cluster
 from pipeline.features.cache import KeySet, text_keys
-from pipeline.features.encode import NewCaptions, PackedImages, Work
+from pipeline.features.encode import NewCaptions, Work
 from pipeline.features.identity import TeacherIdentity
-from pipeline.features.images import Rejection
 from pipeline.params.schema import Params
 from pipeline.params.teacher import TeacherParams
 from tests.conftest import ROOT, TINY, assert_clear_error, find_port, invoke, write_params

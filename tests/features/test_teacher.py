@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from pipeline.core.errors import ModelError
+from pipeline.download.packed_images import Rejection
 from pipeline.features.huggingface import HuggingFaceTeacher
 from pipeline.features.identity import PROBE_TEXTS
-from pipeline.features.images import Rejection
 from pipeline.features.openclip import CausalText, WordTokenizer, needs_quick_gelu
 from pipeline.features.teacher import Teacher
 from pipeline.params.teacher import TeacherParams

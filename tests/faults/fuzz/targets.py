@@ -21,6 +21,7 @@ from pipeline.download.caption_table import read_rows
 from pipeline.download.fetch import fetch
 from pipeline.download.hub import Repository, _add_tables
 from pipeline.download.karpathy import read_karpathy
+from pipeline.download.packed_images import Rejection
 from pipeline.download.pairing import PairRows
 from pipeline.download.records import (
     PairsWriter,
@@ -37,7 +38,7 @@ from pipeline.download.webdataset import read_shard as read_web_shard
 from pipeline.download.wiki import read_sentences_file
 from pipeline.features.cache import read_shard
 from pipeline.features.hdf5 import HEADER_BYTES
-from pipeline.features.images import Decoder, Rejection, to_pixels
+from pipeline.features.images import Decoder, to_pixels
 from pipeline.features.store import read_features
 from pipeline.search.app.upload import read_upload
 from pipeline.search.thumbnails import shrink
