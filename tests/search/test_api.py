@@ -34,7 +34,7 @@ from pipeline.index.format import ROWS, Window
 from pipeline.index.reader import FileIndex
 from pipeline.params.teacher import TeacherParams
 from pipeline.search.app import upload
-from pipeline.search.app.desk import ConcurrencyLimiter
+from pipeline.search.app.concurrency import ConcurrencyLimiter
 from pipeline.search.app.problems import BusyError
 from pipeline.search.app.server import create_app
 from pipeline.search.app.service import LazyTeacher, System
@@ -564,7 +564,7 @@ def test_the_teacher_is_loaded_once_however_many_ask(teacher):
     assert len(loads) == 2
 
 
-def test_a_desk_bounds_who_is_served_and_who_waits():
+def test_the_limiter_bounds_who_is_served_and_who_waits():
     running, most = 0, 0
     lock = threading.Lock()
 
@@ -577,18 +577,18 @@ def test_a_desk_bounds_who_is_served_and_who_waits():
         with lock:
             running -= 1
 
-    async def request(desk: ConcurrencyLimiter) -> bool:
+    async def request(limiter: ConcurrencyLimiter) -> bool:
         try:
-            with desk.place():
-                await desk.run(work)
+            with limiter.place():
+                await limiter.run(work)
         except BusyError:
             return False
         return True
 
     async def scenario() -> list[bool]:
-        desk = ConcurrencyLimiter(threads=2, places=10)
-        first = await asyncio.gather(*(request(desk) for _ in range(15)))
-        return [*first, await request(desk)]
+        limiter = ConcurrencyLimiter(threads=2, places=10)
+        first = await asyncio.gather(*(request(limiter) for _ in range(15)))
+        return [*first, await request(limiter)]
 
     served = asyncio.run(scenario())
     assert sum(served[:15]) == 10

@@ -1,4 +1,4 @@
-"""Around every answer: who may ask, what a browser may do with it, and no traceback."""
+"""Around every answer: who may ask, the security headers, and never a traceback."""
 
 import ipaddress
 import os
@@ -25,15 +25,15 @@ _HEADERS = {
 
 
 class Guard:
-    """Lets a request through if its browser has the right to ask.
+    """Passes on requests that browsers may make.
 
-    A page of another site reaches a server on this machine under a name of its own (DNS rebinding)
-    or by posting a form; the first shows in Host, the second in Origin. An address in numbers
-    cannot be rebound, so that any is taken.
+    A page of another site can reach a server on this machine under its own name (DNS rebinding),
+    which shows in Host, or by posting a form, which shows in Origin. A numeric address cannot be
+    rebound, so any is accepted.
 
     Args:
-        app: what answers.
-        names: the names, lower case, that this server goes by, beside localhost.
+        app: answers what is passed on.
+        names: the host names of this server, lower case, beside localhost.
     """
 
     def __init__(self, app: ASGIApp, names: frozenset[str]) -> None:
@@ -41,7 +41,7 @@ class Guard:
         self._names = names | {"localhost"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """As ASGI defines it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -49,8 +49,8 @@ class Guard:
         try:
             await self._refuse_or_pass(scope, receive, sender)
         except ClientDisconnect:
-            return  # nobody is left to tell
-        except Exception as error:  # noqa: BLE001  # the last resort: never a bare traceback
+            return
+        except Exception as error:  # noqa: BLE001  # the last resort
             _log_unexpected(error)
             if not sender.started:
                 text = f"unexpected {type(error).__name__} in the server"
@@ -62,7 +62,9 @@ class Guard:
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._knows(host):
             problem = answer(
-                421, f"this server is not {host[:80]!r}.", "name it with --allow-host at its start."
+                421,
+                f"this server is not {host[:80]!r}.",
+                "name it with --allow-host when you start it.",
             )
             await problem(scope, receive, send)
         elif origin is not None and urlsplit(origin).netloc != host:
@@ -82,7 +84,7 @@ class Guard:
 
 
 class _Sender:
-    """Sends with the headers that every answer has."""
+    """Adds the headers of every answer."""
 
     def __init__(self, send: Send) -> None:
         self.started = False
@@ -106,7 +108,7 @@ def _is_address(name: str) -> bool:
 
 
 def _log_unexpected(error: Exception) -> None:
-    """One line; of the error's kind alone, since its text may hold what was uploaded."""
+    """Log one line, without the error's text, which may hold what was uploaded."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     log.error("unexpected %s at %s:%s", type(error).__name__, last.name, last.lineno)
     if os.environ.get("KDMCSE_DEBUG"):

@@ -1,4 +1,4 @@
-"""What the API takes and gives, as /openapi.json describes it."""
+"""The requests and answers of the API, as /openapi.json describes them."""
 
 from typing import Annotated, Literal
 
@@ -20,7 +20,7 @@ class Problem(BaseModel):
 
 
 class Wanted(BaseModel):
-    """Which results are wanted; a parameter of another name is refused."""
+    """Which results are wanted; unknown parameters are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -71,7 +71,7 @@ class Result(BaseModel):
 
 
 class Results(BaseModel):
-    """What one query found."""
+    """The results of one query."""
 
     system: str
     target: Target
@@ -93,7 +93,7 @@ class SystemInfo(BaseModel):
 
 
 class Limits(BaseModel):
-    """What is refused beyond."""
+    """The largest values that are accepted."""
 
     query_characters: int
     results: int
@@ -109,11 +109,11 @@ class About(BaseModel):
     """Rows of the corpus."""
     captions: int
     examples: list[str]
-    """Captions to begin with."""
+    """Captions to start with."""
     limits: Limits
 
 
 class Health(BaseModel):
-    """That the server answers."""
+    """A sign of life."""
 
     status: Literal["ok"] = "ok"
