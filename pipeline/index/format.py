@@ -79,8 +79,7 @@ class Hit:
     """From 1, best first."""
     score: float
     """Cosine of query and result, -1 to 1."""
-    kind: str
-    """caption, sentence, text or image."""
+    kind: Literal["caption", "sentence", "text", "image"]
     id: int
     """caption_id, row of the sentence, line of the own text, or image_id."""
     text: str

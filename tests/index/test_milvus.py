@@ -523,7 +523,7 @@ def plain(scratch) -> Path:
         ("folder.db", ("folder.db is not a database of milvus-lite 3",)),
         ("data/index", ("data/index is not an address of Milvus", "ends in .db")),
         ("ftp://localhost", ("ftp://localhost is not an address",)),
-        ("http://localhost:99999", ("--uri is not an address",)),
+        ("http://localhost:99999", ("http://localhost:99999 is not an address",)),
         ("http://localhost/x.db", ("http://localhost/x.db is not an address",)),
         ("http://root:hunter2@localhost", ("more than an address", "--token-env")),
     ],

@@ -18,7 +18,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
@@ -83,13 +83,26 @@ class Address:
                 f"--collection-prefix is {self.prefix!r}.",
                 "use at most 100 letters, digits and underscores, no digit first.",
             )
-        if self.folder is None:
-            _check_server(self.uri)
-        elif not self.uri.endswith(".db"):
+        if self.folder is None and re.search("[@?#]", self.uri):  # may be a password: not shown
+            raise InputError(
+                "--uri holds more than an address.",
+                "put user:password into an environment variable and name it with --token-env.",
+            )
+        if not self._is_usable():
             raise InputError(
                 f"{self.uri} is not an address of Milvus.",
                 "name a folder that ends in .db, or a server such as http://localhost:19530.",
             )
+
+    def _is_usable(self) -> bool:
+        if self.folder is not None:
+            return self.uri.endswith(".db")
+        try:
+            parts = urlsplit(self.uri)
+            is_server = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            return False
+        return is_server and parts.scheme in {"http", "https"} and not self.uri.endswith(".db")
 
     @property
     def folder(self) -> Path | None:
@@ -105,13 +118,12 @@ class Address:
         """
         if self.token_env is None or self.folder is not None:
             return ""
-        token = os.environ.get(self.token_env)
-        if not token:  # the message omits its name, which may be the token itself by mistake
-            raise InputError(
-                "the environment variable that --token-env names is not set.",
-                "set it to the token, or to user:password.",
-            )
-        return token
+        if token := os.environ.get(self.token_env):
+            return token
+        raise InputError(  # without the variable's name, which may be the token itself by mistake
+            "the environment variable that --token-env names is not set.",
+            "set it to the token, or to user:password.",
+        )
 
     @property
     def command(self) -> str:
@@ -122,46 +134,20 @@ class Address:
         return f"run `python -m stages.index --to milvus --uri {self.uri}{options}`."
 
 
-def _check_server(uri: str) -> None:
-    """Refuse what is not an address; one that holds a password is not shown."""
-    fix = "use one such as http://localhost:19530."
-    try:
-        parts = urlsplit(uri)
-        valid = bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        raise InputError("--uri is not an address.", fix) from None
-    if parts.username is not None or parts.query or parts.fragment:
-        raise InputError(
-            "--uri holds more than an address.",
-            "put user:password into an environment variable and name it with --token-env.",
-        )
-    if not valid or parts.scheme not in {"http", "https"} or uri.endswith(".db"):
-        raise InputError(f"{uri} is not an address of a Milvus server.", fix)
-
-
 @dataclass(frozen=True)
 class About:
-    """The description of a load, as the property of its collections holds it.
-
-    Attributes:
-        schema: version of the contract.
-        model: hash of the student.
-        corpus: fingerprint of the pairs.
-        load: identifies the load.
-        rows: number of rows in each space.
-        tuning: search parameters of each space.
-    """
+    """The description of a load, as the property of its collections holds it."""
 
     schema: int
     model: str
+    """Hash of the student."""
     corpus: str
+    """Fingerprint of the pairs."""
     load: str
+    """Identifies the load."""
     rows: dict[Space, int]
     tuning: dict[Space, dict[str, int]]
-
-    def to_json(self) -> str:
-        """The text that `read_about` reads."""
-        return json.dumps(asdict(self), sort_keys=True)
+    """Search parameters of each space."""
 
     def collection(self, prefix: str, space: Space) -> str:
         """The name of one space's collection."""

@@ -1,10 +1,12 @@
 """Loading an index into Milvus: all of it, or nothing that a search would see."""
 
 import contextlib
+import json
 import math
 import re
 import secrets
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +156,7 @@ def _fill(
     for one in ROWS:
         options = {"max_length": LONGEST} if one.name in _STRINGS else {}
         schema.add_field(one.name, DataType.VARCHAR if options else DataType.INT64, **options)
-    properties = {PROPERTY: about.to_json()}
+    properties = {PROPERTY: json.dumps(asdict(about))}
     client.create_collection(
         name, schema=schema, properties=properties, consistency_level="Bounded"
     )

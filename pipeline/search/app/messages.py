@@ -1,10 +1,11 @@
 """The requests and answers of the API, as /openapi.json describes them."""
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.index.format import Target, Window
+from pipeline.index.format import Hit, Target, Window
 
 MAX_RESULTS = 100
 MAX_OFFSET = 10_000
@@ -48,24 +49,10 @@ class WantedByText(Wanted):
     """The query, of 1 to 10,000 characters."""
 
 
-class Result(BaseModel):
+@dataclass(frozen=True)
+class Result(Hit):
     """One result."""
 
-    rank: int
-    """From 1, best first."""
-    score: float
-    """Cosine of query and result."""
-    kind: Literal["caption", "sentence", "text", "image"]
-    id: int
-    """caption_id, row of the sentence, line of the own text, or image_id."""
-    text: str
-    """The text, or the first caption of the image."""
-    count: int
-    """How often it occurs."""
-    archive: str
-    """File name of the image's archive; empty where there is no image."""
-    member: str
-    """The image's name in it."""
     picture: str | None
     """Address of the picture on this server: a JPEG, larger with `?size=large`."""
 

@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from pipeline.core.errors import InputError, StaleArtifactError
 from pipeline.download.records import Pairs, read_pairs
 from pipeline.features.teacher import Teacher
-from pipeline.search.app.guard import Guard
+from pipeline.search.app.guard import guard
 from pipeline.search.app.messages import Problem
 from pipeline.search.app.problems import PROBLEMS, answer_problems
 from pipeline.search.app.service import LazyTeacher, Service, System
@@ -69,7 +69,7 @@ def create_app(
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    app.add_middleware(Guard, names=frozenset(name.lower() for name in names))
+    guard(app, frozenset(name.lower() for name in ("localhost", *names)))
     answer_problems(app)
     _add_addresses(app, service)
     return app
