@@ -408,10 +408,10 @@ _LOAD = """
 import resource
 import sys
 from pathlib import Path
-from pipeline import bars
-bars.INTERVAL = 0.0  # a line for every message
+from pipeline.core import log_bars
+log_bars.INTERVAL = 0.0  # a line for every message
 import numpy as np
-from pipeline.index.milvus import Address
+from pipeline.index.milvus.collection import Address
 from pipeline.index.milvus.load import load_items
 from pipeline.core.signals import ends_on_signal
 from tests.index.test_milvus import MANIFEST, numbered, write_parts
