@@ -2,11 +2,11 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test test-all faults mutants nightly lint types check audit licences sbom demo clean
+.PHONY: help repro test smoke test-all faults mutants nightly lint types check audit licences sbom demo clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -16,10 +16,13 @@ repro: .venv/base .dvc/plots/page.html ## Install what is needed, run the pipeli
 	@$(BIN)/python -m stages.results
 
 test: .venv/dev ## Run the quick tests (offline, no GPU)
-	$(PYTEST)
+	$(PYTEST) --dist worksteal
+
+smoke: .venv/dev ## Run one test of each slow kind: a kill a stage, Milvus, the page, two processes
+	$(PYTEST) --dist loadfile -m smoke -rs
 
 test-all: .venv/dev ## Run the slow and real tests too; those that cannot run here skip loudly
-	$(PYTEST) -m '' -rs
+	$(PYTEST) --dist loadfile -m '' -rs --hypothesis-profile nightly
 
 faults: .venv/dev ## Break the pipeline in every way, the long form; prints a table
 	$(BIN)/python -m tests.faults

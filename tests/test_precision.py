@@ -91,7 +91,7 @@ def settings(node: object) -> list[tuple[str, object]]:
     return [pair for key, value in node.items() for pair in [(str(key), value), *settings(value)]]
 
 
-FILES = [*sorted((ROOT / "grids").glob("*.yaml")), ROOT / "pipeline/presets/presets.yaml"]
+FILES = [*sorted((ROOT / "grids").glob("*.yaml")), ROOT / "pipeline/params/presets.yaml"]
 
 
 @pytest.mark.parametrize("file", [*FILES, ROOT / "params.yaml"], ids=lambda file: file.name)

@@ -102,6 +102,7 @@ def spearman(scores: pd.DataFrame, **wanted: object) -> float:
     return only(scores, part="sts", measure="spearman", **wanted)["value"]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(("task", "split"), AGGREGATIONS.keys())
 def test_sts_meets_the_reference_in_every_aggregation(scores, task, split):
     for aggregation, expected in AGGREGATIONS[task, split].items():
