@@ -195,7 +195,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path, type[RangeHandler]]]:
     with http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), functools.partial(handler, directory=str(folder))
     ) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever, daemon=True)
+        thread = threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{httpd.server_port}", folder, handler
         httpd.shutdown()

@@ -89,6 +89,6 @@ def test_everything_imported_is_pinned_by_name_and_version():
 
 
 def test_the_demo_world_is_that_of_params_yaml():
-    from pipeline.download.scenes.demo.demo_world import WORLD
+    from pipeline.download.scenes.demo.rebuild import WORLD
 
     assert read_default_params()["download"]["scenes"] == WORLD.model_dump()

@@ -6,8 +6,7 @@ from html import escape
 from pathlib import Path
 
 from pipeline.core.files import atomic_file
-from pipeline.features.encode import PackedImages
-from pipeline.features.images import Rejection
+from pipeline.download.packed_images import PackedImages, Rejection
 from pipeline.index.layout import Hit
 from pipeline.search.searcher import Answer, require_corpus
 from pipeline.search.thumbnails import shrink

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from pipeline.core.errors import InputError, StaleArtifactError
+from pipeline.core.files import reports_unreadable
 from pipeline.core.plaintext import MARK, is_blank, read_lines
 from pipeline.index.layout import Hit, Index, Target, Window, read_manifest
 from pipeline.index.queries import ExportedQueries, Queries, StudentQueries
@@ -151,8 +152,6 @@ def read_picture(path: Path) -> bytes:
         InputError: it is not there, no file, or larger than 64 MiB.
         ResourceError: it cannot be read.
     """
-    from pipeline.download.archives import reports_unreadable
-
     if not path.is_file():
         raise InputError(f"{path} is no file.", "name a picture.")
     with reports_unreadable(path):
@@ -162,7 +161,7 @@ def read_picture(path: Path) -> bytes:
 
 
 def _features(picture: bytes, teacher: "Teacher") -> Float32[np.ndarray, "1 teacher"]:
-    from pipeline.features.images import Rejection
+    from pipeline.download.packed_images import Rejection
 
     pixels = teacher.decode(picture)
     if isinstance(pixels, Rejection):

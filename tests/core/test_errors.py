@@ -215,7 +215,7 @@ def test_captions_are_shown_as_they_are(scratch, monkeypatch):
     assert "a [red] circle :smile: [/b]" in result.stdout, result.output
 
 
-def test_a_csv_is_no_place_for_json(in_tiny_run):
+def test_json_is_not_written_to_a_csv(in_tiny_run):
     assert_clear_error(invoke("evaluate", "--out", "scores.csv"), "scores.csv", "ends in .json")
 
 
@@ -260,7 +260,7 @@ def test_memory_running_out_has_a_remedy():
         pa.ArrowMemoryError("realloc of size 256 failed"),
     ],
 )
-def test_want_of_memory_is_not_blamed_on_a_file(cause):
+def test_out_of_memory_is_not_blamed_on_a_file(cause):
     def main() -> None:
         try:
             raise cause
@@ -272,7 +272,7 @@ def test_want_of_memory_is_not_blamed_on_a_file(cause):
     assert "dvc repro" not in result.stderr
 
 
-def test_want_of_memory_is_seen_through_what_was_raised_from_it():
+def test_out_of_memory_is_found_behind_the_error_that_it_caused():
     def main() -> None:
         raise RuntimeError("the export failed") from MemoryError()
 

@@ -146,7 +146,7 @@ def test_changed_bytes_on_disk_are_noticed(served, tmp_path):
 def test_a_server_that_never_delivers_gives_up(served, tmp_path):
     url, _, handler = served
     handler.faults += [lambda h: h.send_content(CONTENT, cut_after=0) or True] * 5
-    with pytest.raises(DownloadError, match="cannot be fetched"):
+    with pytest.raises(DownloadError, match="could not be downloaded"):
         fetch(FILE, tmp_path / "to", url)
 
 
@@ -168,7 +168,7 @@ def test_switching_the_mirror_fetches_anew(served, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("file.bin", "fetched"), ("none.bin", "cannot be fetched")]
+    ("name", "words"), [("file.bin", "fetched"), ("none.bin", "could not be downloaded")]
 )
 def test_hub_files_come_through_the_hub_library(hub, tmp_path, name, words):
     """In a process of its own: the hub's library reads its endpoint once, at import."""

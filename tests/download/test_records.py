@@ -23,12 +23,12 @@ from pipeline.download.records import (
     STS,
     TRANSFER,
     Pairs,
-    PairsWriter,
     count_pairs,
     read_pairs,
     read_sts,
     read_transfer,
     write_pairs,
+    write_pairs_to,
     write_sts,
     write_table,
     write_transfer,
@@ -161,7 +161,7 @@ def test_the_bytes_do_not_depend_on_how_rows_are_added(tmp_path_factory, cuts):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "ROW_GROUP", 32)
         write_pairs(folder / "whole", pd.DataFrame(images), pd.DataFrame(captions))
-        with PairsWriter(folder / "parts") as writer:
+        with write_pairs_to(folder / "parts") as writer:
             for start, stop in zip([0, *sorted(cuts)], [*sorted(cuts), 134], strict=True):
                 writer.add(part(images, start, stop), part(captions, start, stop))
     assert files_of(folder / "whole") == files_of(folder / "parts")
@@ -189,7 +189,7 @@ def test_pairs_without_rows_are_refused_and_leave_nothing(tmp_path, rows):
     images, captions = pair_rows(3)
     with (
         pytest.raises(InputError, match="no images or no captions"),
-        PairsWriter(tmp_path / "pairs") as writer,
+        write_pairs_to(tmp_path / "pairs") as writer,
     ):
         writer.add(part(images, 0, rows[0]), part(captions, 0, rows[1]))
     assert files_of(tmp_path / "pairs") == {}
@@ -199,7 +199,7 @@ def test_a_failure_between_the_rows_leaves_what_was_there(tmp_path):
     images, captions = pair_rows(records.ROW_GROUP + 1)
     write_pairs(tmp_path, pd.DataFrame(part(images, 0, 9)), pd.DataFrame(part(captions, 0, 9)))
     before = files_of(tmp_path)
-    with pytest.raises(ZeroDivisionError), PairsWriter(tmp_path) as writer:
+    with pytest.raises(ZeroDivisionError), write_pairs_to(tmp_path) as writer:
         writer.add(images, captions)
         _ = 1 / 0
     assert files_of(tmp_path) == before
@@ -216,7 +216,7 @@ from pipeline.index.reader import RowTable
 before = len(os.listdir("/proc/self/task"))
 read_pairs(Path("data/pairs"))
 count_pairs(Path("data/pairs"))
-list(ParquetRows(Path("data/pairs/captions.parquet"), {"key": "caption"}).batches(1_000))
+list(ParquetRows(Path("data/pairs/captions.parquet"), "").rows(["caption"], 1_000))
 RowTable.open(Path("data/index/texts.parquet")).take([0])
 assert len(os.listdir("/proc/self/task")) == before
 """
@@ -271,7 +271,7 @@ def archive_rows(*changes: tuple[str, int]) -> dict[str, list]:
 
 def write_with_archives(folder: Path, archives: dict[str, list], cut: int = 1) -> Pairs:
     images, captions = pair_rows(5)
-    with PairsWriter(folder) as writer:
+    with write_pairs_to(folder) as writer:
         writer.add(images, captions, part(archives, 0, cut))
         writer.add(part(images, 0, 0), part(captions, 0, 0), part(archives, cut, 9))
     return read_pairs(folder)
@@ -314,7 +314,7 @@ def test_a_damaged_table_of_archives_is_named(tmp_path):
 
 def test_a_failure_between_archives_leaves_nothing(tmp_path):
     images, captions = pair_rows(5)
-    with pytest.raises(ZeroDivisionError), PairsWriter(tmp_path) as writer:
+    with pytest.raises(ZeroDivisionError), write_pairs_to(tmp_path) as writer:
         writer.add(images, captions, archive_rows())
         _ = 1 / 0
     assert files_of(tmp_path) == {}

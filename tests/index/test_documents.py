@@ -112,7 +112,7 @@ COLUMNS = (
     ("content", "words"),
     [
         (b"\xff\xfe\x00", "own.txt is UTF-16"),
-        (b"ok\n\x80\n", "own.txt line 2 is no UTF-8"),
+        (b"ok\n\x80\n", "own.txt line 2 is not UTF-8"),
         (b"ok\na\0b\n", "own.txt line 2 holds NUL"),
     ],
 )

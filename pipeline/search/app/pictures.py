@@ -9,9 +9,8 @@ from jaxtyping import Int64
 
 from pipeline.core.errors import InputError
 from pipeline.core.progress import log
+from pipeline.download.packed_images import PackedImages, Rejection
 from pipeline.download.records import Pairs
-from pipeline.features.encode import PackedImages
-from pipeline.features.images import Rejection
 from pipeline.index.layout import Hit
 from pipeline.search.app.problems import UnknownError
 from pipeline.search.thumbnails import shrink
