@@ -59,7 +59,7 @@ class LossParams(Block):
     """Fixed margin m1 of the text loss, radians."""
     temperature: Annotated[Number, Field(gt=0, le=10)] = 0.05
     """tau of all losses, which divides cosines; no unit."""
-    weight: Annotated[Number, Field(ge=0, le=1000)] = 0.1
+    grounding_weight: Annotated[Number, Field(ge=0, le=1000)] = 0.1
     """lambda: weight of the grounded losses against the text loss, no unit."""
     terms: Annotated[list[Term], Field(min_length=1), AfterValidator(distinct), UNIQUE] = [
         "image",

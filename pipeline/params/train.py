@@ -40,33 +40,33 @@ class TrainParams(Block):
     """Passes over text and pairs; used where `steps` is null."""
     batch_size: Annotated[int, Field(ge=2, le=65_536)] = 64
     """Sentences a batch, over all processes; in-batch negatives need at least 2."""
-    accumulate: Annotated[int, Field(ge=1, le=4096)] = 1
-    """Batches whose gradients make one step. Negatives come from the own batch only: a step of 4
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Batches whose gradients make one step. Negatives come from the same batch only: a step of 4
     batches of 64 has 63 negatives an anchor, not 255."""
     learning_rate: Annotated[Number, Field(gt=0, le=1)] = 0.001
     """AdamW's peak rate, decayed linearly to 0 without warm-up; change of a weight
     a step, no other unit."""
-    buckets: Annotated[int, Field(ge=1, le=65_536)] = 1
+    length_buckets: Annotated[int, Field(ge=1, le=65_536)] = 1
     """Successive batches whose sentences are sorted by length together, so that a batch needs
     little padding; 1: random batches. Negatives are then about as long as their anchor."""
     unpad: bool | Literal["auto"] = "auto"
     """Whether a forward pass leaves out padding, with the same vectors and gradients; auto: on a
     CPU, where the encoder allows it and `compile` is off."""
-    chunk: Annotated[int, Field(ge=1, le=65_536)] | None = None
-    """Sentences encoded at a time, where a batch does not fit into memory: negatives and gradient
-    stay those of the whole batch, for a second forward pass. None: the whole batch."""
+    mini_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    """Sentences encoded at a time, where a batch does not fit into memory (GradCache): negatives
+    and gradient stay those of the whole batch, for a second forward pass. None: all."""
     gather_negatives: bool = True
     """Under `accelerate launch`: whether an anchor's negatives are those of the whole batch, as in
-    one process, or only those of its own process's share."""
+    one process, or only those in the share of its process."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the forward pass, also of scores on dev; auto: bf16 where the device computes it natively.
     Weights, optimiser, similarities and losses are float32 in any."""
     compile: bool = False
     """Whether torch.compile makes kernels of the encoder first, which takes a minute."""
-    track: Annotated[
+    report_to: Annotated[
         list[Literal["tensorboard", "wandb", "dvclive"]], AfterValidator(distinct), UNIQUE
     ] = []
-    """Where curves go as well while they are drawn; each must be installed."""
+    """Trackers that get the curves during training; each must be installed."""
     pair_every: Annotated[int, Field(ge=1, le=10**9)] | Literal["auto"] = "auto"
     """Every how many steps a batch of pairs comes; auto: text batches // pair batches."""
     evaluate_every: Annotated[int, Field(ge=1, le=10**9)] = 125

@@ -68,7 +68,7 @@ PUBLISHED_BY_ALL = {
     "student.max_length": 32,
     "student.grounding_dim": 256,
     "loss.temperature": 0.05,
-    "loss.weight": 0.01,
+    "loss.grounding_weight": 0.01,
     "train.seeds": [0, 1, 2, 3, 4],
     "train.steps": None,
     "train.epochs": 3,
