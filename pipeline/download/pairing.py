@@ -7,8 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pipeline.core.files import reports_unreadable
 from pipeline.core.plaintext import MARK, is_blank
-from pipeline.download.archives import reports_unreadable
 from pipeline.download.records import ARCHIVES, CAPTIONS, IMAGES, PairsWriter
 
 MOST_CHARACTERS = 10_000

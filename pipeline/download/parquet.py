@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core.errors import InputError, PipelineError
+from pipeline.core.files import refusal
 from pipeline.core.redact import one_line
-from pipeline.download.archives import refusal
 
 _BUFFER = 1 << 20
 _FAULTS = (pa.ArrowException, OSError, UnicodeDecodeError)

@@ -10,8 +10,8 @@ import pandas as pd
 from jaxtyping import Int64
 
 from pipeline.core.errors import InputError
+from pipeline.core.files import reports_unreadable
 from pipeline.core.plaintext import is_blank, read_lines
-from pipeline.download.archives import reports_unreadable
 from pipeline.download.records import Pairs
 from pipeline.features.rows import Features
 from pipeline.features.store import blocks

@@ -108,7 +108,7 @@ def _describe(fault: ErrorDetails, schema: type[Block]) -> str:
     location = [part for part in fault["loc"] if isinstance(part, str)]
     shown = one_line(".".join(_without_union_tags(location, schema)), _LONGEST) or "the file"
     if fault["type"] == "extra_forbidden":
-        return f"unknown key {shown}{_did_you_mean(location, schema)}"
+        return f"unknown key {shown} ({_hint(location, schema)})"
     if fault["type"] == "missing":
         return f"{shown} is missing"
     if fault["type"] == "invalid_key":
@@ -158,13 +158,19 @@ def _inner_block(block: type[Block], name: str) -> type[Block] | None:
     return None
 
 
-def _did_you_mean(location: list[str], schema: type[Block]) -> str:
+def _hint(location: list[str], schema: type[Block]) -> str:
+    """What to write instead of an unknown key."""
+    key = ".".join(location)
+    if key in RENAMED:
+        return f"did you mean {RENAMED[key]}? It was renamed"
+    if key in REMOVED:
+        return f"it was removed: {REMOVED[key]}"
     block: type[Block] | None = schema
     for part in location[:-1]:
         block = _inner_block(block, part) if block else None
     known = list(block.model_fields) if block else []
     close = difflib.get_close_matches(location[-1][:_LONGEST], known, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(known)})"
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
 
 
 def _shorten(value: object) -> str:
@@ -178,5 +184,15 @@ _LONGEST = 60
 
 RENAMED: dict[str, str] = {
     "index.recall": "index.target_recall",
+    "loss.weight": "loss.grounding_weight",
+    "train.accumulate": "train.gradient_accumulation_steps",
+    "train.buckets": "train.length_buckets",
+    "train.chunk": "train.mini_batch_size",
+    "train.track": "train.report_to",
 }
-"""Former keys, and what they are called today."""
+"""Old dotted keys of params.yaml, each with its new one, which the error names."""
+
+REMOVED: dict[str, str] = {
+    "features.layout": "features.h5 always holds all features; delete the line",
+}
+"""Keys of params.yaml that are gone, each with the reason and what to do."""

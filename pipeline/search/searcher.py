@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core.errors import InputError, StaleArtifactError
+from pipeline.core.files import reports_unreadable
 from pipeline.core.plaintext import MARK, is_blank, read_lines
 from pipeline.index.format import Hit, Index, Space, Target, Window, read_manifest
 from pipeline.index.queries import ExportedQueries, Queries, StudentQueries
@@ -157,8 +158,6 @@ def read_picture(path: Path) -> bytes:
         InputError: it is not a file, or larger than 64 MiB.
         ResourceError: it cannot be read.
     """
-    from pipeline.download.archives import reports_unreadable
-
     if not path.is_file():
         raise InputError(f"{path} is not a file.", "name a picture.")
     with reports_unreadable(path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import ParamsError
-from pipeline.params.block import load_params
+from pipeline.params.block import REMOVED, RENAMED, Block, dotted, load_params
 from pipeline.params.schema import Params
 from pipeline.params.yaml import LARGEST
 from tests.conftest import ROOT, merge, read_default_params, write_params
@@ -66,6 +66,35 @@ def test_all_faults_come_in_one_message(tmp_path):
     )
     for key in ("loss.margin", "loss.mragin", "train.batch_size", "index.kind"):
         assert message.count(key + ":") + message.count(f"unknown key {key}") == 1
+
+
+class Inner(Block):
+    new: int
+
+
+class Outer(Block):
+    block: Inner
+
+
+@pytest.mark.parametrize(
+    ("table", "value", "hint"),
+    [
+        (RENAMED, "block.new", "did you mean block.new? It was renamed"),
+        (REMOVED, "nobody needs it", "it was removed: nobody needs it"),
+    ],
+)
+def test_a_key_that_is_gone_says_what_became_of_it(tmp_path, monkeypatch, table, value, hint):
+    monkeypatch.setitem(table, "block.old", value)
+    (tmp_path / "params.yaml").write_text("block: {old: 1, new: 2}")
+    with pytest.raises(ParamsError) as error:
+        load_params(tmp_path / "params.yaml", Outer)
+    assert f"unknown key block.old ({hint})" in error.value.what
+
+
+def test_renamed_keys_lead_to_keys_that_exist():
+    known = dict(dotted(read_default_params()))
+    for old, new in RENAMED.items():
+        assert (old in known) != (new in known)  # whichever of the two the block has today
 
 
 def test_a_missing_key_is_named(tmp_path):
