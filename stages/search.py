@@ -14,7 +14,7 @@ import typer
 from pipeline.core.errors import InputError
 from pipeline.core.files import reports_unreadable
 from pipeline.core.redact import one_line
-from pipeline.index.layout import Target, Window
+from pipeline.index.format import Target, Window
 from pipeline.index.milvus.collection import DEFAULT_PREFIX, Address, MilvusIndex
 from pipeline.params.places import expanded
 from pipeline.search.searcher import (

@@ -23,7 +23,7 @@ class IndexParams(Block):
     """A file of your own texts, UTF-8, one a line; null where `items` does not name texts."""
     kind: Literal["auto", "flat", "hnsw", "ivf-sq8", "ivf-pq"] = "auto"
     """FAISS index; `auto` measures recall and takes the cheapest."""
-    recall: Annotated[Number, Field(gt=0, le=1)] = 0.99
+    target_recall: Annotated[Number, Field(gt=0, le=1)] = 0.99
     """Share of the 10 nearest rows that the index must find, where it is not flat."""
     max_bytes: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = None
     """The most bytes of one file of vectors; null: no limit."""

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from pipeline.core.errors import InputError
 from pipeline.download.records import write_table
-from pipeline.index.layout import ROWS
+from pipeline.index.format import ROWS
 from stages._cli import run_stage
 from tests.conftest import ROOT, TINY, assert_clear_error, invoke, write_params
 

@@ -19,7 +19,7 @@ from pipeline.download.karpathy import read_karpathy
 from pipeline.download.packed_images import Rejection
 from pipeline.download.webdataset import read_shard
 from pipeline.features.teacher import Teacher
-from pipeline.index.layout import Hit
+from pipeline.index.format import Hit
 from pipeline.params.teacher import TeacherParams
 from pipeline.search.gallery import _figure
 from pipeline.student.encoder import SentenceEncoder

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from typer.testing import Result
 
 from pipeline.index.faiss_index import LEAST_ROWS
-from pipeline.index.layout import TARGET_OF
+from pipeline.index.format import TARGET_OF
 from pipeline.params.schema import Params
 from tests.conftest import (
     TINY,
@@ -152,7 +152,7 @@ def params_that_run(draw: st.DrawFn) -> dict:
     noise["threshold"] = draw(THRESHOLDS[noise["kind"]], label="threshold")
     index = changes["index"]
     if index["kind"] not in {"auto", "flat"}:  # which alone find all of the nearest rows
-        index["recall"] = min(index["recall"], 0.9)
+        index["target_recall"] = min(index["target_recall"], 0.9)
     if changes["train"]["objective"] == "simcse":  # knows no images
         add(index["items"], "captions")
         add(changes["evaluate"]["tasks"], "sts")

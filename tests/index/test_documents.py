@@ -144,7 +144,7 @@ def test_own_texts_that_are_not_there(corpus, tmp_path):
         ({"texts": "own.txt"}, "names a file where items has texts"),
         ({"items": []}, "at least 1 item"),
         ({"items": ["captions", "captions"]}, "named twice"),
-        ({"recall": 1.5}, "less than or equal to 1"),
+        ({"target_recall": 1.5}, "less than or equal to 1"),
         ({"kind": "faiss"}, "kind"),
     ],
 )
