@@ -53,8 +53,8 @@ class TrainParams(Block):
     """Whether a forward pass leaves out padding, with the same vectors and gradients; auto: on a
     CPU, where the encoder allows it and `compile` is off."""
     mini_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
-    """Sentences encoded at a time, where a batch does not fit into memory (GradCache): negatives and
-    gradient stay those of the whole batch, at the cost of a second forward pass. None: all."""
+    """Sentences encoded at a time, where a batch does not fit into memory (GradCache): negatives
+    and gradient stay those of the whole batch, for a second forward pass. None: all."""
     gather_negatives: bool = True
     """Under `accelerate launch`: whether an anchor's negatives are those of the whole batch, as in
     one process, or only those in the share of its process."""

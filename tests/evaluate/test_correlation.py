@@ -44,8 +44,10 @@ def tied_pairs(count, *, seed=0):
     return (gold / 5 + rng.normal(size=count)).round(1), gold
 
 
-@pytest.mark.parametrize(("count", "chunk"), [(2, 200_000), (3, 200_000), (17, 200_000),
-                                              (250, 200_000), (1500, 200_000), (40, 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("count", "chunk"),
+    [(2, 200_000), (3, 200_000), (17, 200_000), (250, 200_000), (1500, 200_000), (40, 1)],
+)
 def test_the_bootstrap_equals_scipy_on_the_drawn_resamples(count, chunk, monkeypatch):
     """Also where one resample fills a chunk."""
     monkeypatch.setattr(correlation, "_CHUNK", chunk)

@@ -62,7 +62,7 @@ def test_all_targets_are_run(targets):
 def test_mutated_bytes_end_in_a_result_or_in_one_line(targets, name, tmp_path):
     target = targets[name]
     share = 0.2 if name.startswith("senteval") else SLOW.get(name, 1.0)
-    cases = range(int(share * times(100, 5_500)))
+    cases = range(int(share * times(40, 5_500)))
     kept = Path(os.environ.get("KDMCSE_FUZZ", tmp_path))
     kept.mkdir(parents=True, exist_ok=True)
     outcome = run(target, cases, kept)

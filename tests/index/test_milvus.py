@@ -616,6 +616,7 @@ def wait_for(port: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.smoke
 def test_a_server_answers_as_files_do(plain, monkeypatch):
     with serving(plain / "served") as uri:
         assert_clear_error(invoke("search", "x", "--uri", uri), "holds no index named kdmcse")

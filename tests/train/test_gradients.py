@@ -144,6 +144,7 @@ def run_two(folder: Path, *arguments: str) -> list[tuple[torch.Tensor, dict[str,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["0", "3"])
+@pytest.mark.smoke
 def test_two_processes_give_the_gradient_of_one(tmp_path, size):
     model = make_model().eval()
     loss = add_gradients(model, model.encoder.tokenize(SENTENCES), make_teacher())
