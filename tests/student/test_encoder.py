@@ -152,7 +152,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 def test_a_text_only_student_does_not_ground(saved):
     student = load_student(saved, torch.device("cpu"))
     blind = Student(student.encoder, student.heads, "simcse")
-    with pytest.raises(ModelError, match="trained without pictures"):
+    with pytest.raises(ModelError, match="trained without images"):
         blind.ground_images(np.zeros((1, 6)))
     with pytest.raises(ModelError, match="5 wide"):
         student.ground_images(np.zeros((1, 5)))
