@@ -1,6 +1,5 @@
 """What all commands share: checked params, logs on stderr, one red line and exit code 1."""
 
-import contextlib
 import errno
 import functools
 import inspect
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 import typer
+from tqdm import tqdm
 
 from pipeline.core.device import keep_freed_memory, ran_out_of_memory
 from pipeline.core.errors import InterruptedRunError, PipelineError
@@ -131,8 +131,7 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
     """Lines on stderr, each on its own even where a progress bar stands there."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        bars = sys.modules.get("tqdm")
-        with bars.tqdm.external_write_mode(sys.stderr) if bars else contextlib.nullcontext():
+        with tqdm.external_write_mode(sys.stderr):
             super().emit(record)
 
 
