@@ -356,13 +356,36 @@ class Student:
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | None = None) -> "Student":
-        """Read a student directory; `load_student` with a device chosen: the first GPU or the CPU.
+        """Read a student directory that `save_student` wrote.
+
+        Args:
+            folder: the directory.
+            device: where its weights go; None: the first GPU, else the CPU.
 
         Raises:
             MissingArtifactError: the directory does not exist.
-            ModelError, InputError: as `load_student`.
+            ModelError: it cannot be loaded.
+            InputError: the heads are missing or do not fit, or a file changed since it was saved.
         """
-        return load_student(Path(folder), device or choose_device())
+        folder, device = Path(folder), device or choose_device()
+        verify_student_checksums(folder)
+        encoder = SentenceEncoder.load(folder)
+        try:
+            about = json.loads((folder / "heads.json").read_text(encoding="utf-8"))
+            facts = {
+                "objective": str(about["objective"]),
+                "seed": about.get("seed"),
+                "matryoshka": tuple(map(int, about.get("matryoshka", ()))),
+                "teacher": str(about.get("teacher", "")),
+            }
+            heads = GroundingHeads(*about["dims"])
+            heads.load_state_dict(load_file(folder / "heads.safetensors"))
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise InputError(
+                f"{folder} has no usable grounding heads: {first_line(error)}.",
+                "run `dvc repro -f train`, or get the model again.",
+            ) from None
+        return cls(encoder.to(device).eval(), heads.to(device).eval(), **facts)
 
     def encode(
         self, texts: Sequence[str], *, batch_size: int = 128, show_progress: bool = False
@@ -485,33 +508,6 @@ def save_student(folder: Path, student: Student, card: str) -> None:
     _write(folder / "heads.json", about)
     (folder / "README.md").write_text(card, encoding="utf-8")
     write_student_checksums(folder)
-
-
-def load_student(folder: Path, device: torch.device) -> Student:
-    """Read a student directory that `save_student` wrote, onto a device.
-
-    Raises:
-        ModelError: it cannot be loaded.
-        InputError: the heads are missing or do not fit, or a file changed since it was saved.
-    """
-    verify_student_checksums(folder)
-    encoder = SentenceEncoder.load(folder)
-    try:
-        about = json.loads((folder / "heads.json").read_text(encoding="utf-8"))
-        facts = {
-            "objective": str(about["objective"]),
-            "seed": about.get("seed"),
-            "matryoshka": tuple(map(int, about.get("matryoshka", ()))),
-            "teacher": str(about.get("teacher", "")),
-        }
-        heads = GroundingHeads(*about["dims"])
-        heads.load_state_dict(load_file(folder / "heads.safetensors"))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise InputError(
-            f"{folder} has no usable grounding heads: {first_line(error)}.",
-            "run `dvc repro -f train`, or get the model again.",
-        ) from None
-    return Student(encoder.to(device).eval(), heads.to(device).eval(), **facts)
 
 
 def is_student(folder: Path) -> bool:

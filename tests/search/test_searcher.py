@@ -21,7 +21,7 @@ from pipeline.features.teacher import Teacher
 from pipeline.index.format import Window
 from pipeline.params.teacher import TeacherParams
 from pipeline.search.searcher import Searcher, read_queries
-from pipeline.student.encoder import load_student
+from pipeline.student.encoder import Student
 from tests.conftest import TINY
 
 
@@ -41,7 +41,7 @@ def test_hits_are_the_exact_cosines(tiny_run, searcher):
     texts = read_pairs(tiny_run / "data/pairs").captions["caption"].tolist()
     captions = list(dict.fromkeys(texts))
     query = "a small red circle above a blue square"
-    encoder = load_student(tiny_run / "data/models/0", torch.device("cpu")).encoder
+    encoder = Student.load(tiny_run / "data/models/0", torch.device("cpu")).encoder
     vectors = encoder.encode([query, *captions], batch_size=32).astype(np.float64)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     expected = np.sort(vectors[1:] @ vectors[0])[::-1][:7]
@@ -67,7 +67,7 @@ def test_images_are_ranked_through_the_grounding_heads(tiny_run, searcher):
         TeacherParams(model=TINY["teacher"]["model"]),
         pairs.fingerprint(),
     )
-    student = load_student(tiny_run / "data/models/0", torch.device("cpu"))
+    student = Student.load(tiny_run / "data/models/0", torch.device("cpu"))
     query = student.ground_sentences(student.encoder.encode(["a red circle"], batch_size=1))
     cosines = (student.ground_images(features.images) @ query.T)[:, 0]
     best = features.image_ids[np.argsort(-cosines)[:5]]
@@ -143,7 +143,7 @@ def test_an_indexed_picture_finds_itself(tiny_run, searcher, teacher):
 
 def test_captions_are_ranked_by_their_cosine_to_a_picture(tiny_run, searcher, teacher):
     hits = searcher.search_by_image(read_image(tiny_run, 0), teacher, target="texts")
-    student = load_student(tiny_run / "data/models/0", torch.device("cpu"))
+    student = Student.load(tiny_run / "data/models/0", torch.device("cpu"))
     captions = list(dict.fromkeys(read_pairs(tiny_run / "data/pairs").captions["caption"]))
     sentences = student.ground_sentences(student.encoder.encode(captions, batch_size=64))
     pixels = teacher.decode(read_image(tiny_run, 0))
