@@ -123,7 +123,8 @@ def _describe_unexpected(error: Exception) -> Failure:
 
 def _print(what: str, fix: str) -> None:
     end_bars()
-    typer.secho(f"error: {one_line(redact(what))}", fg="red", err=True)
+    colour = None if os.environ.get("NO_COLOR") else "red"
+    typer.secho(f"error: {one_line(redact(what))}", fg=colour, err=True)
     typer.echo(f"  fix: {one_line(redact(fix))}", err=True)
 
 

@@ -103,12 +103,12 @@ def find_faults(content: object, schema: type[Block]) -> list[str]:
     Blocks have defaults for users of the library, but a file has to name every key of its blocks,
     so that DVC sees every value.
     """
-    faults = list(_find_missing(content, schema))
+    faults: list[str] = []
     try:
         schema.model_validate(content)
     except ValidationError as error:
-        faults += [_describe(fault, schema) for fault in error.errors(include_url=False)]
-    faults = list(dict.fromkeys(faults))
+        faults = [_describe(fault, schema) for fault in error.errors(include_url=False)]
+    faults = list(dict.fromkeys([*faults, *_find_missing(content, schema)]))
     more = len(faults) - _MOST_FAULTS
     return [*faults[:_MOST_FAULTS], f"and {more:,} more"] if more > 0 else faults
 

@@ -68,7 +68,7 @@ def test_a_folder_is_there_also_while_it_is_replaced(tmp_path):
 
     replace()
     with ThreadPoolExecutor(1) as pool:
-        replaced = pool.submit(lambda: [replace() for _ in range(500)])
+        replaced = pool.submit(lambda: [replace() for _ in range(200)])
         while not replaced.done():
             assert os.access(target / "a", os.F_OK)
     replaced.result()

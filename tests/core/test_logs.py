@@ -175,7 +175,7 @@ def test_an_unexpected_error_and_its_traceback_tell_no_secret(tmp_path):
 
 def test_a_wrong_value_in_params_tells_no_secret(tmp_path):
     write_params(tmp_path, {"student": {"pooling": address("http://host", "x")}})
-    failed = run("-m", "stages.train", cwd=tmp_path)
+    failed = run("-m", "stages.download", cwd=tmp_path)
     assert failed.returncode == 1
     assert "student.pooling" in failed.stderr
     assert_no_secret(failed.stderr)
