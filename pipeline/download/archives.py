@@ -1,9 +1,8 @@
-"""Reading packed files without ever unpacking them to disk."""
+"""Packed files: read without ever unpacking them to disk, and written one member at a time."""
 
 import contextlib
 import errno
 import lzma
-import os
 import struct
 import tarfile
 import zipfile
@@ -13,7 +12,8 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import IO, cast
 
-from pipeline.core.errors import InputError, PipelineError, ResourceError
+from pipeline.core.errors import InputError, PipelineError
+from pipeline.core.files import atomic_file, refusal
 from pipeline.core.redact import one_line
 
 MAX_MEMBER_BYTES = 256 * 1024**2
@@ -37,12 +37,10 @@ _FAULTS = (
     TypeError,
     ValueError,
 )
-"""What the libraries raise about damaged bytes; they let pass what their own code stumbles over."""
+"""What the libraries raise for damaged bytes, errors of their own code among it."""
 
 _SAID_OF_DAMAGE = (None, errno.EINVAL, errno.EOVERFLOW)
 """The errno of decoders, and of a seek to where only a damaged archive would point."""
-
-_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
 _LONGEST = 120
 """Characters of a member's name, or of what a library says, in a message."""
@@ -50,60 +48,40 @@ _LONGEST = 120
 _Entry = zipfile.ZipInfo | tarfile.TarInfo
 
 
-def refusal(name: Path | str, error: OSError) -> ResourceError:
-    """The error for a file that the operating system does not let us read."""
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    remedy = "raise `ulimit -n`" if error.errno in _TOO_MANY_FILES else "make it readable"
-    return ResourceError(
-        f"{name} cannot be read: {reason.lower()}.", f"{remedy} and run the same command again."
-    )
-
-
-@contextlib.contextmanager
-def reports_unreadable(name: Path | str) -> Iterator[None]:
-    """Turn the operating system's refusals to read into an error with a remedy.
-
-    Raises:
-        ResourceError: naming the file.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise refusal(name, error) from error
-
-
 class Archive:
     """A zip or tar file whose members are read into memory, one at a time.
 
-    Nothing is written to disk, so that no member can reach a path outside; only regular files
-    are listed, so links and devices cannot be followed; sizes are bounded before reading, and so
-    is what has to be unpacked of a compressed tar to list it.
+    Nothing is written to disk, so no member can reach a path outside; only regular files are
+    listed, so links and devices cannot be followed; sizes are bounded before reading, and so is
+    what has to be unpacked of a compressed tar to list it.
 
-    Where several members have one name, the last of them counts, as for those who unpack it.
+    Where several members have one name, the last of them counts, as when unpacking.
 
     Args:
         path: the archive.
 
     Raises:
-        InputError: it is not there, no zip or tar file, damaged, or unpacks to too much.
-        ResourceError: it cannot be read, which says nothing of its content.
+        InputError: it is not there, not a zip or tar file, damaged, or unpacks to too much.
+        ResourceError: it cannot be read, which says nothing about its content.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._file = self._open()
-        except _FAULTS as error:
-            raise self._fault(error) from None
-        try:
-            entries = self._list_entries()
-        except _FAULTS as error:
-            self._file.close()
-            raise self._fault(error) from None
+        with contextlib.ExitStack() as stack:
+            try:
+                self._file = self._open()
+                stack.callback(self._file.close)
+                entries = self._list_entries()
+            except _FAULTS as error:
+                raise self._fault(error) from None
+            stack.pop_all()
         self._entries = dict(entries)
-        self.sizes = {name: _size(entry) for name, entry in self._entries.items()}
+        self.sizes = {
+            name: entry.file_size if isinstance(entry, zipfile.ZipInfo) else entry.size
+            for name, entry in self._entries.items()
+        }
         self.repeated = len(entries) - len(self._entries)
-        """Members whose name another one has too."""
+        """Members that share their name with a later one."""
 
     def __enter__(self) -> "Archive":
         return self
@@ -117,7 +95,7 @@ class Archive:
         Raises:
             KeyError: there is no regular file of that name.
             InputError: it is larger than MAX_MEMBER_BYTES, or damaged.
-            ResourceError: the archive cannot be read any more.
+            ResourceError: the archive can no longer be read.
         """
         size = self.sizes[member]
         if size > MAX_MEMBER_BYTES:
@@ -142,17 +120,20 @@ class Archive:
     def _list_entries(self) -> list[tuple[str, _Entry]]:
         if isinstance(self._file, zipfile.ZipFile):
             return [(info.filename, info) for info in self._file.infolist() if not info.is_dir()]
-        members = [info for info in self._members(self._file) if info.isreg()]
-        _require_end(self._file)
-        return [(info.name.removeprefix("./"), info) for info in members]
-
-    def _members(self, file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-        """The entries of a tar; each is held against the bound before the next is looked for."""
         bound = max(MAX_MEMBER_BYTES, MAX_RATIO * self.path.stat().st_size)
-        for info in file:
+        entries: list[tuple[str, _Entry]] = []
+        for info in self._file:  # each is checked before the next is looked for
             if info.offset_data + info.size > bound:
                 raise tarfile.ReadError(f"with {info.name} it unpacks to more than {bound:,} bytes")
-            yield info
+            if info.isreg():
+                entries.append((info.name.removeprefix("./"), info))
+        # A tar ends with zeros; tarfile takes anything that is not a header for the end.
+        stream = cast(IO[bytes], self._file.fileobj)
+        stream.seek(self._file.offset)
+        end = stream.read(tarfile.BLOCKSIZE)
+        if not end or any(end):
+            raise tarfile.ReadError(f"no member and no end at byte {self._file.offset:,}")
+        return entries
 
     def _stream(self, member: str) -> BufferedIOBase:
         entry = self._entries[member]
@@ -171,17 +152,30 @@ class Archive:
         )
 
 
-def _size(entry: _Entry) -> int:
-    return entry.file_size if isinstance(entry, zipfile.ZipInfo) else entry.size
+class Packer:
+    """Adds members to a zip that is being written."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self.members = 0
+        """Members that were added."""
+        self._archive = archive
+
+    def add(self, member: str, content: bytes) -> None:
+        """Add one member; its name must be new."""
+        entry = zipfile.ZipInfo(member)  # dated alike, but it names the operating system
+        entry.create_system = 3
+        self._archive.writestr(entry, content)
+        self.members += 1
 
 
-def _require_end(file: tarfile.TarFile) -> None:
-    """Refuse a tar that does not end with zeros, as every tar must.
+@contextlib.contextmanager
+def pack(path: Path) -> Iterator[Packer]:
+    """Write a zip of stored members; it is whole or not there.
 
-    tarfile takes whatever is no header, such as a damaged one, for the end.
+    Equal members under equal names in equal order give equal bytes.
+
+    Raises:
+        ResourceError: the disk is full, or the place cannot be written.
     """
-    stream = cast(IO[bytes], file.fileobj)
-    stream.seek(file.offset)
-    end = stream.read(tarfile.BLOCKSIZE)
-    if not end or any(end):
-        raise tarfile.ReadError(f"no member and no end at byte {file.offset:,}")
+    with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        yield Packer(archive)

@@ -1,7 +1,6 @@
 """From sources to the corpora's folders: fetch, read, write, count."""
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from pipeline.download.fetch import fetch
 from pipeline.download.folder import write_folder_pairs
 from pipeline.download.hub import write_hub_pairs
 from pipeline.download.karpathy import read_karpathy
-from pipeline.download.pairing import PairRows
-from pipeline.download.scenes.tables import make_sentences, make_sts, write_pairs_corpus
+from pipeline.download.pairing import write_rows_to
+from pipeline.download.scenes.tables import make_sentences, make_sts, write_scene_pairs
 from pipeline.download.scenes.transfer_tasks import make_transfer
 from pipeline.download.senteval import read_cased_benchmark, read_senteval
 from pipeline.download.sources import BY_NAME, OWN_KINDS, SCENES
@@ -45,55 +44,21 @@ def make_pairs(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metric
         Their counts; for one's own data also of what was left out of it.
     """
     left_out: Metrics = {}
-
-    def write(target: Path) -> None:
+    with atomic_folder(folder) as target:
         if params.pairs == SCENES:
-            write_pairs_corpus(target, params.scenes)
+            write_scene_pairs(target, params.scenes)
         elif params.pairs in OWN_KINDS:
-            left_out.update(_write_own_pairs(target, params, fetcher))
+            left_out = _write_own_pairs(target, params, fetcher)
         else:
-            _write_public_pairs(target, params.pairs, fetcher)
-
-    _replace(folder, write)
+            splits, *archives = fetcher(params.pairs)
+            records.write_pairs(target, *read_karpathy(splits, params.pairs, archives))
+            for archive in archives:
+                _link_or_copy(archive, target / archive.name)
     return _account(params.pairs, records.count_pairs(folder)) | left_out
 
 
-def make_text(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metrics:
-    """Write the text-only sentences that `params.text` names; returns their count."""
-
-    def write(target: Path) -> None:
-        if params.text == SCENES:
-            sentences = make_sentences(params.scenes)
-        else:
-            sentences = read_sentences_file(fetcher(params.text)[0])
-        records.write_sentences(target, sentences)
-
-    _replace(folder, write)
-    return _account(params.text, {"sentences": len(records.read_sentences(folder))})
-
-
-def make_evaluation(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metrics:
-    """Write the tasks that `params.evaluation` names; returns the samples of each."""
-
-    def write(target: Path) -> None:
-        if params.evaluation == SCENES:
-            sts, transfer = make_sts(params.scenes), make_transfer(params.scenes)
-        else:
-            sts, transfer = _read_public_tasks(fetcher(params.evaluation))
-        records.write_sts(target, sts)
-        records.write_transfer(target, transfer)
-
-    _replace(folder, write)
-    return _account(params.evaluation, _count_tasks(folder))
-
-
-def _replace(folder: Path, write: Callable[[Path], None]) -> None:
-    with atomic_folder(folder) as target:
-        write(target)
-
-
 def _write_own_pairs(target: Path, params: DownloadParams, fetcher: Fetcher) -> Metrics:
-    with records.PairsWriter(target) as writer, PairRows(writer) as rows:
+    with write_rows_to(target) as rows:
         match params.pairs:
             case "folder":
                 write_folder_pairs(target, rows, params.folder, params.splits)
@@ -104,20 +69,6 @@ def _write_own_pairs(target: Path, params: DownloadParams, fetcher: Fetcher) -> 
     return dict(rows.left_out)
 
 
-def _write_public_pairs(folder: Path, dataset: str, fetcher: Fetcher) -> None:
-    splits, *archives = fetcher(dataset)
-    images, captions = read_karpathy(splits, dataset, archives)
-    records.write_pairs(folder, images, captions)
-    for archive in archives:
-        _link_or_copy(archive, folder / archive.name)
-
-
-def _read_public_tasks(files: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    senteval, *cased_benchmark = files
-    sts, transfer = read_senteval(senteval)
-    return pd.concat([sts, *map(read_cased_benchmark, cased_benchmark)]), transfer
-
-
 def _link_or_copy(source: Path, target: Path) -> None:
     """Spare the disk a second copy of a large archive where the file system can."""
     try:
@@ -126,16 +77,38 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _count_tasks(folder: Path) -> dict[str, int]:
-    return {
+def make_text(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metrics:
+    """Write the text-only sentences that `params.text` names; returns their count."""
+    with atomic_folder(folder) as target:
+        if params.text == SCENES:
+            sentences = make_sentences(params.scenes)
+        else:
+            sentences = read_sentences_file(fetcher(params.text)[0])
+        records.write_sentences(target, sentences)
+    return _account(params.text, {"sentences": len(records.read_sentences(folder))})
+
+
+def make_evaluation(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metrics:
+    """Write the tasks that `params.evaluation` names; returns the samples of each."""
+    with atomic_folder(folder) as target:
+        if params.evaluation == SCENES:
+            sts, transfer = make_sts(params.scenes), make_transfer(params.scenes)
+        else:
+            senteval, *cased_benchmark = fetcher(params.evaluation)
+            sts, transfer = read_senteval(senteval)
+            sts = pd.concat([sts, *map(read_cased_benchmark, cased_benchmark)])
+        records.write_sts(target, sts)
+        records.write_transfer(target, transfer)
+    counts = {
         str(task).lower().replace("-", "_"): int(count)
         for table in (records.read_sts(folder), records.read_transfer(folder))
         for task, count in table["task"].value_counts(sort=False).items()
     }
+    return _account(params.evaluation, counts)
 
 
 def _account(source: str, counts: dict[str, int]) -> Metrics:
-    """Counts, held against the public ones where those are known."""
+    """Counts, compared with the public ones where those are known."""
     public = BY_NAME[source].counts if source in BY_NAME else {}
     differing = {key: count for key, count in public.items() if counts.get(key) != count}
     for key, count in differing.items():

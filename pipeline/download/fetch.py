@@ -4,10 +4,12 @@ A transfer that breaks leaves `NAME.part`, and the next one from the same addres
 of it (HTTP Range, if the file there is still the same). The sha256 of every file is recorded at
 first use in `checksums.json` beside it, with the address it came from, less its secrets; the same
 address must give the same bytes ever after. Several runs may want the same file: they take turns.
+
+requests streams, urllib3's Retry repeats and waits. huggingface_hub's downloader, used for files of
+the Hub, resumes without If-Range and not in a later run.
 """
 
 import contextlib
-import fcntl
 import os
 import shutil
 import sys
@@ -15,16 +17,16 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import IO
 from urllib.parse import quote
 
 import requests
+from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 from requests.adapters import HTTPAdapter
 from urllib3 import BaseHTTPResponse
 from urllib3.util import Retry
 
-from pipeline.core.checksums import hash_file
+from pipeline.core.checksums import CHECKSUMS, hash_file
 from pipeline.core.errors import DownloadError
 from pipeline.core.files import atomic_file, reports_unwritable, write_json
 from pipeline.core.progress import bytes_counter, log
@@ -33,9 +35,9 @@ from pipeline.download.sources import RemoteFile
 from pipeline.params.places import is_address, why_missing
 
 MIRROR_VARIABLE = "DATA_MIRROR"
-CHECKSUMS = "checksums.json"
 
 _HUB = "hf://"
+_WEB = ("http://", "https://")
 _TIMEOUT = (20, 60)
 _CHUNK = 1 << 16
 _BREAKS = 5
@@ -44,8 +46,18 @@ _PATIENCE = 3600
 
 
 @dataclass(frozen=True)
+class _Record:
+    sha256: str
+    address: str
+
+
+_RECORDS = TypeAdapter(dict[str, _Record])
+_NOTE = TypeAdapter(dict[str, str | None])
+
+
+@dataclass(frozen=True)
 class Fetched:
-    """A file at hand, with where it came from."""
+    """A file on this machine, with where it came from."""
 
     path: Path
     sha256: str
@@ -61,100 +73,68 @@ def fetch(file: RemoteFile, folder: Path, mirror: str | None) -> Fetched:
         mirror: a folder or base URL that holds the file by its public name, or None.
 
     Raises:
-        DownloadError: it cannot be had, or its bytes are not those of the first time.
+        DownloadError: it cannot be fetched, or its bytes are not those of the first time.
         ResourceError: the disk is full.
     """
-    address = _address(file, mirror)
-    target, part = folder / file.name, folder / f"{file.name}.part"
-    folder.mkdir(parents=True, exist_ok=True)
+    address, target = _address(file, mirror), folder / file.name
+    with reports_unwritable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with _turn(folder, file.name):
-        return _find_or_transfer(address, target, part)
+        known = _read_checksums(folder).get(file.name)
+        expected = known.sha256 if known and known.address == redact(address) else None
+        if target.is_file() and expected is not None:
+            _verify(target, hash_file(target), expected, f"delete {target} to fetch it again.")
+            return Fetched(target, expected, address)
+        part = _transfer(address, target)
+        digest = hash_file(part)
+        if expected is not None and digest != expected:
+            part.unlink()
+            accept = f"remove the entry of {file.name} from {folder / CHECKSUMS}."
+            _verify(address, digest, expected, f"the source changed; to accept that, {accept}")
+        part.replace(target)
+        _note_of(part).unlink(missing_ok=True)
+        records = _read_checksums(folder) | {file.name: _Record(digest, redact(address))}
+        write_json(folder / CHECKSUMS, {name: asdict(one) for name, one in records.items()})
+        return Fetched(target, digest, address)
 
 
 @contextlib.contextmanager
 def _turn(folder: Path, name: str) -> Iterator[None]:
     """Wait until no other run transfers the file, on file systems that know locks."""
     path = folder / f".{name}.lock"
-    with reports_unwritable(path):
-        lock = path.open("ab")
-    with lock:
-        _take(lock, name)
-        if not _is_at(lock, path):  # the run before us was the last and took the file away
-            with _turn(folder, name):
-                yield
-            return
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _take(lock: IO[bytes], name: str) -> None:
+    lock = FileLock(path)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock.acquire(blocking=False)
+    except Timeout:
         log.info("another run fetches %s; waiting for it", name)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.acquire()
     except OSError:
         log.warning("no locks here: let one run at a time fetch %s", name)
-
-
-def _is_at(lock: IO[bytes], path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _find_or_transfer(address: str, target: Path, part: Path) -> Fetched:
-    folder, name = target.parent, target.name
-    known = _read_checksums(folder).get(name)
-    expected = known.sha256 if known is not None and known.address == redact(address) else None
-    if target.is_file() and expected is not None:
-        _verify(target, hash_file(target), expected, f"delete {target} to fetch it again.")
-        return Fetched(target, expected, address)
-    _transfer(address, name, part)
-    digest = hash_file(part)
-    if expected is not None and digest != expected:
-        part.unlink()
-        _verify(address, digest, expected, _ACCEPT.format(folder / CHECKSUMS, name))
-    part.replace(target)
-    _note_of(part).unlink(missing_ok=True)
-    checksums = _read_checksums(folder) | {name: _Checksum(digest, redact(address))}
-    write_json(folder / CHECKSUMS, {name: asdict(one) for name, one in checksums.items()})
-    return Fetched(target, digest, address)
-
-
-_ACCEPT = "the source changed; to accept that, remove the entry of {1} from {0}."
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 def _address(file: RemoteFile, mirror: str | None) -> str:
     if not mirror:
         return file.address
-    if mirror.startswith(("http://", "https://")):
+    if mirror.startswith(_WEB):
         return f"{mirror.rstrip('/')}/{quote(file.name)}"
     if is_address(mirror):
         raise DownloadError(*why_missing(mirror, MIRROR_VARIABLE))
     return str(Path(mirror) / file.name)
 
 
-@dataclass(frozen=True)
-class _Checksum:
-    sha256: str
-    address: str
-
-
-_CHECKSUMS = TypeAdapter(dict[str, _Checksum])
-
-
-def _read_checksums(folder: Path) -> dict[str, _Checksum]:
+def _read_checksums(folder: Path) -> dict[str, _Record]:
     path = folder / CHECKSUMS
     try:
-        return _CHECKSUMS.validate_json(path.read_bytes(), strict=True)
+        return _RECORDS.validate_json(path.read_bytes(), strict=True)
     except FileNotFoundError:
         return {}
     except ValidationError:
-        raise DownloadError(f"{path} is no table of checksums.", "delete it.") from None
+        raise DownloadError(f"{path} is not a table of checksums.", "delete it.") from None
     except OSError as error:
         raise DownloadError(f"{path} cannot be read: {error.strerror}.", "delete it.") from None
 
@@ -167,21 +147,23 @@ def _verify(path: Path | str, digest: str, expected: str, fix: str) -> None:
         )
 
 
-def _transfer(address: str, name: str, part: Path) -> None:
-    """Bring the whole file to `part`."""
-    log.info("fetching %s from %s", name, address)
+def _transfer(address: str, target: Path) -> Path:
+    """Bring the whole file to a part beside `target`; returns the part."""
+    log.info("fetching %s from %s", target.name, address)
+    part = target.with_name(f"{target.name}.part")
     if address.startswith(_HUB):
         _transfer_from_hub(address, part)
-    elif address.startswith(("http://", "https://")):
+    elif address.startswith(_WEB):
         _transfer_over_http(address, part)
     else:
         _copy(Path(address), part)
+    return part
 
 
 def _copy(source: Path, part: Path) -> None:
     """Take a file of a mirror folder."""
     if not source.parent.is_dir():
-        raise DownloadError(*why_missing(str(source.parent), MIRROR_VARIABLE, "is no folder"))
+        raise DownloadError(*why_missing(str(source.parent), MIRROR_VARIABLE, "is not a folder"))
     if not source.is_file():
         raise DownloadError(
             f"{MIRROR_VARIABLE} holds no {source.name} ({source} does not exist).",
@@ -197,15 +179,16 @@ def _transfer_from_hub(address: str, part: Path) -> None:
     kind, owner, name, file = address.removeprefix(_HUB).split("/", 3)
     try:
         cached = hf_hub_download(f"{owner}/{name}", file, repo_type=kind.removesuffix("s"))
-    except Exception as error:  # noqa: BLE001  # the hub's library lets its transport's errors pass
+    except Exception as error:  # noqa: BLE001  # its transport's errors come through as they are
         raise _unreachable(address, error) from None
-    log.info("%s is of revision %s", file, Path(cached).parent.name)
+    log.info("%s is at revision %s", file, Path(cached).parent.name)
     _copy(Path(cached), part)
 
 
 def _transfer_over_http(address: str, part: Path) -> None:
-    """Stream into `part`, going on after a break where it stopped."""
-    _drop_foreign_part(part, address)
+    """Stream into `part`, resuming after a break."""
+    if _read_note(part).get("address") != redact(address):
+        part.unlink(missing_ok=True)  # of another address, or an unknown one
     breaks = 0
     while True:
         before = _size(part)
@@ -214,9 +197,11 @@ def _transfer_over_http(address: str, part: Path) -> None:
             break
         except requests.RequestException as error:
             breaks = 0 if _size(part) > before else breaks + 1
-            if breaks >= _BREAKS or _is_final(error):
+            # Asking again does not help with a refusal, or what is not an address (ValueError).
+            final = isinstance(error, requests.HTTPError | requests.TooManyRedirects | ValueError)
+            if breaks >= _BREAKS or final:
                 raise _unreachable(address, error) from None
-            log.warning("the transfer broke at %s bytes, going on", f"{_size(part):,}")
+            log.warning("the transfer broke at %s bytes, resuming", f"{_size(part):,}")
     if total is not None and _size(part) != total:
         part.unlink(missing_ok=True)
         raise DownloadError(
@@ -228,51 +213,39 @@ def _transfer_over_http(address: str, part: Path) -> None:
 
 
 def _append(address: str, part: Path) -> int | None:
-    """Ask for the bytes behind those at hand and append them; returns the whole size."""
-    offset = _size(part)
-    with _session().get(
-        address, headers=_headers(part, offset), stream=True, timeout=_TIMEOUT
-    ) as response:
-        if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return _whole_size(response, offset)
-        response.raise_for_status()
-        start = offset if _continues(response, offset) else 0
-        validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
-        write_json(_note_of(part), {"address": redact(address), "validator": validator})
-        total = _whole_size(response, start)
-        with reports_unwritable(part), part.open("ab" if start else "wb") as stream:
-            for chunk in _watched(response, part.stem, total, start):
-                stream.write(chunk)
-    return total
-
-
-def _headers(part: Path, offset: int) -> dict[str, str]:
-    """Ask for the bytes from `offset`, if the file is still the one that `part` began."""
-    headers = {"Accept-Encoding": "identity"}
+    """Ask for the bytes that are missing and append them; returns the whole size."""
+    offset, headers = _size(part), {"Accept-Encoding": "identity"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
         if validator := _read_note(part).get("validator"):
-            headers["If-Range"] = validator
-    return headers
-
-
-def _continues(response: requests.Response, offset: int) -> bool:
-    """Whether the answer is the rest of the file rather than all of it."""
-    if response.status_code != HTTPStatus.PARTIAL_CONTENT:
-        return False
-    if not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
-        raise DownloadError(
-            f"{response.url} sent another part of the file than was asked for.",
-            "fetch the file by hand into a mirror folder.",
-        )
-    return True
+            headers["If-Range"] = validator  # else the whole file comes
+    with _session().get(address, headers=headers, stream=True, timeout=_TIMEOUT) as response:
+        if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return _whole_size(response, offset)
+        response.raise_for_status()
+        start = offset if response.status_code == HTTPStatus.PARTIAL_CONTENT else 0
+        said = response.headers.get("Content-Range", "")
+        if start and not said.startswith(f"bytes {offset}-"):
+            raise DownloadError(
+                f"{response.url} sent another part of the file than was asked for.",
+                "fetch the file by hand into a mirror folder.",
+            )
+        validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        write_json(_note_of(part), {"address": redact(address), "validator": validator})
+        total = _whole_size(response, start)
+        with (
+            reports_unwritable(part),
+            part.open("ab" if start else "wb") as stream,
+            bytes_counter(part.stem, total, start) as bar,
+        ):
+            for chunk in response.iter_content(_CHUNK):
+                stream.write(chunk)
+                bar.update(len(chunk))
+    return total
 
 
 def _note_of(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
-
-
-_NOTE = TypeAdapter(dict[str, str | None])
 
 
 def _read_note(part: Path) -> dict[str, str | None]:
@@ -280,21 +253,6 @@ def _read_note(part: Path) -> dict[str, str | None]:
         return _NOTE.validate_json(_note_of(part).read_bytes(), strict=True)
     except (OSError, ValidationError):
         return {}
-
-
-def _drop_foreign_part(part: Path, address: str) -> None:
-    """A part of another address, or of nobody knows which, cannot be continued."""
-    if _read_note(part).get("address") != redact(address):
-        part.unlink(missing_ok=True)
-
-
-def _watched(
-    response: requests.Response, name: str, total: int | None, start: int
-) -> Iterator[bytes]:
-    with bytes_counter(name, total, start) as bar:
-        for chunk in response.iter_content(_CHUNK):
-            yield chunk
-            bar.update(len(chunk))
 
 
 def _whole_size(response: requests.Response, offset: int) -> int | None:
@@ -322,7 +280,6 @@ class _Patient(Retry):
 
 
 def _session() -> requests.Session:
-    """A session that waits and retries on busy servers, honouring Retry-After."""
     retry = _Patient(
         total=4,
         backoff_factor=0.5,
@@ -330,14 +287,9 @@ def _session() -> requests.Session:
         retry_after_max=sys.maxsize,
     )
     session = requests.Session()
-    for scheme in ("http://", "https://"):
+    for scheme in _WEB:
         session.mount(scheme, HTTPAdapter(max_retries=retry))
     return session
-
-
-def _is_final(error: requests.RequestException) -> bool:
-    """A refusal or an address that is no address: asking again cannot help."""
-    return isinstance(error, requests.HTTPError | requests.TooManyRedirects | ValueError)
 
 
 def _size(path: Path) -> int:
@@ -347,7 +299,7 @@ def _size(path: Path) -> int:
 def _unreachable(address: str, error: Exception) -> DownloadError:
     reason = one_line(" ".join(str(error).split()), 200)
     return DownloadError(
-        f"{address} cannot be fetched: {reason}",
+        f"{address} could not be downloaded: {reason}",
         f"check the network, or put the file into a folder and name that in {MIRROR_VARIABLE}; "
         "what was already transferred is kept.",
     )

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from pipeline.core.errors import InputError
+from pipeline.core.files import reports_unreadable
 from pipeline.core.progress import log, progress
-from pipeline.download.archives import MAX_MEMBER_BYTES, reports_unreadable
+from pipeline.download.archives import MAX_MEMBER_BYTES, Packer, pack
 from pipeline.download.caption_table import Row, read_rows
-from pipeline.download.pack import Packer, pack
+from pipeline.download.captions import is_unicode
 from pipeline.download.pairing import PairRows
 from pipeline.download.splits import draw_split, named_split
 from pipeline.params.download import FolderParams, SplitsParams
@@ -24,7 +25,7 @@ _KEY = "download.folder.images"
 _WARNINGS = 5
 _LONGEST = 200
 _COMPARED = 1000
-"""Images of the folder among which the one is looked for that a path may mean."""
+"""Images of the folder that are compared with a path that leads nowhere."""
 
 
 def write_folder_pairs(
@@ -32,7 +33,7 @@ def write_folder_pairs(
 ) -> None:
     """Pack the images that the table names, in its order, and add its rows.
 
-    An image that is not to be had is kept with its name as member; `features` rejects it.
+    A missing image is kept with its name as member; `features` rejects it.
 
     Args:
         target: gets `images.zip`.
@@ -48,7 +49,7 @@ def write_folder_pairs(
     with reports_unreadable(folder):
         is_there = folder.is_dir()
     if not is_there:
-        raise InputError(*why_missing(params.images or "", _KEY, "is no folder"))
+        raise InputError(*why_missing(params.images or "", _KEY, "is not a folder"))
     with pack(target / ARCHIVE) as packer:
         images = _Images(folder, packer, rows, splits)
         for row in progress(read_rows(table, params), what="captions and images", unit="row"):
@@ -66,6 +67,7 @@ class _Images:
         self._rows = rows
         self._splits = splits
         self._known: dict[str, tuple[int, str]] = {}
+        """Id and split by member."""
 
     def take(self, row: Row) -> int:
         """The id of a row's image, which is packed where it is new.
@@ -75,10 +77,13 @@ class _Images:
                 before.
         """
         member = _member(row)
-        image_id, split = self._known.get(member) or self._add(member, row)
-        if row.split is not None and named_split(row.split, row.where) != split:
+        split = None if row.split is None else named_split(row.split, row.where)
+        if member not in self._known:
+            self._known[member] = self._add(member, row.where, split)
+        image_id, known = self._known[member]
+        if split not in (None, known):
             raise InputError(
-                f"{row.where} has {member} in split {row.split}, an earlier row in {split}.",
+                f"{row.where} has {member} in split {row.split}, an earlier row in {known}.",
                 "give all rows of an image one split.",
             )
         return image_id
@@ -93,37 +98,28 @@ class _Images:
             raise InputError(f"{table} has no rows.", "check download.folder.captions.")
         if not self._packer.members:
             first = next(iter(self._known))
+            names = list(itertools.islice(_image_files(self._folder), _COMPARED))
+            alike = difflib.get_close_matches(first[:_LONGEST], names, n=1, cutoff=0.0)
             raise InputError(
                 f"{self._folder} holds none of the {len(self._known):,} images of {table}; the "
-                f"first is {first}, {self._alike(first)}.",
-                f"check {_KEY}; paths in the table are seen from there, with / and with their "
+                f"first is {first}, the folder has {alike[0] if alike else 'no images'}.",
+                f"check {_KEY}; paths in the table are relative to it, with / and with their "
                 "ending, in the same case.",
             )
         self._rows.left_out["images_missing"] = len(self._known) - self._packer.members
-        named = self._known
         self._rows.left_out["images_unnamed"] = sum(
-            name not in named for name in _image_files(self._folder)
+            name not in self._known for name in _image_files(self._folder)
         )
 
-    def _alike(self, member: str) -> str:
-        """What the folder has for an image that it does not have, in words."""
-        names = list(itertools.islice(_image_files(self._folder), _COMPARED))
-        alike = difflib.get_close_matches(member[:_LONGEST], names, n=1, cutoff=0.0)
-        return f"the folder has {alike[0]}" if alike else "the folder has no images"
-
-    def _add(self, member: str, row: Row) -> tuple[int, str]:
+    def _add(self, member: str, where: str, split: str | None) -> tuple[int, str]:
         content = self._read(member)
         if isinstance(content, bytes):
             self._packer.add(member, content)
         elif len(self._known) - self._packer.members < _WARNINGS:
-            log.warning("%s names %s, which %s", row.where, member, content)
-        if row.split is not None:
-            split = named_split(row.split, row.where)
-        else:
+            log.warning("%s names %s, which %s", where, member, content)
+        if split is None:
             split = draw_split(content if isinstance(content, bytes) else member, self._splits)
-        image_id = self._rows.add_image(split, ARCHIVE, member)
-        self._known[member] = (image_id, split)
-        return image_id, split
+        return self._rows.add(split, ARCHIVE, member), split
 
     def _read(self, member: str) -> bytes | str:
         """The bytes of an image, or why there are none."""
@@ -132,7 +128,7 @@ class _Images:
             return "is a link that leads out of the folder"
         try:
             if not path.is_file():
-                return "is no file of the folder"
+                return "is not a file of the folder"
             if path.stat().st_size > MAX_MEMBER_BYTES:
                 return f"has more than {MAX_MEMBER_BYTES:,} bytes"
             return path.read_bytes()
@@ -143,24 +139,18 @@ class _Images:
 def _member(row: Row) -> str:
     """The path of a row's image, seen from the folder, in one spelling."""
     path = PurePosixPath(row.image)
-    if path.is_absolute() or ".." in path.parts or not path.parts or not _is_name(row.image):
+    is_name = "\0" not in row.image and is_unicode(row.image)
+    if not is_name or path.is_absolute() or ".." in path.parts or not path.parts:
         raise InputError(
-            f"{row.where} names the image {row.image!r:.80}, which is no path inside the folder.",
-            "write paths as they are seen from download.folder.images, without '..'.",
+            f"{row.where} names the image {row.image!r:.80}, which is not a path inside the "
+            "folder.",
+            "write paths relative to download.folder.images, without '..'.",
         )
     return str(path)
 
 
-def _is_name(text: str) -> bool:
-    """Whether a file can have this name: no NUL, no half of a character."""
-    try:
-        return "\0" not in text and bool(text.encode("utf-8"))
-    except UnicodeEncodeError:
-        return False
-
-
 def _image_files(folder: Path) -> Iterator[str]:
-    """The images of a folder and those below it, by their path seen from it."""
+    """The images of a folder and of those below it, by their path from there."""
     for where, _, names in os.walk(folder):
         for name in names:
             if name.rpartition(".")[2].lower() in IMAGE_ENDINGS:

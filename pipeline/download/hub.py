@@ -1,8 +1,12 @@
-"""Source `hub`: a data set of the Hugging Face hub, in webdataset shards or Parquet files."""
+"""Source `hub`: a data set of the Hugging Face Hub, in webdataset shards or Parquet files.
+
+Shards are read in the Hub's cache and images of Parquet files are packed once. `load_dataset` would
+write all of it to a second cache, and has no members that could be read in place.
+"""
 
 import fnmatch
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,37 +14,38 @@ from typing import Any
 from pipeline.core.checksums import hash_strings
 from pipeline.core.errors import DownloadError, InputError
 from pipeline.core.progress import log, progress
-from pipeline.core.redact import one_line
-from pipeline.download.archives import MAX_MEMBER_BYTES
+from pipeline.download.archives import MAX_MEMBER_BYTES, Packer, pack
 from pipeline.download.captions import read_captions
 from pipeline.download.folder import IMAGE_ENDINGS
-from pipeline.download.pack import Packer, pack
 from pipeline.download.pairing import PairRows
-from pipeline.download.parquet import ParquetRows, has_bytes
-from pipeline.download.splits import SPLIT_OF_NAME, draw_split
+from pipeline.download.parquet import ParquetRows, has_images, has_text
+from pipeline.download.splits import SPLIT_OF_NAME, draw_split, named_split
 from pipeline.download.webdataset import Shard, add_shards
 from pipeline.params.download import HubParams, SplitsParams
 from pipeline.params.places import expanded
 
 _KEY = "download.hub"
 _TARS = (".tar", ".tar.gz", ".tgz")
+_PARQUET = ".parquet"
 _SPLIT = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_OF_NAME)})(?![a-z])", re.IGNORECASE)
 _SPLIT_FOLDER = re.compile(rf"(partial-)?({'|'.join(SPLIT_OF_NAME)})[-_]?\d*", re.IGNORECASE)
-_PARQUET = ".parquet"
+_SHOWN = 5
 _LONGEST_NAME = 200
+_LONGEST_TAIL = 40
 _BATCH = 64
+"""Rows of images in memory."""
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A data set of the hub at one commit."""
+    """A data set of the Hub at one commit."""
 
     name: str
     commit: str
     files: tuple[str, ...]
 
     def fetch(self, file: str) -> Path:
-        """The path of a file in the hub's cache, where it is fetched to if it is not there.
+        """The path of a file in the Hub's cache, where it is fetched to if it is not there.
 
         Raises:
             DownloadError: it cannot be fetched.
@@ -51,7 +56,7 @@ class Repository:
             path = HfApi().hf_hub_download(
                 self.name, file, repo_type="dataset", revision=self.commit
             )
-        except Exception as error:  # noqa: BLE001  # the hub's library lets its transport's errors pass
+        except Exception as error:  # noqa: BLE001  # its transport's errors come through as they are
             raise _refused(error, self.name, self.commit) from None
         return Path(path).absolute()
 
@@ -60,10 +65,10 @@ def write_hub_pairs(target: Path, rows: PairRows, params: HubParams, splits: Spl
     """Add the images and captions of a data set: of its shards if it has any, else of its Parquet.
 
     Args:
-        target: gets a zip for each Parquet file; shards stay in the hub's cache.
+        target: gets a zip for each Parquet file; shards stay in the Hub's cache.
         rows: gets the rows.
         params: names data set, revision and columns.
-        splits: draws the splits of files whose name names none.
+        splits: draws the splits of images for which neither column nor file name gives one.
 
     Raises:
         DownloadError: the data set or revision is not there or cannot be fetched.
@@ -73,35 +78,32 @@ def write_hub_pairs(target: Path, rows: PairRows, params: HubParams, splits: Spl
     repository = find_repository(params)
     if tars := _chosen(repository, params, _TARS):
         shards = (Shard(repository.fetch(file), split_in_name(file)) for file in tars)
-        add_shards(rows, shards, splits, total=len(tars), on_damage=_refuse)
+
+        def fix(path: Path) -> str:
+            return f"delete {path.resolve()} to fetch it again."
+
+        add_shards(rows, shards, splits, total=len(tars), fix=fix)
     elif tables := _chosen(repository, params, (_PARQUET,)):
-        _add_tables(target, rows, repository, tables, params, splits)
+        add_tables(target, rows, repository, tables, params, splits)
     else:
-        raise _nothing_found(repository, params)
-
-
-def _nothing_found(repository: Repository, params: HubParams) -> InputError:
-    shown = ", ".join(repository.files[:_SHOWN]) or "none"
-    if params.files is not None:
-        return InputError(
-            f"{repository.name} has no .parquet or .tar files that match {params.files}, but "
-            f"{shown}.",
-            f"check {_KEY}.files; null takes all.",
+        shown = ", ".join(repository.files[:_SHOWN]) or "none"
+        if params.files is not None:
+            raise InputError(
+                f"{repository.name} has no .parquet or .tar files that match {params.files}, but "
+                f"{shown}.",
+                f"check {_KEY}.files; null takes all.",
+            )
+        raise InputError(
+            f"{_KEY}.dataset: {repository.name} has neither .parquet nor .tar files, but {shown}.",
+            "name another data set; many have a revision refs/convert/parquet.",
         )
-    return InputError(
-        f"{_KEY}.dataset: {repository.name} has neither .parquet nor .tar files, but {shown}.",
-        "name another data set; many have a revision refs/convert/parquet.",
-    )
-
-
-_SHOWN = 5
 
 
 def find_repository(params: HubParams) -> Repository:
     """The data set that the params name, with the files it has at the newest commit there.
 
     Raises:
-        DownloadError: it is not there, not open, or the hub cannot be reached.
+        DownloadError: it is not there, not open, or the Hub cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -109,54 +111,45 @@ def find_repository(params: HubParams) -> Repository:
     try:
         commit = str(api.dataset_info(name, revision=params.revision).sha)
         files = api.list_repo_files(name, repo_type="dataset", revision=commit)
-    except Exception as error:  # noqa: BLE001  # the hub's library lets its transport's errors pass
+    except Exception as error:  # noqa: BLE001  # its transport's errors come through as they are
         raise _refused(error, name, params.revision) from None
-    log.info("%s is of revision %s", name, commit)
+    log.info("%s is at revision %s", name, commit)
     return Repository(name, commit, tuple(sorted(files)))
 
 
 def _refused(error: Exception, name: str, revision: str | None) -> DownloadError:
     from huggingface_hub import errors
 
-    refusals: list[tuple[type[Exception], str, str]] = [
-        (
-            errors.GatedRepoError,
+    login = "run `hf auth login` or set HF_TOKEN."
+    refusals: dict[type[Exception], tuple[str, str]] = {
+        errors.GatedRepoError: (
             "is open only to those who accepted its terms",
-            "accept them on its page, then run `hf auth login` or set HF_TOKEN.",
+            f"accept them on its page, then {login}",
         ),
-        (
-            errors.RepositoryNotFoundError,
+        errors.RepositoryNotFoundError: (
             "is not there, or not open to you",
-            f"check {_KEY}.dataset; for a private one run `hf auth login` or set HF_TOKEN.",
+            f"check {_KEY}.dataset; for a private one {login}",
         ),
-        (
-            errors.RevisionNotFoundError,
+        errors.RevisionNotFoundError: (
             f"has no revision {revision}",
             f"check {_KEY}.revision; null is the newest.",
         ),
-        (errors.HFValidationError, "is no name of the hub", f"write {_KEY}.dataset as ORG/NAME."),
-        (
-            errors.OfflineModeIsEnabled,
-            "cannot be fetched: HF_HUB_OFFLINE is set",
+        errors.HFValidationError: ("has an invalid name", f"write {_KEY}.dataset as ORG/NAME."),
+        errors.OfflineModeIsEnabled: (
+            "could not be downloaded: HF_HUB_OFFLINE is set",
             "unset HF_HUB_OFFLINE and run it again.",
         ),
-    ]
-    for kind, why, fix in refusals:
+    }
+    for kind, (why, fix) in refusals.items():
         if isinstance(error, kind):
-            own = _OWN if Path(expanded(name)).exists() else ""
-            return DownloadError(f"the data set {name} {why}.", own or fix)
+            own = "for data on this machine set download.pairs to folder or webdataset."
+            is_here = Path(expanded(name)).exists()
+            return DownloadError(f"the data set {name} {why}.", own if is_here else fix)
     reason = " ".join((str(error) or type(error).__name__).split()).rstrip(".")[:300]
     return DownloadError(
-        f"the data set {name} cannot be fetched: {reason}.",
+        f"the data set {name} could not be downloaded: {reason}.",
         "check the network and HF_ENDPOINT, and run it again; what was transferred is kept.",
     )
-
-
-_OWN = "for data on this machine set download.pairs to folder or webdataset."
-
-
-def _refuse(path: Path, error: InputError) -> None:
-    raise InputError(error.what, f"delete {path.resolve()} to fetch it again.")
 
 
 def _chosen(repository: Repository, params: HubParams, endings: tuple[str, ...]) -> list[str]:
@@ -181,7 +174,7 @@ def _chosen(repository: Repository, params: HubParams, endings: tuple[str, ...])
 def configs_of(files: Sequence[str]) -> list[str]:
     """The configs that files are of: their folders, without those that only name a split.
 
-    The hub's own branch refs/convert/parquet has CONFIG/SPLIT/0000.parquet; others have
+    The Hub's own branch refs/convert/parquet has CONFIG/SPLIT/0000.parquet; others have
     data/train-00000-of-00003.parquet, CONFIG/train-0.parquet or train/0.parquet. `.` is the top.
     """
     folders = (PurePosixPath(file).parent.parts for file in files)
@@ -190,9 +183,9 @@ def configs_of(files: Sequence[str]) -> list[str]:
 
 
 def split_in_name(file: str) -> str | None:
-    """The split that a file's name names, or else the nearest of its folders that names one.
+    """The split in a file's name, or else in the nearest of its folders that names one.
 
-    `data/train-00000-of-00003.parquet` is of train, `test/0.tar` of test; None: no part says.
+    `data/train-00000-of-00003.parquet` is train, `test/0.tar` is test; None: no part names one.
     """
     for part in reversed(PurePosixPath(file).parts):
         if found := _SPLIT.search(part):
@@ -200,7 +193,7 @@ def split_in_name(file: str) -> str | None:
     return None
 
 
-def _add_tables(
+def add_tables(
     target: Path,
     rows: PairRows,
     repository: Repository,
@@ -208,14 +201,29 @@ def _add_tables(
     params: HubParams,
     splits: SplitsParams,
 ) -> None:
-    """Repack the images of every Parquet file into a zip of its own."""
+    """Repack the images of every Parquet file into its own zip, and add them with their captions.
+
+    Args:
+        target: gets the zips.
+        rows: gets the rows, and the counts of what was left out.
+        repository: has the files.
+        tables: names of the Parquet files.
+        params: names the columns.
+        splits: as of `write_hub_pairs`.
+
+    Raises:
+        DownloadError: a file cannot be fetched.
+        InputError: a file is damaged, has no such columns, or none has an image.
+        ResourceError: the disk is full.
+    """
     rows.left_out.update(files=len(tables), samples_without_image=0)
     packed = 0
     for file in tables:
-        table = open_table(repository.fetch(file), file, params)
-        archive = archive_of(file)
-        with pack(target / archive) as packer:
-            _Table(table, params, splits, split_in_name(file)).repack(archive, packer, rows)
+        table = ParquetRows(repository.fetch(file), file)
+        table.require(f"{_KEY}.image_column", params.image_column, has_images)
+        table.require(f"{_KEY}.caption_column", params.caption_column, has_text)
+        with pack(target / archive_of(file)) as packer:
+            _repack(table, packer, rows, params, splits)
         rows.left_out["samples_without_image"] += table.count - packer.members
         packed += packer.members
     if not packed:
@@ -233,56 +241,29 @@ def archive_of(file: str) -> str:
     return f"{name[-_LONGEST_TAIL:]}-{hash_strings([file])[:12]}.zip"
 
 
-_LONGEST_TAIL = 40
-
-
-def open_table(path: Path, file: str, params: HubParams) -> ParquetRows:
-    """A Parquet file with a column of images and one of captions.
-
-    Raises:
-        InputError: it is damaged or has no such columns.
-    """
-    columns = {
-        f"{_KEY}.image_column": params.image_column,
-        f"{_KEY}.caption_column": params.caption_column,
-    }
-    table = ParquetRows(path, columns, name=file)
-    table.require_text(f"{_KEY}.caption_column", params.caption_column)
-    kind = table.schema.field(params.image_column).type
-    if not has_bytes(kind):
-        raise InputError(
-            f"{file} has a column {params.image_column} of {one_line(str(kind), 120)}, no images.",
-            f"set {_KEY}.image_column to a column of bytes, or of {{bytes, path}}.",
-        )
-    return table
-
-
-@dataclass(frozen=True)
-class _Table:
-    """One Parquet file, and how to read it."""
-
-    rows: ParquetRows
-    params: HubParams
-    splits: SplitsParams
-    split: str | None
-
-    def repack(self, archive: str, packer: Packer, rows: PairRows) -> None:
-        """Pack the images under the number of their row, and add them with their captions."""
-        for row, cells in progress(self._cells(), what=archive, unit="row", total=self.rows.count):
-            content, ending = _image(cells[self.params.image_column])
-            if not content or len(content) > MAX_MEMBER_BYTES:
-                continue
-            member = f"{row:08d}{ending}"
-            packer.add(member, content)
+def _repack(
+    table: ParquetRows, packer: Packer, rows: PairRows, params: HubParams, splits: SplitsParams
+) -> None:
+    """Pack the images by the number of their row."""
+    archive, split_of_file = archive_of(table.name), split_in_name(table.name)
+    columns = [params.image_column, params.caption_column]
+    if names_splits := table.has(params.split_column, has_text):
+        columns.append(str(params.split_column))
+    every = table.rows(columns, _BATCH)
+    for row, cells in progress(every, what=archive, unit="row", total=table.count):
+        content, ending = _image(cells[params.image_column])
+        if not content or len(content) > MAX_MEMBER_BYTES:
+            continue
+        where = f"{table.name} row {row:,}"
+        if names_splits:
+            split = named_split(cells[str(params.split_column)], where)
+        else:
             # By its bytes: paths are often missing or alike, and rows move when files are cut anew.
-            split = self.split or draw_split(content, self.splits)
-            where = f"{self.rows.name} row {row:,}: {self.params.caption_column}"
-            captions = read_captions(cells[self.params.caption_column], where)
-            rows.add_captions(rows.add_image(split, archive, member), captions)
-
-    def _cells(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for start, batch in self.rows.batches(_BATCH):
-            yield from enumerate(batch, start)
+            split = split_of_file or draw_split(content, splits)
+        member = f"{row:08d}{ending}"
+        packer.add(member, content)
+        captions = read_captions(cells[params.caption_column], f"{where}: {params.caption_column}")
+        rows.add(split, archive, member, captions)
 
 
 def _image(cell: Any) -> tuple[bytes | None, str]:

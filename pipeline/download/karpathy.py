@@ -3,20 +3,43 @@
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pandas as pd
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.core.errors import InputError
 from pipeline.core.plaintext import decode
 from pipeline.core.redact import one_line
 from pipeline.download.archives import Archive
-from pipeline.download.pairing import clean_caption
+from pipeline.download.captions import clean_caption, is_unicode
 from pipeline.download.splits import SPLIT_OF_NAME
 
-_LARGEST_ID = (1 << 63) - 1
 _LONGEST = 120
 """Characters of what is wrong, in a message."""
+
+
+def _require_unicode(text: str) -> str:
+    if not is_unicode(text):
+        msg = "half a character"
+        raise ValueError(msg)
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_require_unicode)]
+
+
+class _Sentence(BaseModel):
+    model_config = ConfigDict(strict=True)
+    raw: _Text
+
+
+class _Image(BaseModel):
+    model_config = ConfigDict(strict=True)
+    imgid: Annotated[int, Field(ge=0, lt=2**63)]
+    split: Literal["train", "restval", "val", "test"]
+    filename: _Text
+    sentences: list[_Sentence]
 
 
 def read_karpathy(
@@ -36,41 +59,57 @@ def read_karpathy(
     Raises:
         InputError: the zip or json is damaged, or a row has another form than expected.
     """
-    content = _read_json(splits, f"dataset_{dataset}.json")
+    written = _read_json(splits, f"dataset_{dataset}.json")
     members = _members_by_name(archives)
-    images: list[dict[str, str | int]] = []
+    fallback = next(iter(members.values()), ("", ""))[0]
+    images: dict[int, tuple[str, str, str]] = {}
     captions: list[tuple[int, str]] = []
-    known: set[int] = set()
-    for row, image in enumerate(content):
+    for row, content in enumerate(written):
         where = f"{splits.name}: dataset_{dataset}.json, image {row}"
-        images.append(_image_row(image, members, where))
-        image_id = int(images[-1]["image_id"])
-        if image_id in known:
-            raise _malformed(where, f"imgid: {image_id} stands for an image before it too")
-        known.add(image_id)
-        captions += [(image_id, caption) for caption in _captions(image, where)]
+        image = _parse(content, where)
+        if image.imgid in images:
+            raise _malformed(where, f"imgid: {image.imgid} is that of an earlier image")
+        archive, member = members.get(image.filename, (fallback, image.filename))
+        images[image.imgid] = SPLIT_OF_NAME[image.split], archive, member
+        captions += [(image.imgid, clean_caption(sentence.raw)) for sentence in image.sentences]
+    rows = [(image_id, *cells) for image_id, cells in images.items()]
     caption_table = pd.DataFrame(captions, columns=["image_id", "caption"])
     caption_table.insert(0, "caption_id", range(len(caption_table)))
-    return pd.DataFrame(images), caption_table
+    return pd.DataFrame(rows, columns=["image_id", "split", "archive", "member"]), caption_table
 
 
 def _read_json(splits: Path, name: str) -> list[Any]:
     with Archive(splits) as archive:
         try:
-            content = decode(archive.read(name), f"{splits}: {name}")
-            images = json.loads(content)["images"]
+            images = json.loads(decode(archive.read(name), f"{splits}: {name}"))["images"]
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            reason = one_line(str(error), _LONGEST)
             raise InputError(
-                f"{splits} holds no usable {name}: {reason}.", "fetch the archive again."
+                f"{splits} holds no usable {name}: {one_line(str(error), _LONGEST)}.",
+                "fetch the archive again.",
             ) from None
     if not isinstance(images, list) or not images:
         raise InputError(f"{splits}: {name} lists no images.", "fetch the archive again.")
     return images
 
 
+def _parse(content: object, where: str) -> _Image:
+    try:
+        return _Image.model_validate(content)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(map(str, fault["loc"])) or "keys"
+        raise _malformed(where, f"{key}: {fault['msg']}") from None
+
+
+def _malformed(where: str, what: str) -> InputError:
+    return InputError(
+        f"{where} has no usable {one_line(what, _LONGEST).rstrip('.')}.",
+        "fetch caption_datasets.zip again from its source.",
+    )
+
+
 def _members_by_name(archives: Iterable[Path]) -> Mapping[str, tuple[str, str]]:
-    """Where each file name stands: archive name and member; macOS's shadow files are no images."""
+    """Archive and member of each file name; macOS's shadow files are not images."""
     found: dict[str, tuple[str, str]] = {}
     for path in archives:
         with Archive(path) as archive:
@@ -78,44 +117,3 @@ def _members_by_name(archives: Iterable[Path]) -> Mapping[str, tuple[str, str]]:
                 if not member.startswith("__MACOSX/"):
                     found.setdefault(PurePosixPath(member).name, (path.name, member))
     return found
-
-
-def _image_row(
-    image: Any, members: Mapping[str, tuple[str, str]], where: str
-) -> dict[str, str | int]:
-    try:
-        image_id, split, name = image["imgid"], SPLIT_OF_NAME[image["split"]], image["filename"]
-    except (KeyError, TypeError) as error:
-        raise _malformed(where, error) from None
-    if not (isinstance(name, str) and _is_text(name)):
-        raise _malformed(where, "filename")
-    if type(image_id) is not int or not 0 <= image_id <= _LARGEST_ID:
-        raise _malformed(where, "imgid")
-    fallback = (next(iter(members.values()), ("", ""))[0], name)
-    archive, member = members.get(name, fallback)
-    return {"image_id": image_id, "split": split, "archive": archive, "member": member}
-
-
-def _captions(image: Any, where: str) -> list[str]:
-    try:
-        raw = [sentence["raw"] for sentence in image["sentences"]]
-    except (KeyError, TypeError) as error:
-        raise _malformed(where, error) from None
-    if not all(isinstance(text, str) and _is_text(text) for text in raw):
-        raise _malformed(where, "sentence: its raw is no text")
-    return [clean_caption(text) for text in raw]
-
-
-def _is_text(text: str) -> bool:
-    """Whether it can be written: JSON may hold one half of a character of two (RFC 8259, 8.2)."""
-    try:
-        return bool(text.encode("utf-8")) or not text
-    except UnicodeEncodeError:
-        return False
-
-
-def _malformed(where: str, error: Exception | str) -> InputError:
-    return InputError(
-        f"{where} has no usable {one_line(str(error), _LONGEST)}.",
-        "fetch caption_datasets.zip again from its source.",
-    )

@@ -1,20 +1,21 @@
-"""Reading columns of a Parquet file that somebody else made, a few rows at a time."""
+"""Reading columns of other people's Parquet files, a few rows at a time."""
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.core.errors import InputError, PipelineError
-from pipeline.core.redact import one_line
-from pipeline.download.archives import refusal
+from pipeline.core.errors import InputError
+from pipeline.core.files import refusal
+from pipeline.core.redact import first_line, one_line
 
 _BUFFER = 1 << 20
-_FAULTS = (pa.ArrowException, OSError, UnicodeDecodeError)
 _LONGEST = 200
-"""Characters of what Arrow says, in a message."""
+"""Characters of Arrow's message, or of names of columns, in a message."""
+_SHOWN = 20
 
 
 def has_text(kind: pa.DataType) -> bool:
@@ -26,7 +27,7 @@ def has_text(kind: pa.DataType) -> bool:
     return _is_one_of(kind, "string", "large_string", "string_view")
 
 
-def has_bytes(kind: pa.DataType) -> bool:
+def has_images(kind: pa.DataType) -> bool:
     """Whether cells of this type are bytes, or {bytes, path} as `datasets` writes images."""
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
@@ -38,87 +39,95 @@ def _is_one_of(kind: pa.DataType, *names: str) -> bool:
 
 
 class ParquetRows:
-    """Chosen columns of a Parquet file.
+    """Columns of a Parquet file.
 
     Args:
         path: the file.
-        keys: the columns by the params that name them, such as `download.hub.image_column`.
-        name: of the file in messages; None: its path.
+        name: of the file, in messages.
 
     Raises:
-        InputError: it is damaged, or has no such column.
+        InputError: it is damaged.
         ResourceError: it is not there, or cannot be read.
     """
 
-    def __init__(self, path: Path, keys: dict[str, str], name: str | None = None) -> None:
-        self.name = name or str(path)
-        self._columns = list(dict.fromkeys(keys.values()))
-        try:
+    def __init__(self, path: Path, name: str) -> None:
+        self.name = name
+        with self._reports_damage():
             self._file = pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
-            self.schema = self._file.schema_arrow
-            names = self.schema.names
-        except _FAULTS as error:
-            raise self._fault(error) from None
-        for key, column in keys.items():
-            require_column(self.name, names, key, column)
-
-    @property
-    def count(self) -> int:
+            self._schema = self._file.schema_arrow
+            self.columns: list[str] = self._schema.names
+        self.count = int(self._file.metadata.num_rows)
         """Rows of the file."""
-        return int(self._file.metadata.num_rows)
 
-    def require_text(self, key: str, column: str) -> None:
-        """Refuse a column of numbers or the like.
+    def has(self, column: str | None, fits: Callable[[pa.DataType], bool]) -> bool:
+        """Whether there is one column of this name, of a type that fits."""
+        return self.columns.count(column or "") == 1 and fits(self._schema.field(column).type)
+
+    def require(self, key: str, column: str, fits: Callable[[pa.DataType], bool]) -> None:
+        """Refuse a file without a column, or with one of another type.
+
+        Args:
+            key: the param that names the column, such as `download.hub.image_column`.
+            column: the name.
+            fits: `has_text` or `has_images`.
 
         Raises:
-            InputError: its cells are no texts.
+            InputError: naming the columns there are, or the column's type.
         """
-        kind = self.schema.field(column).type
-        if not has_text(kind):
+        require_column(self.name, self.columns, key, column)
+        if not self.has(column, fits):
+            kind = self._schema.field(column).type
+            text, images = ("text", "text"), ("images", "bytes, or as {bytes, path}")
+            what, stored = text if fits is has_text else images
             raise InputError(
-                f"{self.name} has a column {column} of {one_line(str(kind), 120)}, no text.",
-                f"name another column as {key}, or store it as text.",
+                f"{self.name} has a column {column} of {one_line(str(kind), 120)}, not {what}.",
+                f"name another column as {key}, or store it as {stored}.",
             )
 
-    def batches(self, rows: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        """The cells by column, `rows` rows at a time, each time with the number of the first.
+    def rows(self, columns: Sequence[str], at_once: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The cells of each row by column, with its number from 0; `at_once` are in memory.
 
         Raises:
-            InputError: the file is damaged, or a text is no UTF-8.
-            ResourceError: it cannot be read any more.
+            InputError: the file is damaged, or a text is not UTF-8.
+            ResourceError: it can no longer be read.
         """
         start = 0
-        batches = self._file.iter_batches(rows, columns=self._columns, use_threads=False)
+        names = list(dict.fromkeys(columns))
+        batches = self._file.iter_batches(at_once, columns=names, use_threads=False)
         while (batch := self._next(batches)) is not None:
-            yield start, self._cells(batch, start)
+            yield from enumerate(self._cells(batch, start), start)
             start += batch.num_rows
 
     def _next(self, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch | None:
-        try:
+        with self._reports_damage():
             return next(batches, None)
-        except _FAULTS as error:
-            raise self._fault(error) from None
 
     def _cells(self, batch: pa.RecordBatch, start: int) -> list[dict[str, Any]]:
         try:
             return list(batch.to_pylist())
         except UnicodeDecodeError:
-            row = next(
-                row for row in range(batch.num_rows) if not _is_readable(batch.slice(row, 1))
-            )
+            if batch.num_rows > 1:  # one by one, to name the row
+                return [
+                    cells
+                    for row in range(batch.num_rows)
+                    for cells in self._cells(batch.slice(row, 1), start + row)
+                ]
             raise InputError(
-                f"{self.name} row {start + row:,} holds text that is no UTF-8.",
+                f"{self.name} row {start:,} holds text that is not UTF-8.",
                 "write the file again with its text as UTF-8.",
             ) from None
 
-    def _fault(self, error: Exception) -> PipelineError:
-        if isinstance(error, OSError) and error.errno is not None:
-            return refusal(self.name, error)
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        reason = one_line(first, _LONGEST).rstrip(".")
-        return InputError(
-            f"{self.name} cannot be read as Parquet: {reason}.", "get or write the file again."
-        )
+    @contextlib.contextmanager
+    def _reports_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise refusal(self.name, error) from None
+            raise InputError(
+                f"{self.name} cannot be read as Parquet: {first_line(error, _LONGEST)}.",
+                "get or write the file again.",
+            ) from None
 
 
 def require_column(
@@ -144,14 +153,3 @@ def require_column(
         f"{table} {problem} {wanted!r:.60}; its columns are {shown or 'none'}.",
         f"set {key} to the right one{hint}.",
     )
-
-
-_SHOWN = 20
-
-
-def _is_readable(row: pa.RecordBatch) -> bool:
-    try:
-        row.to_pylist()
-    except UnicodeDecodeError:
-        return False
-    return True

@@ -4,7 +4,7 @@
     pairs/captions.parquet     caption_id, image_id, caption
     pairs/archives.parquet     archive, bytes, modified (ns since 1970); only of shards elsewhere
     pairs/<archive>            the images, packed as downloaded (zip or tar)
-    */checksums.json           sha256 of the tables, which are held against it when they are read
+    */checksums.json           sha256 of the tables, which are verified when they are read
     text/sentences.parquet     sentence
     evaluation/sts.parquet     task, subset, split, sentence1, sentence2, score
     evaluation/transfer.parquet task, split, sentence1, sentence2 (or null), label
@@ -23,7 +23,6 @@ import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -47,37 +46,14 @@ Rows = pd.DataFrame | Mapping[str, Sequence[Any]]
 """Columns by name."""
 
 IMAGES = pa.schema(
-    [
-        ("image_id", pa.int64()),
-        ("split", pa.string()),
-        ("archive", pa.string()),
-        ("member", pa.string()),
-    ]
+    {"image_id": "int64", "split": "string", "archive": "string", "member": "string"}
 )
-CAPTIONS = pa.schema(
-    [("caption_id", pa.int64()), ("image_id", pa.int64()), ("caption", pa.string())]
-)
-ARCHIVES = pa.schema([("archive", pa.string()), ("bytes", pa.int64()), ("modified", pa.int64())])
-SENTENCES = pa.schema([("sentence", pa.string())])
-STS = pa.schema(
-    [
-        ("task", pa.string()),
-        ("subset", pa.string()),
-        ("split", pa.string()),
-        ("sentence1", pa.string()),
-        ("sentence2", pa.string()),
-        ("score", pa.float64()),
-    ]
-)
-TRANSFER = pa.schema(
-    [
-        ("task", pa.string()),
-        ("split", pa.string()),
-        ("sentence1", pa.string()),
-        ("sentence2", pa.string()),
-        ("label", pa.int64()),
-    ]
-)
+CAPTIONS = pa.schema({"caption_id": "int64", "image_id": "int64", "caption": "string"})
+ARCHIVES = pa.schema({"archive": "string", "bytes": "int64", "modified": "int64"})
+SENTENCES = pa.schema({"sentence": "string"})
+_STRINGS = dict.fromkeys(("split", "sentence1", "sentence2"), "string")
+STS = pa.schema({"task": "string", "subset": "string"} | _STRINGS | {"score": "float64"})
+TRANSFER = pa.schema({"task": "string"} | _STRINGS | {"label": "int64"})
 
 
 def _no_archives() -> pd.DataFrame:
@@ -96,20 +72,13 @@ class Pairs:
 
     def fingerprint(self) -> str:
         """A hash of every row: which images, under which names, of which shards and captions."""
-        images, captions, archives = self.images, self.captions, self.archives
-        return hash_strings(
-            itertools.chain(
-                map(str, images["image_id"]),
-                images["archive"],
-                images["member"],
-                map(str, captions["caption_id"]),
-                map(str, captions["image_id"]),
-                captions["caption"],
-                archives["archive"],
-                map(str, archives["bytes"]),
-                map(str, archives["modified"]),
-            )
+        tables = (
+            self.images[["image_id", "archive", "member"]],
+            self.captions[["caption_id", "image_id", "caption"]],
+            self.archives[ARCHIVES.names],
         )
+        columns = (table[name] for table in tables for name in table)
+        return hash_strings(map(str, itertools.chain.from_iterable(columns)))
 
     def captions_of(self, split: str) -> pd.DataFrame:
         """The captions whose image is in `split`, in the table's order."""
@@ -118,32 +87,17 @@ class Pairs:
 
 
 class PairsWriter:
-    """Writes the tables of the pairs a few rows at a time.
+    """Writes the tables of the pairs a few rows at a time; see `write_pairs_to`."""
 
-    No more than a row group of each table is in memory beside the rows being added. Equal rows give
-    equal bytes, however they are split over the calls. When the block fails, nothing is left.
-
-    Args:
-        folder: gets the tables; the archives are put there by the caller.
-
-    Raises:
-        InputError: at the end of the block, a table has no rows.
-        ResourceError: the disk is full, or the place cannot be written.
-    """
-
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
         self._folder = folder
-        self._stack = contextlib.ExitStack()
-        self._tables: list[_TableWriter] = []
-        self._elsewhere: _TableWriter | None = None
+        self._stack = stack
+        self._images = self._open("images", IMAGES)
+        self._captions = self._open("captions", CAPTIONS)
+        self._archives: _TableWriter | None = None
 
-    def __enter__(self) -> "PairsWriter":
-        with contextlib.ExitStack() as stack:
-            for name, schema in (("images", IMAGES), ("captions", CAPTIONS)):
-                table = _open_table(self._folder / f"{name}.parquet", schema)
-                self._tables.append(stack.enter_context(table))
-            self._stack = stack.pop_all()
-        return self
+    def _open(self, name: str, schema: pa.Schema) -> "_TableWriter":
+        return self._stack.enter_context(_open_table(self._folder / f"{name}.parquet", schema))
 
     def add(self, images: Rows, captions: Rows, archives: Rows | None = None) -> None:
         """Add rows to the tables, any of which may have none.
@@ -153,45 +107,48 @@ class PairsWriter:
             captions: rows of captions.
             archives: rows of archives that are elsewhere, each once.
         """
-        for table, rows in zip(self._tables, (images, captions), strict=True):
-            table.add(rows)
+        self._images.add(images)
+        self._captions.add(captions)
         if archives is not None and len(archives["archive"]):
-            self._open_elsewhere().add(archives)
+            self._archives = self._archives or self._open("archives", ARCHIVES)
+            self._archives.add(archives)
 
-    def _open_elsewhere(self) -> "_TableWriter":
-        """The table of archives, which is begun with its first row."""
-        if self._elsewhere is None:
-            table = _open_table(self._folder / _ELSEWHERE, ARCHIVES)
-            self._elsewhere = self._stack.enter_context(table)
-        return self._elsewhere
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is not None:
-            self._stack.__exit__(kind, error, trace)
-            return
-        with self._stack:
-            for table in (*self._tables, self._elsewhere):
-                if table is not None:
-                    table.finish()
-            self._refuse_empty()
-        if self._elsewhere is None:
-            (self._folder / _ELSEWHERE).unlink(missing_ok=True)  # of what was here before
-
-    def _refuse_empty(self) -> None:
-        if not all(table.rows for table in self._tables):
+    def finish(self) -> None:
+        """Write what is left; errors as `write_pairs_to`."""
+        for table in (self._images, self._captions, self._archives):
+            if table is not None:
+                table.finish()
+        if not (self._images.rows and self._captions.rows):
             raise InputError(
                 "the pairs have no images or no captions.", "check what `download.pairs` names."
             )
+        if self._archives is None:
+            (self._folder / _ELSEWHERE).unlink(missing_ok=True)  # from an earlier run
+
+
+@contextlib.contextmanager
+def write_pairs_to(folder: Path) -> Iterator[PairsWriter]:
+    """Write the tables of the pairs in a block; when it fails, nothing is left.
+
+    No more than a row group of each table is in memory beside the rows being added. Equal rows give
+    equal bytes, however they are split over the calls.
+
+    Args:
+        folder: gets the tables; the caller puts the archives there.
+
+    Raises:
+        InputError: at the end of the block, a table has no rows.
+        ResourceError: the disk is full, or the place cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        writer = PairsWriter(folder, stack)
+        yield writer
+        writer.finish()
 
 
 def write_pairs(folder: Path, images: pd.DataFrame, captions: pd.DataFrame) -> None:
     """Write both tables of the pairs; the archives are put into `folder` by the caller."""
-    with PairsWriter(folder) as writer:
+    with write_pairs_to(folder) as writer:
         writer.add(images, captions)
 
 
@@ -200,8 +157,8 @@ def read_pairs(folder: Path) -> Pairs:
 
     Raises:
         MissingArtifactError: a table is not there.
-        InputError: a table is unreadable, empty, has other columns, or a cell is null or no
-            finite number; the row is named, counted from 0.
+        InputError: a table is unreadable, empty, has other columns, or a cell is null or not
+            a finite number; the row is named, counted from 0.
     """
     images = read_table(folder / "images.parquet", IMAGES)
     captions = read_table(folder / "captions.parquet", CAPTIONS)
@@ -221,12 +178,12 @@ def read_sentences(folder: Path) -> list[str]:
 
 
 def write_sts(folder: Path, rows: pd.DataFrame) -> None:
-    """Write the STS pairs of all tasks."""
+    """Write the sentence pairs of all STS tasks."""
     write_table(folder / "sts.parquet", rows, STS)
 
 
 def read_sts(folder: Path) -> pd.DataFrame:
-    """Read the STS pairs of all tasks; errors as `read_pairs`."""
+    """Read the sentence pairs of all STS tasks; errors as `read_pairs`."""
     return read_table(folder / "sts.parquet", STS)
 
 
@@ -243,13 +200,13 @@ def read_transfer(folder: Path) -> pd.DataFrame:
         InputError: as `read_pairs`; or a label is below 0; or `sentence2` is null in some rows of
             a task and not in others.
     """
-    path = folder / "transfer.parquet"
+    path, redo = folder / "transfer.parquet", _redo("download")
     rows = read_table(path, TRANSFER, optional=("sentence2",))
-    _refuse_rows(path, rows["label"] < 0, "has a label below 0", _redo("download"))
+    _refuse_rows(path, rows["label"] < 0, "has a label below 0", redo)
     alone = rows["sentence2"].isna()
     mixed = alone != alone.groupby(rows["task"]).transform("first")
     problem = "and the first of its task are not alike: only one has a sentence2"
-    _refuse_rows(path, mixed, problem, _redo("download"))
+    _refuse_rows(path, mixed, problem, redo)
     return rows
 
 
@@ -273,7 +230,7 @@ def write_table(path: Path, rows: Rows, schema: pa.Schema) -> None:
 
 @contextlib.contextmanager
 def _open_table(path: Path, schema: pa.Schema) -> Iterator["_TableWriter"]:
-    # Without dictionaries: where memory runs out, Arrow's fills up and looks for room for ever.
+    # Without dictionaries: out of memory, Arrow's would look for free space for ever.
     with (
         atomic_file(path) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=False) as file,
@@ -315,42 +272,42 @@ class _TableWriter:
 def read_table(
     path: Path, schema: pa.Schema, made_by: str = "download", optional: Collection[str] = ()
 ) -> pd.DataFrame:
-    """Read a table and hold it against its schema; errors as `read_pairs`.
+    """Read a table and verify its schema; errors as `read_pairs`.
 
     Args:
         path: the Parquet file.
         schema: the columns it must have.
-        made_by: the stage that makes it, for the remedy.
+        made_by: the stage that makes it, for the fix.
         optional: the columns whose cells may be null.
     """
     if not path.is_file():
         raise MissingArtifactError(path, made_by)
-    table = _load(path, _redo(made_by))
+    redo = _redo(made_by)
+    table = _load(path, redo)
     if not table.schema.equals(schema) or table.num_rows == 0:
         found = "no rows" if table.num_rows == 0 else f"columns {_describe(table.schema)}"
         raise InputError(
-            f"{path} has {found}, expected {_describe(schema)} and at least one row.",
-            _redo(made_by),
+            f"{path} has {found}, expected {_describe(schema)} and at least one row.", redo
         )
     for name in (name for name in schema.names if name not in optional):
-        _refuse_rows(path, _is_unusable(table[name]), f"has no usable {name}", _redo(made_by))
+        _refuse_rows(path, _is_unusable(table[name]), f"has no usable {name}", redo)
     return pd.DataFrame(table.to_pandas(use_threads=False))
 
 
 def _load(path: Path, redo: str) -> pa.Table:
-    """All rows, by this thread alone: Arrow's threads hang or abort where memory ran out."""
+    """All rows, by this thread alone: Arrow's own threads hang or abort when out of memory."""
     verify_checksums(path.parent, path.name, fix=redo)
     try:
         table = pq.ParquetFile(path, pre_buffer=False).read(use_threads=False)
-        table.validate(full=True)  # its texts too: those that are no UTF-8 fail much later
-        _describe(table.schema)  # and the names of its columns
+        table.validate(full=True)  # else text that is not UTF-8 fails much later
+        _describe(table.schema)  # and so do such names of columns
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {first_line(error)}.", redo) from None
     return table
 
 
 def _is_unusable(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Which cells are null, or no finite number where they should be one."""
+    """Which cells are null, or not a finite number where they should be one."""
     if pa.types.is_floating(column.type):
         return pc.invert(pc.fill_null(pc.is_finite(column), fill_value=False))
     return pc.is_null(column)

@@ -32,14 +32,14 @@ STS_SUBSETS: Mapping[str, tuple[str, ...]] = {
 
 _LONGEST = 160
 """Characters of what is wrong with a row, in a message."""
-_STS_SCALE = (0.0, 5.0)
-_SICK_SCALE = (1.0, 5.0)
+_HIGHEST = 5.0
+"""Gold score of two sentences that mean the same."""
 
 _STSB = {"train": "sts-train.csv", "dev": "sts-dev.csv", "test": "sts-test.csv"}
 _SICK = {
-    "train": "SICK_train.txt",
-    "dev": "SICK_trial.txt",
-    "test": "SICK_test_annotated.txt",
+    "train": "SICK/SICK_train.txt",
+    "dev": "SICK/SICK_trial.txt",
+    "test": "SICK/SICK_test_annotated.txt",
 }
 _BINARY = (  # task, file of label 1, file of label 0
     ("MR", "MR/rt-polarity.pos", "MR/rt-polarity.neg"),
@@ -49,8 +49,6 @@ _BINARY = (  # task, file of label 1, file of label 0
 )
 _TREC = {"train": "TREC/train_5500.label", "test": "TREC/TREC_10.label"}
 _TREC_CLASSES = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
-_SST2 = {split: f"SST/binary/sentiment-{split}" for split in ("train", "dev", "test")}
-_MRPC = {split: f"MRPC/msr_paraphrase_{split}.txt" for split in ("train", "test")}
 
 _StsRow = tuple[str, str, str, str, str, float]
 _TransferRow = tuple[str, str, str, str | None, int]
@@ -69,7 +67,7 @@ def read_senteval(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         files = _Files(archive)
         benchmark = _sts_benchmark(files, "STS/STSBenchmark", "STS-B")
         sts = [*_sts_by_year(files), *benchmark, *_sick(files)]
-        transfer = [*_binary_tasks(files), *_trec(files), *_sst2(files), *_mrpc(files)]
+        transfer = [*_binary_tasks(files), *_trec(files), *_labelled(files)]
     return (
         pd.DataFrame(sts, columns=STS.names),
         pd.DataFrame(transfer, columns=TRANSFER.names),
@@ -96,12 +94,8 @@ class _Files:
 
     def lines(self, name: str, encoding: str = "utf-8") -> list[str]:
         """The lines of a file, as of any text; the last may end the file without a line break."""
-        lines = self._text(name, encoding).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        lines = self.text(name, encoding).replace("\r\n", "\n").replace("\r", "\n").split("\n")
         return lines[:-1] if lines[-1] == "" else lines
-
-    def all_lines(self, name: str) -> list[str]:
-        """The lines as `str.splitlines` cuts them, which the binary tasks are counted by."""
-        return self._text(name, "latin-1").splitlines()
 
     def rows(
         self, name: str, columns: int, *, header: int = 0, more: bool = False
@@ -117,7 +111,8 @@ class _Files:
                 raise self.malformed(name, number, f"has {len(cells)} columns, not {expected}")
             yield number, cells
 
-    def _text(self, name: str, encoding: str) -> str:
+    def text(self, name: str, encoding: str) -> str:
+        """The whole of a file."""
         member = next((n for n in self.archive.sizes if n == name or n.endswith(f"/{name}")), None)
         if member is None:
             raise InputError(f"{self.archive.path} holds no {name}.", "fetch it again.")
@@ -131,6 +126,18 @@ class _Files:
             raise self.malformed(name, 1, "is missing or blank, and so are all others")
         return text
 
+    def score(self, text: str, name: str, number: int, lowest: float = 0.0) -> float:
+        """The gold score of a row, from `lowest` to 5."""
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not lowest <= value <= _HIGHEST:  # NaN is not in between either
+            scale = f"{lowest:g} to {_HIGHEST:g}"
+            problem = f"has the gold score {text.strip()!r}, not a number from {scale}"
+            raise self.malformed(name, number, problem)
+        return value
+
     def malformed(self, name: str, number: int, problem: str) -> InputError:
         """An error that names file and row."""
         return InputError(
@@ -140,58 +147,39 @@ class _Files:
 
 
 def _sts_by_year(files: _Files) -> Iterator[_StsRow]:
-    for task, subsets in STS_SUBSETS.items():
-        for subset in subsets:
-            yield from _sts_subset(files, task, subset)
-
-
-def _sts_subset(files: _Files, task: str, subset: str) -> Iterator[_StsRow]:
-    folder = f"STS/{task}-en-test"
-    gold_name, name = f"{folder}/STS.gs.{subset}.txt", f"{folder}/STS.input.{subset}.txt"
-    gold = files.lines(gold_name)
-    pairs = [cells for _, cells in files.rows(name, 2)]
-    if len(gold) != len(pairs):
-        raise files.malformed(
-            gold_name, len(gold), f"is the last, but {name} has {len(pairs):,} rows"
-        )
-    for number, (score, cells) in enumerate(zip(gold, pairs, strict=True), start=1):
-        if score.strip():
-            value = _score(files, score, gold_name, number, _STS_SCALE)
-            yield task, subset, "test", _join(cells[0]), _join(cells[1]), value
+    for task, subset in ((task, one) for task, subsets in STS_SUBSETS.items() for one in subsets):
+        folder = f"STS/{task}-en-test"
+        gold_name, name = f"{folder}/STS.gs.{subset}.txt", f"{folder}/STS.input.{subset}.txt"
+        gold = files.lines(gold_name)
+        rows = list(files.rows(name, 2))
+        if len(gold) != len(rows):
+            problem = f"is the last, but {name} has {len(rows):,} rows"
+            raise files.malformed(gold_name, len(gold), problem)
+        for score, (number, (first, second)) in zip(gold, rows, strict=True):
+            if score.strip():
+                value = files.score(score, gold_name, number)
+                yield task, subset, "test", _join(first), _join(second), value
 
 
 def _sts_benchmark(files: _Files, folder: str, task: str) -> Iterator[_StsRow]:
     for split, file in _STSB.items():
         name = f"{folder}/{file}"
-        for number, cells in files.rows(name, 7, more=True):  # some rows go on with their sources
-            value = _score(files, cells[4], name, number, _STS_SCALE)
+        for number, cells in files.rows(name, 7, more=True):  # some rows name their sources, too
+            value = files.score(cells[4], name, number)
             yield task, cells[0], split, _join(cells[5]), _join(cells[6]), value
 
 
 def _sick(files: _Files) -> Iterator[_StsRow]:
-    for split, file in _SICK.items():
-        name = f"SICK/{file}"
+    for split, name in _SICK.items():
         for number, cells in files.rows(name, 5, header=1):
-            value = _score(files, cells[3], name, number, _SICK_SCALE)
+            value = files.score(cells[3], name, number, lowest=1.0)
             yield "SICK-R", "SICK", split, _join(cells[1]), _join(cells[2]), value
-
-
-def _score(files: _Files, text: str, name: str, number: int, scale: tuple[float, float]) -> float:
-    lowest, highest = scale
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not lowest <= value <= highest:  # nor is NaN in between
-        problem = f"has the gold score {text.strip()!r}, no number from {lowest:g} to {highest:g}"
-        raise files.malformed(name, number, problem)
-    return value
 
 
 def _binary_tasks(files: _Files) -> Iterator[_TransferRow]:
     for task, positive, negative in _BINARY:
         for label, name in ((1, positive), (0, negative)):
-            for line in files.all_lines(name):
+            for line in files.text(name, "latin-1").splitlines():  # which samples are counted by
                 yield task, "all", _join(line), None, label
 
 
@@ -207,17 +195,16 @@ def _trec(files: _Files) -> Iterator[_TransferRow]:
             yield "TREC", split, _join(question), None, _TREC_CLASSES.index(coarse)
 
 
-def _sst2(files: _Files) -> Iterator[_TransferRow]:
-    for split, name in _SST2.items():
-        for number, cells in files.rows(name, 2):
-            yield "SST2", split, _join(cells[0]), None, _label(files, cells[1], name, number)
-
-
-def _mrpc(files: _Files) -> Iterator[_TransferRow]:
-    for split, name in _MRPC.items():
-        for number, cells in files.rows(name, 5, header=1):
-            label = _label(files, cells[0], name, number)
-            yield "MRPC", split, _join(cells[3]), _join(cells[4]), label
+def _labelled(files: _Files) -> Iterator[_TransferRow]:
+    """SST2, whose rows are a sentence and its label, and MRPC."""
+    for split in ("train", "dev", "test"):
+        name = f"SST/binary/sentiment-{split}"
+        for number, (sentence, label) in files.rows(name, 2):
+            yield "SST2", split, _join(sentence), None, _label(files, label, name, number)
+    for split in ("train", "test"):
+        name = f"MRPC/msr_paraphrase_{split}.txt"
+        for number, (label, _, _, first, second) in files.rows(name, 5, header=1):
+            yield "MRPC", split, _join(first), _join(second), _label(files, label, name, number)
 
 
 def _label(files: _Files, text: str, name: str, number: int) -> int:

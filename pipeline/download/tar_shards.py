@@ -1,16 +1,17 @@
-"""Which shards a name with ranges, a glob or a list of them means; and bringing them here."""
+"""Which shards a name with ranges, a glob or a list of them means; and fetching them."""
 
 import contextlib
 import glob
 import itertools
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from pipeline.core.checksums import hash_strings
 from pipeline.core.errors import DownloadError, InputError
-from pipeline.download.archives import reports_unreadable
+from pipeline.core.files import reports_unreadable
 from pipeline.download.fetch import MIRROR_VARIABLE, fetch
 from pipeline.download.sources import RemoteFile
 from pipeline.params.places import is_address, why_missing
@@ -21,6 +22,8 @@ _KEY = "download.webdataset.shards"
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _SCHEMES = ("http://", "https://")
+_LONGEST_NAME = 200
+_LONGEST_TAIL = 40
 
 
 def find_shards(names: str | Sequence[str]) -> list[str]:
@@ -32,52 +35,26 @@ def find_shards(names: str | Sequence[str]) -> list[str]:
             ordered by name.
 
     Raises:
-        InputError: a shard is not there or a folder, a range is none, there are too many, or an
-            address is of a kind that is not fetched, or names no file.
-        ResourceError: a folder of theirs cannot be entered.
+        InputError: a shard is not there or a folder, a range is malformed, there are too many, or
+            an address is of a kind that cannot be fetched, or names no file.
+        ResourceError: a folder of shards cannot be entered.
     """
-    expanded = [
-        name for one in ([names] if isinstance(names, str) else names) for name in expand(one)
-    ]
-    found = list(dict.fromkeys(shard for name in expanded for shard in _find(name)))
+    written = [names] if isinstance(names, str) else names
+    every = (shard for one in written for name in expand(one) for shard in _find(name))
+    found = list(dict.fromkeys(every))
     missing = [shard for shard in found if not _is_there(shard)]
     if missing:
         what, fix = why_missing(missing[0], _KEY)
         raise InputError(
             f"{len(missing):,} of {len(found):,} shards are not there, the first: {what}", fix
         )
-    return list(dict.fromkeys(_placed(shard) for shard in found))
+    placed = (shard if is_remote(shard) else str(Path(shard).absolute()) for shard in found)
+    return list(dict.fromkeys(placed))
 
 
 def is_remote(shard: str) -> bool:
     """Whether it must be fetched."""
     return shard.lower().startswith(_SCHEMES)
-
-
-def _placed(shard: str) -> str:
-    return shard if is_remote(shard) else str(Path(shard).absolute())
-
-
-def _is_there(shard: str) -> bool:
-    """Whether a shard is a file; of a URL, whether it names one at all is what can be said.
-
-    Raises:
-        InputError: it is a folder, or an address of another kind.
-    """
-    if is_remote(shard):
-        return bool(_file_name(shard))
-    if is_address(shard):
-        raise InputError(f"{shard} is an address of a kind that is not fetched.", _OTHER_ADDRESS)
-    with reports_unreadable(shard):
-        if Path(shard).is_dir():
-            raise InputError(f"{shard} is a folder.", f"name its shards as {_KEY}, {shard}/*.tar.")
-        return Path(shard).is_file()
-
-
-_OTHER_ADDRESS = (
-    f"copy the shards to this machine first, or write http(s) addresses as {_KEY}; for a data set "
-    "of the hub set download.pairs to hub."
-)
 
 
 def expand(name: str) -> list[str]:
@@ -91,21 +68,17 @@ def expand(name: str) -> list[str]:
     pieces = _BRACES.split(name)  # text, inside of braces, text, ...
     choices: list[Sequence[str]] = [[piece] for piece in pieces]
     choices[1::2] = [_choices(inside, name) for inside in pieces[1::2]]
-    count = 1
-    for choice in choices:
-        count *= len(choice)
+    count = math.prod(map(len, choices))
     if count > MOST_SHARDS:
         raise _refused(name, f"stands for {count:,} shards, more than {MOST_SHARDS:,}")
     return ["".join(chosen) for chosen in itertools.product(*choices)]
 
 
 def _choices(inside: str, name: str) -> Sequence[str]:
-    if found := _RANGE.fullmatch(inside):
-        return _numbers(found[1], found[2], name)
-    return inside.split(",") if "," in inside else [f"{{{inside}}}"]
-
-
-def _numbers(first: str, last: str, name: str) -> list[str]:
+    found = _RANGE.fullmatch(inside)
+    if not found:
+        return inside.split(",") if "," in inside else [f"{{{inside}}}"]
+    first, last = found.groups()
     if not 0 <= int(last) - int(first) < MOST_SHARDS:
         raise _refused(name, f"has the range {first}..{last}, of none or too many shards")
     return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
@@ -115,26 +88,41 @@ def _refused(name: str, why: str) -> InputError:
     return InputError(f"{name:.200} {why}.", f"check {_KEY}.")
 
 
-def _find(name: str) -> Iterator[str]:
+def _find(name: str) -> list[str]:
     if is_address(name) or not glob.has_magic(name) or Path(name).exists():
-        yield name
-    else:
-        yield from _globbed(name)
-
-
-def _globbed(name: str) -> list[str]:
+        return [name]
     found = sorted(glob.glob(name, recursive=True))  # noqa: PTH207
     if not found:
         raise InputError(*why_missing(name, _KEY, "matches no file"))
     return found
 
 
+def _is_there(shard: str) -> bool:
+    """Whether a shard is a file; of a URL, whether it names one at all is what can be said.
+
+    Raises:
+        InputError: it is a folder, or an address of another kind.
+    """
+    if is_remote(shard):
+        return bool(_file_name(shard))
+    if is_address(shard):
+        raise InputError(
+            f"{shard} is an address of a kind that cannot be fetched.",
+            f"copy the shards to this machine first, or write http(s) addresses as {_KEY}; for a "
+            "data set of the hub set download.pairs to hub.",
+        )
+    with reports_unreadable(shard):
+        if Path(shard).is_dir():
+            raise InputError(f"{shard} is a folder.", f"name its shards as {_KEY}, {shard}/*.tar.")
+        return Path(shard).is_file()
+
+
 def fetch_shard(address: str, downloads: Path) -> Path:
-    """Bring a shard here, or find it from an earlier run; shards of one folder stay together.
+    """Fetch a shard, or find it from an earlier run; shards of one folder stay together.
 
     Raises:
         InputError: the URL names no file.
-        DownloadError: it cannot be had, or its bytes are not those of the first time.
+        DownloadError: it cannot be fetched, or its bytes are not those of the first time.
         ResourceError: the disk is full.
     """
     parts, name = _split(address), _file_name(address)
@@ -143,38 +131,29 @@ def fetch_shard(address: str, downloads: Path) -> Path:
     try:
         return fetch(RemoteFile(name, address, 0), folder, mirror=None).path.absolute()
     except DownloadError as error:
-        raise DownloadError(error.what, _without_mirror(error.fix)) from None
+        # Shards come from their own address only: a mirror would not help.
+        fix = f"check {_KEY} and the network; what was already transferred is kept."
+        fix = fix if MIRROR_VARIABLE in error.fix else error.fix
+        raise DownloadError(error.what, fix) from None
 
 
 def _file_name(address: str) -> str:
-    """What to call a fetched shard: as its URL does, unless the path alone does not tell it apart.
+    """What to call a fetched shard: as its URL does, unless the path alone is not unique.
 
     Raises:
         InputError: the URL names no file.
     """
     parts = _split(address)
     name = parts.path.rpartition("/")[2]
-    if name in _NO_NAMES:
+    if name in {"", ".", ".."}:
         raise _refused(address, "names no file")
     if parts.query or parts.fragment or len(name.encode()) > _LONGEST_NAME:
         return f"{hash_strings([address])[:12]}-{name[-_LONGEST_TAIL:]}"
     return name
 
 
-_NO_NAMES = ("", ".", "..")
-_LONGEST_NAME = 200
-_LONGEST_TAIL = 40
-
-
 def _split(address: str) -> SplitResult:
     with contextlib.suppress(ValueError):
         if "\0" not in address:
             return urlsplit(address)
-    raise _refused(repr(address), "is no URL")
-
-
-def _without_mirror(fix: str) -> str:
-    """Shards come from their own address only, so a mirror is no remedy."""
-    if MIRROR_VARIABLE not in fix:
-        return fix
-    return f"check {_KEY} and the network; what was already transferred is kept."
+    raise _refused(repr(address), "is not a URL")

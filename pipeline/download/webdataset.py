@@ -1,28 +1,32 @@
 """Source `webdataset`: tar shards as img2dataset writes them, read in place, one after the other.
 
-A sample is what shares everything before the first dot of its names: 000000012.jpg, .txt, .json.
-Its .txt has a caption a line; without one, its .json has a caption, or a list of them.
+The members of a sample share everything before the first dot of their names: 000000012.jpg, .txt,
+.json. Its .txt has a caption a line; without one, its .json has a caption, or a list of them.
 """
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.core.errors import InputError
+from pipeline.core.files import reports_unreadable
 from pipeline.core.plaintext import decode, is_blank
 from pipeline.core.progress import log, progress
 from pipeline.core.redact import one_line
-from pipeline.download.archives import Archive, reports_unreadable
+from pipeline.download.archives import Archive
 from pipeline.download.captions import is_missing, read_captions
 from pipeline.download.folder import IMAGE_ENDINGS
 from pipeline.download.pairing import PairRows
-from pipeline.download.splits import place_of, split_at
+from pipeline.download.splits import draw_split
 from pipeline.download.tar_shards import fetch_shard, find_shards, is_remote
 from pipeline.params.download import SplitsParams, WebdatasetParams
 
-_SKIP = "download.webdataset.damaged"
+_WARNINGS = 5
+_SHOWN = 12
+_LONGEST = 120
+"""Characters of a member's name, in a message."""
 
 
 @dataclass
@@ -31,8 +35,8 @@ class Sample:
 
     image: str | None = None
     """Member of its first image."""
-    place: float = 0.0
-    """Of that image between the splits; 0 where it was not asked for."""
+    split: str = ""
+    """Drawn by that image's bytes; "" where it was not asked for."""
     further: int = 0
     """Images after the first."""
     text: list[str] = field(default_factory=list)
@@ -50,7 +54,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard at hand."""
+    """A shard on this machine."""
 
     path: Path
     split: str | None = None
@@ -72,26 +76,20 @@ def write_webdataset_pairs(
         InputError: a shard is not there or, unless such are to be skipped, damaged; or no sample
             has an image.
         DownloadError: a shard cannot be fetched.
-        ResourceError: a shard cannot be read, which says nothing of its content; none is left out
-            for that.
+        ResourceError: a shard cannot be read, which says nothing about its content; none is left
+            out for that.
     """
     names = find_shards(params.shards or [])
     shards = (
         Shard(fetch_shard(name, downloads) if is_remote(name) else Path(name)) for name in names
     )
+
+    def fix(path: Path) -> str:
+        skip = "download.webdataset.damaged=skip"
+        return f"get {path.name} again, or set {skip} to leave such shards out and count them."
+
     skip = params.damaged == "skip"
-    add_shards(rows, shards, splits, total=len(names), on_damage=_leave_out if skip else _refuse)
-
-
-def _refuse(path: Path, error: InputError) -> None:
-    raise InputError(
-        error.what,
-        f"get {path.name} again, or set {_SKIP}=skip to leave such shards out and count them.",
-    )
-
-
-def _leave_out(_path: Path, error: InputError) -> None:
-    log.warning("left out: %s", error.what)
+    add_shards(rows, shards, splits, total=len(names), fix=None if skip else fix)
 
 
 def add_shards(
@@ -100,7 +98,7 @@ def add_shards(
     splits: SplitsParams,
     *,
     total: int,
-    on_damage: Callable[[Path, InputError], None],
+    fix: Callable[[Path], str] | None,
 ) -> None:
     """Add the samples of shards; what a shard holds is added as a whole or not at all.
 
@@ -109,13 +107,13 @@ def add_shards(
         shards: one after the other.
         splits: draws the splits where a shard has none of its own.
         total: how many there are.
-        on_damage: is told of each damaged shard, which is left out if it returns.
+        fix: what to do about a damaged shard, for the message; None: it is left out.
 
     Raises:
-        InputError: no sample has an image, or none a caption.
+        InputError: a shard is damaged, no sample has an image, or none a caption.
         ResourceError: a shard cannot be read.
     """
-    counts = Counter(
+    rows.left_out.update(
         shards=total,
         shards_skipped=0,
         samples_without_image=0,
@@ -127,73 +125,58 @@ def add_shards(
     for shard in progress(shards, what="shards", unit="shard", total=total):
         try:
             with reports_unreadable(shard.path):
-                shard.path.stat()  # one that is gone is no damaged one
-            samples = read_shard(shard.path, endings, placed=shard.split is None)
+                shard.path.stat()  # a shard that is gone is not a damaged one
+            samples = read_shard(shard.path, None if shard.split else splits, endings)
         except InputError as error:
-            on_damage(shard.path, error)
-            counts["shards_skipped"] += 1
-            continue
-        _note(samples, counts)
-        added += _add_samples(rows, shard, samples, splits)
-    rows.left_out.update(counts)
+            if fix is not None:
+                raise InputError(error.what, fix(shard.path)) from None
+            log.warning("left out: %s", error.what)
+            rows.left_out["shards_skipped"] += 1
+        else:
+            added += sum(_add_sample(rows, shard, sample) for sample in samples.values())
     _require_both(rows, total, added, endings)
 
 
-def _note(samples: Mapping[str, Sample], counts: Counter[str]) -> None:
-    """Count what cannot be taken, and name the first of the captions."""
-    for sample in samples.values():
-        counts["samples_without_image"] += sample.image is None
-        counts["images_further"] += sample.further
-        if sample.unreadable is not None:
-            counts["captions_unreadable"] += 1
-            if counts["captions_unreadable"] <= _WARNINGS:
-                log.warning("left out a caption: %s", sample.unreadable.what)
-
-
-def _require_both(rows: PairRows, shards: int, added: int, endings: Counter[str]) -> None:
+def _require_both(rows: PairRows, total: int, added: int, endings: Counter[str]) -> None:
     shown = one_line(", ".join(ending for ending, _ in endings.most_common(_SHOWN)), 200) or "none"
     found = f"what follows the first dot of their members' names is {shown}"
     if not added:
         raise InputError(
-            f"{shards:,} shards hold no sample with an image; {found}.",
+            f"{total:,} shards hold no sample with an image; {found}.",
             "check that they are webdataset shards: tars of 000.jpg with 000.txt or 000.json.",
         )
     if not rows.has_captions:
         raise InputError(
-            f"no sample of {shards:,} shards has a caption; {found}.",
+            f"no sample of {total:,} shards has a caption; {found}.",
             "write captions as .txt, one a line, or under `caption` in .json.",
         )
 
 
-_WARNINGS = 5
-_SHOWN = 12
-
-
-def _add_samples(
-    rows: PairRows, shard: Shard, samples: Mapping[str, Sample], splits: SplitsParams
-) -> int:
-    """Add the samples that have an image; returns how many."""
-    added = 0
-    for sample in samples.values():
-        if sample.image is not None:
-            split = shard.split or split_at(sample.place, splits)
-            image_id = rows.add_image(split, str(shard.path), sample.image)
-            rows.add_captions(image_id, sample.captions)
-            added += 1
-    return added
+def _add_sample(rows: PairRows, shard: Shard, sample: Sample) -> bool:
+    """Whether the sample has an image, and was added; what cannot be taken is counted."""
+    rows.left_out["samples_without_image"] += sample.image is None
+    rows.left_out["images_further"] += sample.further
+    if sample.unreadable is not None:
+        rows.left_out["captions_unreadable"] += 1
+        if rows.left_out["captions_unreadable"] <= _WARNINGS:
+            log.warning("left out a caption: %s", sample.unreadable.what)
+    if sample.image is None:
+        return False
+    rows.add(shard.split or sample.split, str(shard.path), sample.image, sample.captions)
+    return True
 
 
 def read_shard(
-    path: Path, endings: Counter[str] | None = None, *, placed: bool = True
+    path: Path, splits: SplitsParams | None, endings: Counter[str] | None = None
 ) -> dict[str, Sample]:
     """The samples of a shard by key, in the order of their first member.
 
-    Of a sample's images the first counts. Hidden files, which some systems add, are no members.
+    Of a sample's images the first counts. Hidden files, which some systems add, do not.
 
     Args:
         path: the shard.
+        splits: draws the splits by the images' bytes; None: the images are not read.
         endings: counts what follows the first dot of the members' names.
-        placed: read the images too, for their places between the splits.
 
     Raises:
         InputError: it is damaged or truncated, or several members have one name.
@@ -204,30 +187,28 @@ def read_shard(
         if archive.repeated:
             raise InputError(
                 f"{path} holds {archive.repeated} members whose name another one has too.",
-                "write the shard again, with a key of its own for every sample.",
+                "write the shard again, with a different key for every sample.",
             )
         for member in archive.sizes:
-            key, ending = _key_and_ending(member)
-            if key is not None:
-                _take(samples.setdefault(key, Sample()), ending, member, archive, placed)
+            folder, slash, base = member.rpartition("/")
+            stem, _, ending = base.partition(".")
+            if stem:
+                sample = samples.setdefault(folder + slash + stem, Sample())
+                _take(sample, ending.lower(), member, archive, splits)
                 if endings is not None:
-                    endings[ending] += 1
+                    endings[ending.lower()] += 1
     return samples
 
 
-def _key_and_ending(member: str) -> tuple[str | None, str]:
-    folder, slash, base = member.rpartition("/")
-    stem, _, ending = base.partition(".")
-    return (folder + slash + stem if stem else None), ending.lower()
-
-
-def _take(sample: Sample, ending: str, member: str, archive: Archive, placed: bool) -> None:
+def _take(
+    sample: Sample, ending: str, member: str, archive: Archive, splits: SplitsParams | None
+) -> None:
     if ending in IMAGE_ENDINGS:
         if sample.image is not None:
             sample.further += 1
             return
         sample.image = member
-        sample.place = place_of(archive.read(member)) if placed else 0.0
+        sample.split = draw_split(archive.read(member), splits) if splits else ""
     elif ending in _READERS:
         content, where = archive.read(member), f"{archive.path}: {one_line(member, _LONGEST)}"
         try:
@@ -244,14 +225,13 @@ def _take_text(sample: Sample, text: str, where: str) -> None:
 
 
 def _take_json(sample: Sample, text: str, where: str) -> None:
-    """What stands under `caption`, a text or a list of texts; a list alone are captions too."""
+    """The text or list of texts under `caption`; or the whole, if it is a list."""
     try:
         about = json.loads(text)
     except (ValueError, RecursionError):
-        raise InputError(f"{where} is no JSON.", "write the sample again.") from None
+        raise InputError(f"{where} is not JSON.", "write the sample again.") from None
     captions = about.get("caption") if isinstance(about, dict) else about
     sample.described = read_captions(captions, f"{where}: caption")
 
 
 _READERS = {"txt": _take_text, "json": _take_json}
-_LONGEST = 120

@@ -18,6 +18,7 @@ from pipeline.core.checksums import hash_weights
 from pipeline.core.device import warn_of_slow
 from pipeline.core.errors import ModelError
 from pipeline.core.progress import progress
+from pipeline.download.packed_images import Rejection
 from pipeline.features.identity import (
     LOCAL_PREFIX,
     TRANSFORMERS_PREFIX,
@@ -25,7 +26,7 @@ from pipeline.features.identity import (
     folder_of,
     hash_teacher_source,
 )
-from pipeline.features.images import Decoder, Rejection
+from pipeline.features.images import Decoder
 from pipeline.features.tokens import Rows, Tokens
 from pipeline.params.features import Precision
 from pipeline.params.teacher import TeacherParams

@@ -1,12 +1,11 @@
 """Small copies of pictures, as JPEG files."""
 
 import io
-from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
-from torch import Tensor
 
-from pipeline.features.images import Decoder, Rejection, to_pixels
+from pipeline.download.packed_images import Rejection, decode_image
 
 
 def shrink(content: bytes, side: int) -> bytes | Rejection:
@@ -19,22 +18,12 @@ def shrink(content: bytes, side: int) -> bytes | Rejection:
     Returns:
         The file, or why there is none.
     """
-    pixels = Decoder(_Shrink(side), side)(content)
-    return pixels if isinstance(pixels, Rejection) else _to_jpeg(pixels)
 
+    def save(picture: Image.Image) -> bytes:
+        picture.thumbnail((side, side))
+        stream = io.BytesIO()
+        plain = Image.fromarray(np.asarray(picture))  # Pillow writes a picture's comment, too
+        plain.save(stream, "JPEG", quality=92, subsampling=0)
+        return stream.getvalue()
 
-@dataclass(frozen=True)
-class _Shrink:
-    """Scales a picture down to a side, keeping its shape."""
-
-    side: int
-
-    def __call__(self, picture: Image.Image) -> Tensor:
-        picture.thumbnail((self.side, self.side))
-        return to_pixels(picture)
-
-
-def _to_jpeg(pixels: Tensor) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(stream, "JPEG", quality=92, subsampling=0)
-    return stream.getvalue()
+    return decode_image(content, side, save)

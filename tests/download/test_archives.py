@@ -1,3 +1,5 @@
+"""Archives: members in memory, bounds, and what is damage and what is not."""
+
 import io
 import os
 import resource
@@ -13,38 +15,43 @@ from pipeline.download import archives
 from pipeline.download.archives import Archive
 
 
+def write_tar(path: Path, *members: tuple[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    return path
+
+
+def write_zip(path: Path, *members: tuple[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.mkdir("d")
+        for name, content in members:
+            archive.writestr(name, content)
+    return path
+
+
 @pytest.fixture(params=["zip", "tar", "tar.gz"])
 def packed(request, tmp_path):
-    path = tmp_path / f"a.{request.param}"
+    path, two = tmp_path / f"a.{request.param}", ("../two.txt", b"2")
     if request.param == "zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.mkdir("d")
-            archive.writestr("d/one.txt", b"1" * 1000)
-            archive.writestr("../two.txt", b"2")
-    else:
-        with tarfile.open(path, "w:gz" if request.param == "tar.gz" else "w") as archive:
-            for name, content in (("./d/one.txt", b"1" * 1000), ("../two.txt", b"2")):
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
-            link = tarfile.TarInfo("link")
-            link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-            archive.addfile(link)
-    return path
+        return write_zip(path, ("d/one.txt", b"1" * 1000), two)
+    mode = "w:gz" if request.param == "tar.gz" else "w"
+    return write_tar(path, ("./d/one.txt", b"1" * 1000), two, mode=mode)
 
 
 def test_members_are_read_into_memory_only(packed, tmp_path):
     with Archive(packed) as archive:
+        assert set(archive.sizes) == {"d/one.txt", "../two.txt"}  # no links, no folders
         assert archive.read("d/one.txt") == b"1" * 1000
         assert archive.read("../two.txt") == b"2"
-    assert [path.name for path in tmp_path.iterdir()] == [packed.name]
-
-
-def test_links_and_folders_are_not_members(packed):
-    with Archive(packed) as archive:
-        assert set(archive.sizes) == {"d/one.txt", "../two.txt"}
         with pytest.raises(KeyError):
             archive.read("link")
+    assert [path.name for path in tmp_path.iterdir()] == [packed.name]
 
 
 def test_a_member_that_is_too_large_is_refused(packed, monkeypatch):
@@ -54,14 +61,11 @@ def test_a_member_that_is_too_large_is_refused(packed, monkeypatch):
 
 
 def test_a_tar_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
-    path = tmp_path / "bomb.tar.gz"
-    with tarfile.open(path, "w:gz") as archive:
-        for name, size in (("small", 10), ("zeros", 2_000_000), ("after", 10)):
-            info = tarfile.TarInfo(name)
-            info.size = size
-            archive.addfile(info, io.BytesIO(bytes(size)))
+    sizes = {"small": 10, "zeros": 2_000_000, "after": 10}
+    members = ((name, bytes(size)) for name, size in sizes.items())
+    path = write_tar(tmp_path / "bomb.tar.gz", *members, mode="w:gz")
     with Archive(path) as archive:
-        assert set(archive.sizes) == {"small", "zeros", "after"}  # small enough by MAX_MEMBER_BYTES
+        assert archive.sizes == sizes  # small enough by MAX_MEMBER_BYTES
     monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", 1_000_000)
     found, find = [], tarfile.TarFile.next
     monkeypatch.setattr(tarfile.TarFile, "next", lambda tar: found.append(find(tar)) or found[-1])
@@ -71,11 +75,11 @@ def test_a_tar_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(tmp_pat
     assert {info.name for info in found} == {"small", "zeros"}  # "after" lies behind the zeros
 
 
-@pytest.mark.parametrize("share", [0, 0.03, 0.06])
-def test_truncation_is_named(packed, share):
+@pytest.mark.parametrize("fraction", [0, 0.03, 0.06])
+def test_truncation_is_named(packed, fraction):
     """Within the first member; the padding at a tar's end may be missing without loss."""
     content = packed.read_bytes()
-    packed.write_bytes(content[: int(share * len(content))])
+    packed.write_bytes(content[: int(fraction * len(content))])
     with pytest.raises(InputError, match=packed.name), Archive(packed) as archive:
         for member in ("d/one.txt", "../two.txt", "missing"):
             archive.sizes[member] = archive.sizes.get(member, 1000)
@@ -88,13 +92,8 @@ def test_a_missing_archive_is_named(tmp_path):
 
 
 def test_of_members_with_one_name_the_last_counts(tmp_path):
-    path = tmp_path / "a.tar"
-    with tarfile.open(path, "w") as archive:
-        for name, content in (("./a.txt", b"first"), ("b.txt", b"other"), ("a.txt", b"last")):
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    with Archive(path) as archive:
+    members = ("./a.txt", b"first"), ("b.txt", b"other"), ("a.txt", b"last")
+    with Archive(write_tar(tmp_path / "a.tar", *members)) as archive:
         assert archive.read("a.txt") == b"last"
         assert (archive.repeated, list(archive.sizes)) == (1, ["a.txt", "b.txt"])
 
@@ -102,12 +101,7 @@ def test_of_members_with_one_name_the_last_counts(tmp_path):
 @pytest.mark.parametrize("change", [lambda c: c[:2048], lambda c: c[:2048] + b"\xff" * 512])
 def test_a_tar_must_end_as_tars_do(tmp_path, change):
     """tarfile itself takes both a missing and a damaged header for the end."""
-    path = tmp_path / "a.tar"
-    with tarfile.open(path, "w") as archive:
-        for name in ("a", "b", "c"):
-            info = tarfile.TarInfo(name)
-            info.size = 5
-            archive.addfile(info, io.BytesIO(b"12345"))
+    path = write_tar(tmp_path / "a.tar", *((name, b"12345") for name in "abc"))
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(InputError, match="no member and no end at byte 2,048"):
         Archive(path)
@@ -116,11 +110,7 @@ def test_a_tar_must_end_as_tars_do(tmp_path, change):
 @pytest.mark.parametrize("mode", ["w:bz2", "w:xz"])
 @pytest.mark.parametrize("place", [0.3, 0.6])
 def test_damage_in_a_compressed_tar_is_named(tmp_path, mode, place):
-    path = tmp_path / "a.tar"
-    with tarfile.open(path, mode) as archive:
-        info = tarfile.TarInfo("a")
-        info.size = 200_000
-        archive.addfile(info, io.BytesIO(os.urandom(info.size)))
+    path = write_tar(tmp_path / "a.tar", ("a", os.urandom(200_000)), mode=mode)
     content = bytearray(path.read_bytes())
     start = int(place * len(content))
     content[start : start + 4096] = bytes(4096)
@@ -166,9 +156,7 @@ def test_too_many_open_files_are_not_called_damage(packed):
 
 def test_a_zip_that_points_before_its_start_is_damaged(tmp_path):
     """The seek fails then, which is the archive's fault and not the disk's."""
-    path = tmp_path / "a.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a", b"12345")
+    path = write_zip(tmp_path / "a.zip", ("a", b"12345"))
     content = path.read_bytes()
     path.write_bytes(content[content.index(b"PK\1\2") :])
     with pytest.raises(InputError, match="is damaged"), Archive(path) as archive:

@@ -10,12 +10,15 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModel, AutoTokenizer
 
-from pipeline.download.scenes.demo.demo_world import WORLD
-from pipeline.download.scenes.demo.lessons import render_lessons
-from pipeline.download.scenes.demo.rebuild import HELD_OUT, build_demo
-from pipeline.download.scenes.demo.recall import held_out_recall, recall_at
+from pipeline.download.scenes.demo.rebuild import (
+    HELD_OUT,
+    WORLD,
+    build_demo,
+    held_out_recall,
+    recall_at,
+)
 from pipeline.download.scenes.demo.student_model import StudentRecipe
-from pipeline.download.scenes.demo.teacher_model import TeacherRecipe
+from pipeline.download.scenes.demo.teacher_model import TeacherRecipe, render_lessons
 from pipeline.download.scenes.demo.tokenizer import build_tokenizer
 from pipeline.download.scenes.tables import draw_picture, make_sentences
 from pipeline.download.scenes.world import split_of

@@ -23,9 +23,9 @@ from pipeline.core.errors import InputError, ResourceError
 from pipeline.core.plaintext import is_blank
 from pipeline.download.archives import Archive
 from pipeline.download.caption_table import read_rows
-from pipeline.download.captions import is_missing
+from pipeline.download.captions import clean_caption, is_missing
 from pipeline.download.corpora import Fetcher, make_pairs
-from pipeline.download.pairing import MOST_CHARACTERS, clean_caption
+from pipeline.download.pairing import MOST_CHARACTERS
 from pipeline.download.records import Pairs, read_pairs
 from pipeline.download.splits import draw_split
 from pipeline.params.download import SplitsParams
@@ -181,7 +181,7 @@ def test_images_that_are_not_there_keep_their_row(tmp_path, photos, caplog):
     pairs, counts = make(write_rows(tmp_path / "t.csv", rows), photos)
     assert pairs.images["member"].tolist()[3:5] == ["gone.png", "folder.png"]
     assert (counts["images"], counts["images_missing"], counts["images_unnamed"]) == (6, 3, 1)
-    assert "gone.png, which is no file of the folder" in caplog.text
+    assert "gone.png, which is not a file of the folder" in caplog.text
     with Archive(pairs.folder / "images.zip") as archive:
         assert set(archive.sizes) == set(IMAGES)
 
@@ -218,7 +218,7 @@ OUTSIDE = ["../t.csv", "/etc/passwd", "sub/../../x", "."]
 def test_paths_out_of_the_folder_are_refused(tmp_path, photos, image, ending):
     table = write_rows(tmp_path / f"t.{ending}", [ROWS[0], (image, "x")])
     line = 3 if ending == "csv" else 2
-    with pytest.raises(InputError, match=rf"line {line} names the image .*no path inside"):
+    with pytest.raises(InputError, match=rf"line {line} names the image .*not a path inside"):
         make(table, photos)
     assert {path.name for path in tmp_path.iterdir()} == {"photos", table.name}
 
@@ -226,7 +226,7 @@ def test_paths_out_of_the_folder_are_refused(tmp_path, photos, image, ending):
 FAULTY = {
     "latin.csv": (
         "image,caption\na.png,caf\xe9\n".encode("latin-1"),
-        r"line 2 is no UTF-8 at byte",
+        r"line 2 is not UTF-8 at byte",
     ),
     "utf16.csv": ("image,caption\n".encode("utf-16"), r"utf16\.csv is UTF-16"),
     "names.csv": (b"file;text\na;b\n", r"by ';', has no column 'image'; .* are 'file', 'text'"),
@@ -238,17 +238,20 @@ FAULTY = {
     "open.csv": (b'image,caption\na.png,"x\nb,y\n', r"line 2 is malformed"),
     "after.csv": (b'image,caption\na.png,"x" y\n', r"line 2 is malformed"),
     "blank.csv": (b'image,caption\n"",x\n', r"line 2: image is empty"),
-    "text.jsonl": (b'{"image": "a.png", "caption": "x"}\nnot json\n', r"line 2 is no JSON"),
-    "deep.jsonl": (b"[" * 100_000, r"line 1 is no JSON"),
-    "list.jsonl": (b'["a.png"]\n', r"line 1 is no object"),
+    "text.jsonl": (b'{"image": "a.png", "caption": "x"}\nnot json\n', r"line 2 is not JSON"),
+    "deep.jsonl": (b"[" * 100_000, r"line 1 is not JSON"),
+    "list.jsonl": (b'["a.png"]\n', r"line 1 is not an object"),
     "key.jsonl": (
         b'{"image": "a.png", "text": "x"}\n',
         r"line 1 has no column 'caption'; .*'text'",
     ),
-    "number.jsonl": (b'{"image": "a.png", "caption": 7}\n', r"line 1: caption is 7, no text"),
-    "image.jsonl": (b'{"image": 7, "caption": "x"}\n', r"line 1: image is 7, no text"),
+    "number.jsonl": (b'{"image": "a.png", "caption": 7}\n', r"line 1: caption is 7, not text"),
+    "image.jsonl": (b'{"image": 7, "caption": "x"}\n', r"line 1: image is 7, not text"),
     "null.jsonl": (b'{"image": null, "caption": "x"}\n', r"line 1: image is empty"),
-    "mixed.jsonl": (b'{"image": "a.png", "caption": ["x", 1]}\n', r"line 1: caption is 1, no text"),
+    "mixed.jsonl": (
+        b'{"image": "a.png", "caption": ["x", 1]}\n',
+        r"line 1: caption is 1, not text",
+    ),
     "none.jsonl": (b"\n\n", r"none\.jsonl has no rows"),
     "damaged.parquet": (b"PAR1 no table PAR1", r"cannot be read as Parquet"),
     "table.xlsx": (b"PK", r"none of \.csv, \.tsv, \.txt, \.jsonl, \.parquet"),
@@ -268,12 +271,16 @@ def test_faulty_tables_are_named_by_line(tmp_path, photos, name):
 @pytest.mark.parametrize(
     ("column", "cells", "words"),
     [
-        ("caption", pa.array([1, 2]), "has a column caption of int64, no text"),
-        ("image", pa.array([b"x", b"y"]), "has a column image of binary, no text"),
-        ("caption", pa.array([[1], [2]]), "has a column caption of list<.*int64>, no text"),
-        ("caption", pa.array([None, None]), "has a column caption of null, no text"),
+        ("caption", pa.array([1, 2]), "has a column caption of int64, not text"),
+        ("image", pa.array([b"x", b"y"]), "has a column image of binary, not text"),
+        ("caption", pa.array([[1], [2]]), "has a column caption of list<.*int64>, not text"),
+        ("caption", pa.array([None, None]), "has a column caption of null, not text"),
         ("image", pa.array(["a.png", None]), "row 1: image is empty"),
-        ("caption", pa.array([b"x", b"\xff"]).view(pa.string()), "row 1 holds text that is no UTF"),
+        (
+            "caption",
+            pa.array([b"x", b"\xff"]).view(pa.string()),
+            "row 1 holds text that is not UTF",
+        ),
     ],
 )
 def test_faulty_parquet_columns_are_named(tmp_path, photos, column, cells, words):
@@ -346,7 +353,7 @@ def test_csv_jsonl_and_parquet_are_read_alike(tmp_path_factory, rows):
 
 def test_a_folder_or_table_that_is_not_there_is_named(tmp_path, photos):
     table = write_rows(tmp_path / "t.csv", ROWS)
-    with pytest.raises(InputError, match=r"none is no folder") as error:
+    with pytest.raises(InputError, match=r"none is not a folder") as error:
         make(table, tmp_path / "none")
     assert "download.folder.images" in error.value.fix
     with pytest.raises(InputError, match=r"none\.csv does not exist"):

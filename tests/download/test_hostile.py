@@ -14,12 +14,12 @@ import torch
 from pipeline.core.errors import InputError
 from pipeline.download import archives
 from pipeline.download.archives import Archive
+from pipeline.download.captions import clean_caption
 from pipeline.download.karpathy import read_karpathy
-from pipeline.download.pairing import clean_caption
+from pipeline.download.packed_images import Rejection
 from pipeline.download.webdataset import read_shard
-from pipeline.features.images import Rejection
 from pipeline.features.teacher import Teacher
-from pipeline.index.layout import Hit
+from pipeline.index.format import Hit
 from pipeline.params.teacher import TeacherParams
 from pipeline.search.gallery import _figure
 from pipeline.student.encoder import SentenceEncoder
@@ -55,7 +55,7 @@ def shard(tmp_path: Path) -> Path:
 def test_a_shard_writes_nothing_and_follows_nothing(shard, tmp_path):
     (tmp_path / "secret").write_text("secret")
     before = sorted(tmp_path.rglob("*"))
-    samples = read_shard(shard)
+    samples = read_shard(shard, None)
     assert sorted(tmp_path.rglob("*")) == before
     assert not set(KINDS) & set(samples)
     assert {*map(tuple, (sample.text for sample in samples.values()))} == {("text",), ()}
@@ -70,7 +70,7 @@ def test_names_in_other_encodings_are_members(tmp_path):
     with Archive(path) as archive:
         (name,) = archive.sizes
         assert archive.read(name) == b"x"
-    assert len(read_shard(path)) == 1
+    assert len(read_shard(path, None)) == 1
 
 
 def overlapping(members: int, content: bytes) -> bytes:

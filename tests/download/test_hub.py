@@ -82,6 +82,26 @@ def test_parquet_files_become_a_zip_each(connected, tmp_path):
         assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
 
 
+def test_a_column_of_splits_counts_before_the_name_of_the_file(connected, tmp_path):
+    """As in nlphuji/flickr30k, whose one split is called test."""
+    images = pa.array([image_bytes(number) for number in range(4)])
+    names = ["train", "restval", "Validation", "test"]
+
+    def splits(column: list, **hub) -> list[str]:
+        stream = io.BytesIO()
+        pq.write_table(pa.table({"image": images, "caption": ["x"] * 4, "split": column}), stream)
+        name = f"org/photos{len(connected.datasets)}"
+        connected.datasets[name] = {"TEST-0000.parquet": stream.getvalue()}
+        return make(tmp_path, dataset=name, **hub)[0].images["split"].tolist()
+
+    assert splits(names) == ["train", "train", "val", "test"]
+    assert splits([0, 1, 2, 3]) == ["test"] * 4  # numbers are not names
+    assert splits(names, split_column=None) == ["test"] * 4
+    with pytest.raises(InputError, match="row 1 has the split 'hold-out'") as error:
+        splits(["train", "hold-out", "val", "test"])
+    assert "to null" in error.value.fix
+
+
 def test_plain_bytes_lists_of_captions_and_rows_without_an_image(connected, tmp_path):
     images = pa.array([image_bytes(0), None, b"", image_bytes(3)])
     captions = [["a", None], ["b"], ["c"], []]
@@ -242,7 +262,7 @@ def test_splits_in_file_names(file, split):
     ("changes", "words", "fix"),
     [
         ({"dataset": "org/none"}, "the data set org/none is not there", "download.hub.dataset"),
-        ({"dataset": "a/b/c"}, "a/b/c is no name of the hub", "ORG/NAME"),
+        ({"dataset": "a/b/c"}, "a/b/c has an invalid name", "ORG/NAME"),
         ({"revision": "v9"}, "has no revision v9", "download.hub.revision"),
         ({"dataset": "org/closed"}, "open only to those who accepted its terms", "hf auth login"),
     ],
@@ -264,7 +284,7 @@ def test_offline_is_said(connected, tmp_path, monkeypatch):
 
 def test_a_hub_that_is_not_there_is_said(connected, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(DownloadError, match="cannot be fetched") as error:
+    with pytest.raises(DownloadError, match="could not be downloaded") as error:
         make(tmp_path)
     assert "HF_ENDPOINT" in error.value.fix
 
@@ -289,12 +309,12 @@ GOOD = structs(0)
         (
             {"a.parquet": table_bytes(GOOD, ["x"])},
             {"caption_column": "id"},
-            "column id of int64, no text",
+            "column id of int64, not text",
         ),
         (
             {"a.parquet": table_bytes(GOOD, ["x"])},
             {"image_column": "caption"},
-            "column caption of string, no images",
+            "column caption of string, not images",
         ),
         (
             {"a.parquet": table_bytes(pa.array([None], STRUCT), ["x"])},

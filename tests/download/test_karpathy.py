@@ -67,12 +67,15 @@ def test_the_public_splits_have_the_public_counts(name):
     [
         ([], "lists no images"),
         ({}, "lists no images"),
-        ([{"imgid": 1}], "image 0 has no usable 'split'"),
-        ([image(1, "holdout", "one.jpg")], "image 0 has no usable 'holdout'"),
+        ([{"imgid": 1}], "image 0 has no usable split: Field required"),
+        ([image(1, "holdout", "one.jpg")], "image 0 has no usable split: Input should be 'train'"),
         ([image(1, "val", "one.jpg"), "text"], "image 1"),
         ([image(1, "val", "one.jpg") | {"sentences": 3}], "image 0"),
         *(
-            ([image(1, "val", "one.jpg") | {"sentences": [{"raw": raw}]}], "its raw is no text")
+            (
+                [image(1, "val", "one.jpg") | {"sentences": [{"raw": raw}]}],
+                r"sentences\.0\.raw: ",
+            )
             for raw in (7, None, ["a", "b"], "\ud800")
         ),
         *(

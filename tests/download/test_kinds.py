@@ -13,7 +13,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from pipeline.core.errors import DownloadError, InputError
-from pipeline.download.caption_table import _READERS, read_rows
+from pipeline.download.caption_table import READERS, read_rows
 from pipeline.download.corpora import Fetcher, make_pairs
 from pipeline.download.fetch import fetch
 from pipeline.download.karpathy import read_karpathy
@@ -84,7 +84,7 @@ def from_hub(folder: Path, _ending: str, cell: object, connected) -> Made:
 
 
 CELLS: dict[str, tuple[Callable[..., Made], str]] = {
-    **{f"folder {ending}": (from_table, ending) for ending in _READERS},
+    **{f"folder {ending}": (from_table, ending) for ending in READERS},
     "webdataset .txt": (from_shard, "txt"),
     "webdataset .json": (from_shard, "json"),
     "hub": (from_hub, ""),
@@ -188,7 +188,7 @@ def rows(ending: str) -> Callable[[Path, bytes], list[str]]:
 
 def samples(ending: str) -> Callable[[Path, bytes], list[str]]:
     def read(folder: Path, content: bytes) -> list[str]:
-        sample = read_shard(write_shard(folder / "0.tar", {f"0.{ending}": content}))["0"]
+        sample = read_shard(write_shard(folder / "0.tar", {f"0.{ending}": content}), None)["0"]
         if sample.unreadable is not None:
             raise sample.unreadable
         return sample.captions
@@ -245,7 +245,7 @@ LATIN = ("MR/", "TREC/")
 
 
 def test_every_kind_of_text_table_is_among_the_texts():
-    assert {f"folder {ending}" for ending in _READERS if ending != ".parquet"} <= set(TEXTS)
+    assert {f"folder {ending}" for ending in READERS if ending != ".parquet"} <= set(TEXTS)
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -311,11 +311,11 @@ def test_separators_are_recognised(tmp_path, ending, table):
         ("t.csv", "image|caption\na|x\nb\n", "line 3 has 1 fields, the header", "complete the row"),
         ("t.csv", "image,caption\na,x, y\n", "line 2 has 3 fields, the header 2", "quote fields"),
         ("t.csv", "", "t.csv has no column 'image'; its columns are none", "image_column"),
-        ("t.csv.gz", "x", "by its ending", "unpacked"),
-        ("t.jsonl", '[{"image": "a",\n', "line 1 is no JSON", "jq -c"),
-        ("t.jsonl", '{"image": "a", "caption": "x"},\n', "line 1 is no JSON", "without a comma"),
-        ("t.jsonl", '{"image": 1, "caption": "x"}\n', "line 1: image is 1, no text", "mend"),
-        ("t.jsonl", '{"image": "a", "caption": [["x"]]}\n', r"is \['x'\], no text", "mend the row"),
+        ("t.csv.gz", "x", "by its ending", "uncompressed"),
+        ("t.jsonl", '[{"image": "a",\n', "line 1 is not JSON", "jq -c"),
+        ("t.jsonl", '{"image": "a", "caption": "x"},\n', "line 1 is not JSON", "without a comma"),
+        ("t.jsonl", '{"image": 1, "caption": "x"}\n', "line 1: image is 1, not text", "fix the"),
+        ("t.jsonl", '{"image": "a", "caption": [["x"]]}\n', r"is \['x'\], not text", "fix the"),
     ],
 )  # fmt: skip
 def test_tables_of_another_shape_are_refused(tmp_path, name, content, words, fix):
@@ -382,7 +382,7 @@ def test_equal_pictures_are_in_one_split(tmp_path, connected, read):
         ("pipe:aws s3 cp s3://b/0.tar -", "is an address of a kind", "copy the shards"),
         ("hf://datasets/o/n/0.tar", "is an address of a kind", "download.pairs to hub"),
         ("file:///no/0.tar", "the first: /no/0.tar does not exist", "download.webdataset.shards"),
-        ("no/0.tar", "the first: no/0.tar does not exist", "relative paths are seen from"),
+        ("no/0.tar", "the first: no/0.tar does not exist", "relative paths start at"),
     ],
 )
 def test_shards_are_named_as_they_were_written(tmp_path, monkeypatch, written, words, fix):
@@ -471,7 +471,7 @@ def test_a_relative_path_in_the_copy_of_an_experiment_is_told_so(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     with pytest.raises((InputError, DownloadError)) as error:
         read("my photos")
-    assert f"check {key}; relative paths are seen from {tmp_path}" in error.value.fix
+    assert f"check {key}; relative paths start at {tmp_path}" in error.value.fix
 
 
 @pytest.mark.parametrize("name", ["images", "mirror"])
@@ -490,7 +490,7 @@ def test_a_folder_of_this_machine_is_no_data_set_of_the_hub(tmp_path, connected)
 
 def test_lists_of_lists_are_no_captions(tmp_path, connected):
     captions = pa.array([[["x"]]])
-    with pytest.raises(InputError, match=r"column caption of list<.*list<.*, no text"):
+    with pytest.raises(InputError, match=r"column caption of list<.*list<.*, not text"):
         read_cell("hub", tmp_path, captions[0].as_py(), connected)
 
 

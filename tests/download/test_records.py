@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,113 +22,82 @@ from pipeline.download.records import (
     STS,
     TRANSFER,
     Pairs,
-    PairsWriter,
     count_pairs,
     read_pairs,
     read_sts,
     read_transfer,
     write_pairs,
+    write_pairs_to,
     write_sts,
     write_table,
     write_transfer,
 )
 from tests.conftest import ROOT, unseal
 
-
-def sts_rows(**changes) -> pd.DataFrame:
-    rows = {
-        "task": ["STS-B"] * 3,
-        "subset": ["news"] * 3,
-        "split": ["train", "dev", "test"],
-        "sentence1": ["a", "b", ""],
-        "sentence2": ["c", "d", "e"],
-        "score": [0.0, 2.5, 5.0],
-    }
-    return pd.DataFrame(rows | changes)
-
-
-def transfer_rows(**changes) -> pd.DataFrame:
-    rows = {
-        "task": ["CR", "MRPC", "CR", "MRPC"],
-        "split": ["all", "train", "all", "test"],
-        "sentence1": ["a", "b", "", "d"],
-        "sentence2": [None, "x", None, "y"],
-        "label": [0, 1, 5, 0],
-    }
-    return pd.DataFrame(rows | changes)
+Columns = dict[str, list]
+STS_ROWS: Columns = {
+    "task": ["STS-B"] * 3,
+    "subset": ["news"] * 3,
+    "split": ["train", "dev", "test"],
+    "sentence1": ["a", "b", ""],
+    "sentence2": ["c", "d", "e"],
+    "score": [0.0, 2.5, 5.0],
+}
+TRANSFER_ROWS: Columns = {
+    "task": ["CR", "MRPC", "CR", "MRPC"],
+    "split": ["all", "train", "all", "test"],
+    "sentence1": ["a", "b", "", "d"],
+    "sentence2": [None, "x", None, "y"],
+    "label": [0, 1, 5, 0],
+}
 
 
 def test_what_is_written_is_read(tmp_path):
-    write_sts(tmp_path, sts_rows())
-    write_transfer(tmp_path, transfer_rows())
-    pd.testing.assert_frame_equal(read_sts(tmp_path), sts_rows())
-    pd.testing.assert_frame_equal(read_transfer(tmp_path), transfer_rows())
+    sts, transfer = pd.DataFrame(STS_ROWS), pd.DataFrame(TRANSFER_ROWS)
+    write_sts(tmp_path, sts)
+    write_transfer(tmp_path, transfer)
+    pd.testing.assert_frame_equal(read_sts(tmp_path), sts)
+    pd.testing.assert_frame_equal(read_transfer(tmp_path), transfer)
     assert list(read_transfer(tmp_path)["sentence2"].isna()) == [True, False, True, False]
 
 
 @pytest.mark.parametrize(
-    ("column", "cells", "words"),
+    ("name", "column", "cells", "words"),
     [
-        ("task", ["STS-B", None, "STS-B"], "row 1 has no usable task"),
-        ("subset", [None, "news", "news"], "row 0 has no usable subset"),
-        ("split", ["train", "dev", None], "row 2 has no usable split"),
-        ("sentence1", ["a", None, None], "row 1 has no usable sentence1"),
-        ("sentence2", ["a", "b", None], "row 2 has no usable sentence2"),
-        ("score", [1.0, None, 2.0], "row 1 has no usable score"),
-        ("score", [1.0, 0.0, math.nan], "row 2 has no usable score"),
-        ("score", [math.inf, 1.0, math.nan], "row 0 has no usable score"),
-        ("score", [1.0, -math.inf, 1.0], "row 1 has no usable score"),
+        ("sts", "task", ["STS-B", None, "STS-B"], "row 1 has no usable task"),
+        ("sts", "subset", [None, "news", "news"], "row 0 has no usable subset"),
+        ("sts", "split", ["train", "dev", None], "row 2 has no usable split"),
+        ("sts", "sentence1", ["a", None, None], "row 1 has no usable sentence1"),
+        ("sts", "sentence2", ["a", "b", None], "row 2 has no usable sentence2"),
+        ("sts", "score", [1.0, None, 2.0], "row 1 has no usable score"),
+        ("sts", "score", [1.0, 0.0, math.nan], "row 2 has no usable score"),
+        ("sts", "score", [math.inf, 1.0, math.nan], "row 0 has no usable score"),
+        ("sts", "score", [1.0, -math.inf, 1.0], "row 1 has no usable score"),
+        ("transfer", "task", ["CR", None, "CR", "MRPC"], "row 1 has no usable task"),
+        ("transfer", "split", ["all", "train", None, "test"], "row 2 has no usable split"),
+        ("transfer", "sentence1", [None, "b", "", "d"], "row 0 has no usable sentence1"),
+        ("transfer", "label", [0, 1, 0, None], "row 3 has no usable label"),
+        ("transfer", "label", [0, 1, -1, -2], "row 2 has a label below 0"),
+        ("transfer", "sentence2", [None, "x", "z", "y"], "row 2 and the first of its task"),
+        ("transfer", "sentence2", [None, "x", None, None], "row 3 and the first of its task"),
     ],
 )
-def test_an_sts_row_without_a_cell_is_named(tmp_path, column, cells, words):
-    rows = sts_rows().to_dict("list") | {column: cells}  # a list keeps null and NaN apart
-    write_table(tmp_path / "sts.parquet", rows, STS)
-    with pytest.raises(InputError, match=words) as error:
-        read_sts(tmp_path)
-    assert str(tmp_path / "sts.parquet") in error.value.what
-    assert error.value.fix == "run `dvc repro -f download`."
-
-
-@pytest.mark.parametrize(
-    ("column", "cells", "words"),
-    [
-        ("task", ["CR", None, "CR", "MRPC"], "row 1 has no usable task"),
-        ("split", ["all", "train", None, "test"], "row 2 has no usable split"),
-        ("sentence1", [None, "b", "", "d"], "row 0 has no usable sentence1"),
-        ("label", [0, 1, 0, None], "row 3 has no usable label"),
-        ("label", [0, 1, -1, -2], "row 2 has a label below 0"),
-        ("sentence2", [None, "x", "z", "y"], "row 2 and the first of its task are not alike"),
-        ("sentence2", [None, "x", None, None], "row 3 and the first of its task are not alike"),
-    ],
-)
-def test_a_transfer_row_that_cannot_be_used_is_named(tmp_path, column, cells, words):
-    rows = transfer_rows().to_dict("list")
-    rows["sentence2"] = [None, "x", None, "y"]
-    write_table(tmp_path / "transfer.parquet", rows | {column: cells}, TRANSFER)
-    with pytest.raises(InputError, match=words) as error:
-        read_transfer(tmp_path)
-    assert str(tmp_path / "transfer.parquet") in error.value.what
-    assert error.value.fix == "run `dvc repro -f download`."
-
-
-def test_nulls_of_the_other_tables_are_named_too(tmp_path):
-    images = pd.DataFrame({"image_id": [0], "split": ["val"], "archive": ["a"], "member": ["m"]})
-    captions = pd.DataFrame({"caption_id": [0, 1], "image_id": [0, 0], "caption": ["x", "y"]})
-    write_pairs(tmp_path, images, captions)
-    assert len(read_pairs(tmp_path).captions) == 2
-    write_table(tmp_path / "images.parquet", images.to_dict("list") | {"member": [None]}, IMAGES)
-    with pytest.raises(InputError, match=r"images\.parquet row 0 has no usable member"):
-        read_pairs(tmp_path)
-
-
-@pytest.mark.parametrize("read", [read_sts, read_transfer])
-def test_a_missing_table_says_which_stage_makes_it(tmp_path, read):
-    with pytest.raises(MissingArtifactError) as error:
+def test_a_row_that_cannot_be_used_is_named(tmp_path, name, column, cells, words):
+    rows, schema, read = {
+        "sts": (STS_ROWS, STS, read_sts),
+        "transfer": (TRANSFER_ROWS, TRANSFER, read_transfer),
+    }[name]
+    with pytest.raises(MissingArtifactError) as missing:
         read(tmp_path)
-    assert "dvc repro download" in error.value.fix
+    assert "dvc repro download" in missing.value.fix
+    write_table(tmp_path / f"{name}.parquet", rows | {column: cells}, schema)
+    with pytest.raises(InputError, match=words) as error:
+        read(tmp_path)
+    assert str(tmp_path / f"{name}.parquet") in error.value.what
+    assert error.value.fix == "run `dvc repro -f download`."
 
 
-def pair_rows(count: int) -> tuple[dict[str, list], dict[str, list]]:
+def pair_rows(count: int) -> tuple[Columns, Columns]:
     """So many images, every third with two captions."""
     of = [row for row in range(count) for _ in range(1 + (row % 3 == 0))]
     images = {
@@ -141,12 +109,16 @@ def pair_rows(count: int) -> tuple[dict[str, list], dict[str, list]]:
     captions = {
         "caption_id": list(range(len(of))),
         "image_id": of,
-        "caption": [f"caption {hashlib.md5(b'%d' % row).hexdigest()}" for row in range(len(of))],  # noqa: S324
+        "caption": [hashlib.sha256(b"%d" % row).hexdigest() for row in range(len(of))],
     }
     return images, captions
 
 
-def part(rows: dict[str, list], start: int, stop: int) -> dict[str, list]:
+def write(folder: Path, images: Columns, captions: Columns) -> None:
+    write_pairs(folder, pd.DataFrame(images), pd.DataFrame(captions))
+
+
+def part(rows: Columns, start: int, stop: int) -> Columns:
     return {name: column[start:stop] for name, column in rows.items()}
 
 
@@ -160,8 +132,8 @@ def test_the_bytes_do_not_depend_on_how_rows_are_added(tmp_path_factory, cuts):
     folder = tmp_path_factory.mktemp("pairs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "ROW_GROUP", 32)
-        write_pairs(folder / "whole", pd.DataFrame(images), pd.DataFrame(captions))
-        with PairsWriter(folder / "parts") as writer:
+        write(folder / "whole", images, captions)
+        with write_pairs_to(folder / "parts") as writer:
             for start, stop in zip([0, *sorted(cuts)], [*sorted(cuts), 134], strict=True):
                 writer.add(part(images, start, stop), part(captions, start, stop))
     assert files_of(folder / "whole") == files_of(folder / "parts")
@@ -171,17 +143,29 @@ def test_the_bytes_do_not_depend_on_how_rows_are_added(tmp_path_factory, cuts):
     assert read_pairs(folder / "parts").captions.to_dict("list") == captions
 
 
-def test_a_small_table_is_what_arrow_writes_at_once(tmp_path):
+def test_a_small_table_is_what_arrow_writes_at_once_and_is_counted(tmp_path):
     images, captions = pair_rows(2000)
-    write_pairs(tmp_path, pd.DataFrame(images), pd.DataFrame(captions))
+    write(tmp_path, images, captions)
+    assert count_pairs(tmp_path) == {
+        "images": 2000,
+        "captions": 2667,
+        "train_images": 1600,
+        "val_images": 400,
+        "test_images": 0,
+    }
     for name, rows, schema in (("images", images, IMAGES), ("captions", captions, CAPTIONS)):
-        pq.write_table(
-            pa.table(rows, schema=schema),
-            tmp_path / "at-once",
-            compression="zstd",
-            use_dictionary=False,
-        )
+        table, options = pa.table(rows, schema=schema), {"use_dictionary": False}
+        pq.write_table(table, tmp_path / "at-once", compression="zstd", **options)
         assert (tmp_path / f"{name}.parquet").read_bytes() == (tmp_path / "at-once").read_bytes()
+
+
+def test_empty_captions_are_rows_and_nulls_are_named(tmp_path):
+    images, captions = pair_rows(2)
+    write(tmp_path, images, captions | {"caption": ["", "x", ""]})
+    assert read_pairs(tmp_path).captions["caption"].tolist() == ["", "x", ""]
+    write_table(tmp_path / "images.parquet", images | {"member": ["a", None]}, IMAGES)
+    with pytest.raises(InputError, match=r"images\.parquet row 1 has no usable member"):
+        read_pairs(tmp_path)
 
 
 @pytest.mark.parametrize("rows", [(0, 0), (1, 0), (0, 1)])
@@ -189,115 +173,97 @@ def test_pairs_without_rows_are_refused_and_leave_nothing(tmp_path, rows):
     images, captions = pair_rows(3)
     with (
         pytest.raises(InputError, match="no images or no captions"),
-        PairsWriter(tmp_path / "pairs") as writer,
+        write_pairs_to(tmp_path / "pairs") as writer,
     ):
         writer.add(part(images, 0, rows[0]), part(captions, 0, rows[1]))
     assert files_of(tmp_path / "pairs") == {}
 
 
-def test_a_failure_between_the_rows_leaves_what_was_there(tmp_path):
+@pytest.mark.parametrize("written", [0, 9])
+def test_a_failure_between_the_rows_leaves_what_was_there(tmp_path, written):
     images, captions = pair_rows(records.ROW_GROUP + 1)
-    write_pairs(tmp_path, pd.DataFrame(part(images, 0, 9)), pd.DataFrame(part(captions, 0, 9)))
+    if written:
+        write(tmp_path, part(images, 0, written), part(captions, 0, written))
     before = files_of(tmp_path)
-    with pytest.raises(ZeroDivisionError), PairsWriter(tmp_path) as writer:
-        writer.add(images, captions)
+    with pytest.raises(ZeroDivisionError), write_pairs_to(tmp_path) as writer:
+        writer.add(images, captions, archive_rows())
         _ = 1 / 0
     assert files_of(tmp_path) == before
 
 
 READS_ALONE = """
-import os
+import os, sys
 from pathlib import Path
 import pyarrow.parquet
 from pipeline.download.parquet import ParquetRows
 from pipeline.download.records import count_pairs, read_pairs
 from pipeline.index.reader import RowTable
 
-before = len(os.listdir("/proc/self/task"))
-read_pairs(Path("data/pairs"))
-count_pairs(Path("data/pairs"))
-list(ParquetRows(Path("data/pairs/captions.parquet"), {"key": "caption"}).batches(1_000))
-RowTable.open(Path("data/index/texts.parquet")).take([0])
+before, folder = len(os.listdir("/proc/self/task")), Path(sys.argv[1])
+read_pairs(folder)
+count_pairs(folder)
+list(ParquetRows(folder / "captions.parquet", "").rows(["caption"], 1_000))
+RowTable.open(folder / "texts.parquet").take([0])
 assert len(os.listdir("/proc/self/task")) == before
 """
 
 
-def test_tables_are_read_by_one_thread(tiny_run):
+def test_tables_are_read_by_one_thread(tmp_path):
     """Arrow's own threads hang or end the process where there is no memory for them."""
-    subprocess.run(
-        [sys.executable, "-c", READS_ALONE],
-        cwd=tiny_run,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        check=True,
-    )
+    from pipeline.index.reader import ROWS
+
+    write(tmp_path, *pair_rows(5000))
+    cells = {"int": 1, "str": "x", "flo": 0.5}
+    rows = {field.name: [cells[str(field.type)[:3]]] * 5000 for field in ROWS}
+    write_table(tmp_path / "texts.parquet", rows, ROWS)
+    subprocess.run([sys.executable, "-c", READS_ALONE, str(tmp_path)], cwd=ROOT, check=True)
 
 
-def test_counts_are_those_of_the_rows(tmp_path):
-    images, captions = pair_rows(50)
-    write_pairs(tmp_path, pd.DataFrame(images), pd.DataFrame(captions))
-    assert count_pairs(tmp_path) == {
-        "images": 50,
-        "captions": 67,
-        "train_images": 40,
-        "val_images": 10,
-        "test_images": 0,
+def archive_rows(*changes: tuple[str, int]) -> Columns:
+    rows: Columns = {
+        "archive": ["/a/1.tar", "/b/2.tar"],
+        "bytes": [10, 20],
+        "modified": [2**60, 2**60 + 1],
     }
-
-
-def cells_in_order(images: dict[str, list], captions: dict[str, list]) -> list[str]:
-    columns = [images[name] for name in ("image_id", "archive", "member")]
-    columns += [captions[name] for name in ("caption_id", "image_id", "caption")]
-    return [str(cell) for column in columns for cell in column]
-
-
-CELLS_OF_FIVE = cells_in_order(*pair_rows(5))
-
-
-def test_the_fingerprint_is_the_hash_of_every_cell_in_order(tmp_path):
-    images, captions = pair_rows(5)
-    write_pairs(tmp_path, pd.DataFrame(images), pd.DataFrame(captions))
-    digest = hashlib.sha256()
-    for cell in CELLS_OF_FIVE:
-        digest.update(len(cell).to_bytes(8, "little") + cell.encode())
-    assert read_pairs(tmp_path).fingerprint() == digest.hexdigest()
-
-
-def archive_rows(*changes: tuple[str, int]) -> dict[str, list]:
-    rows = {"archive": ["/a/1.tar", "/b/2.tar"], "bytes": [10, 20], "modified": [2**60, 2**60 + 1]}
     for column, row in changes:
         rows[column][row] = "/c/3.tar" if column == "archive" else rows[column][row] + 1
     return rows
 
 
-def write_with_archives(folder: Path, archives: dict[str, list], cut: int = 1) -> Pairs:
+def write_with_archives(folder: Path, archives: Columns, cut: int = 1) -> Pairs:
     images, captions = pair_rows(5)
-    with PairsWriter(folder) as writer:
+    with write_pairs_to(folder) as writer:
         writer.add(images, captions, part(archives, 0, cut))
         writer.add(part(images, 0, 0), part(captions, 0, 0), part(archives, cut, 9))
     return read_pairs(folder)
 
 
-def test_archives_elsewhere_are_part_of_the_pairs(tmp_path):
+def digest(*tables: Columns) -> str:
+    """Of every cell in order, whose length counts."""
+    found = hashlib.sha256()
+    for cell in [str(cell) for rows in tables for column in rows.values() for cell in column]:
+        found.update(len(cell).to_bytes(8, "little") + cell.encode())
+    return found.hexdigest()
+
+
+def test_the_fingerprint_is_the_hash_of_every_cell_in_order(tmp_path):
     archives = archive_rows()
     pairs = write_with_archives(tmp_path, archives)
     assert pairs.archives.to_dict("list") == archives
     bare = Pairs(tmp_path, pairs.images, pairs.captions)
-    cells = [str(cell) for name in ("archive", "bytes", "modified") for cell in archives[name]]
+    images, captions = pair_rows(5)
+    del images["split"]
+    assert bare.fingerprint() == digest(images, captions)
+    assert pairs.fingerprint() == digest(images, captions, archives)
     changes = [(name, row) for name in archives for row in (0, 1)]
     others = [write_with_archives(tmp_path, archive_rows(change), cut=2) for change in changes]
-    prints = {one.fingerprint() for one in (bare, pairs, *others)}
-    assert len(prints) == 8
-    digest = hashlib.sha256()
-    for cell in [*CELLS_OF_FIVE, *cells]:
-        digest.update(len(cell).to_bytes(8, "little") + cell.encode())
-    assert pairs.fingerprint() == digest.hexdigest()
+    assert len({one.fingerprint() for one in (bare, pairs, *others)}) == 8
 
 
 def test_without_archives_elsewhere_there_is_no_table_of_them(tmp_path):
-    """Nor one that was there before; the bytes of the folder and the fingerprint are as ever."""
+    """Nor one from an earlier run; the bytes of the folder and the fingerprint are as ever."""
     write_with_archives(tmp_path, archive_rows())
-    images, captions = pair_rows(5)
-    write_pairs(tmp_path, pd.DataFrame(images), pd.DataFrame(captions))
+    write(tmp_path, *pair_rows(5))
     assert set(files_of(tmp_path)) == {"captions.parquet", "images.parquet", CHECKSUMS}
     assert read_pairs(tmp_path).archives.empty
 
@@ -310,17 +276,3 @@ def test_a_damaged_table_of_archives_is_named(tmp_path):
     unseal(tmp_path)
     with pytest.raises(InputError, match=r"archives\.parquet cannot be read"):
         read_pairs(tmp_path)
-
-
-def test_a_failure_between_archives_leaves_nothing(tmp_path):
-    images, captions = pair_rows(5)
-    with pytest.raises(ZeroDivisionError), PairsWriter(tmp_path) as writer:
-        writer.add(images, captions, archive_rows())
-        _ = 1 / 0
-    assert files_of(tmp_path) == {}
-
-
-def test_empty_captions_are_rows_like_others(tmp_path):
-    images, captions = pair_rows(2)
-    write_pairs(tmp_path, pd.DataFrame(images), pd.DataFrame(captions | {"caption": ["", "x", ""]}))
-    assert read_pairs(tmp_path).captions["caption"].tolist() == ["", "x", ""]

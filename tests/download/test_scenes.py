@@ -17,15 +17,14 @@ from scipy.stats import spearmanr
 
 from pipeline.core.checksums import CHECKSUMS
 from pipeline.download.records import read_pairs
-from pipeline.download.scenes.graded_pairs import SUBSETS
 from pipeline.download.scenes.render import SIDE, render
-from pipeline.download.scenes.similarity import gold_score, shared
+from pipeline.download.scenes.sentence_pairs import SUBSETS, gold_score, shared
 from pipeline.download.scenes.statements import state
 from pipeline.download.scenes.tables import (
     draw_picture,
     make_sentences,
     make_sts,
-    write_pairs_corpus,
+    write_scene_pairs,
 )
 from pipeline.download.scenes.transfer_tasks import make_transfer
 from pipeline.download.scenes.wording import caption, describe
@@ -156,7 +155,7 @@ def test_equal_params_give_equal_bytes_in_another_process(tmp_path: Path) -> Non
         "from pipeline.download.scenes.tables import *\n"
         "from pipeline.download.scenes.transfer_tasks import make_transfer\n"
         "params = ScenesParams.model_validate_json(sys.argv[2])\n"
-        "write_pairs_corpus(Path(sys.argv[1]), params)\n"
+        "write_scene_pairs(Path(sys.argv[1]), params)\n"
         "make_sts(params).to_json(sys.argv[1] + '/sts.json')\n"
         "make_transfer(params).to_json(sys.argv[1] + '/transfer.json')\n"
         "Path(sys.argv[1], 'text').write_text('\\n'.join(make_sentences(params)))\n"
@@ -176,8 +175,8 @@ def test_equal_params_give_equal_bytes_in_another_process(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_another_seed_gives_another_world(tmp_path: Path) -> None:
     other = SMALL.model_copy(update={"seed": 8})
-    write_pairs_corpus(tmp_path / "a", SMALL)
-    write_pairs_corpus(tmp_path / "b", other)
+    write_scene_pairs(tmp_path / "a", SMALL)
+    write_scene_pairs(tmp_path / "b", other)
     assert digests(tmp_path / "a")["images.zip"] != digests(tmp_path / "b")["images.zip"]
     assert make_sentences(SMALL) != make_sentences(other)
     assert not make_sts(SMALL).equals(make_sts(other))
@@ -201,7 +200,7 @@ def test_corpus_has_the_asked_counts_and_readable_pictures(tmp_path: Path) -> No
 
     from PIL import Image
 
-    write_pairs_corpus(tmp_path, SMALL)
+    write_scene_pairs(tmp_path, SMALL)
     pairs = read_pairs(tmp_path)
     assert len(pairs.images) == 120
     assert list(pairs.captions["caption_id"]) == list(range(360))

@@ -16,8 +16,8 @@ from pipeline.core.errors import DownloadError, InputError, ResourceError
 from pipeline.download import pairing
 from pipeline.download.archives import Archive
 from pipeline.download.corpora import Fetcher, make_pairs
-from pipeline.download.pairing import PairRows
-from pipeline.download.records import Pairs, PairsWriter, read_pairs
+from pipeline.download.pairing import write_rows_to
+from pipeline.download.records import Pairs, read_pairs
 from pipeline.download.splits import draw_split
 from pipeline.download.tar_shards import MOST_SHARDS, expand, fetch_shard, find_shards
 from pipeline.download.webdataset import read_shard, write_webdataset_pairs
@@ -123,7 +123,7 @@ def test_what_makes_a_sample(tmp_path, caplog):
     }
     assert (counts["captions_empty"], counts["captions_unreadable"]) == (4, 3)
     assert (counts["samples_without_image"], counts["images_further"]) == (2, 1)
-    assert "a.tar: 4.txt line 1 is no UTF-8" in caplog.text
+    assert "a.tar: 4.txt line 1 is not UTF-8" in caplog.text
 
 
 def test_compressed_shards_are_read_too(tmp_path):
@@ -175,7 +175,7 @@ def test_links_and_odd_members_are_no_samples(tmp_path):
         folder = tarfile.TarInfo("000000003.jpg")
         folder.type = tarfile.DIRTYPE
         shard.addfile(folder)
-    assert list(read_shard(path)) == ["000000001"]
+    assert list(read_shard(path, None)) == ["000000001"]
 
 
 def damage_header(content: bytes) -> bytes:
@@ -224,11 +224,10 @@ def test_a_shard_that_is_gone_when_its_turn_comes_is_never_left_out(tmp_path, sh
     params = WebdatasetParams(shards=str(shards / "{00000..00001}.tar"), damaged=damaged)
     with (
         pytest.raises(ResourceError, match=r"00001\.tar cannot be read: no such file"),
-        PairsWriter(tmp_path / "pairs") as writer,
+        write_rows_to(tmp_path / "pairs") as rows,
     ):
-        rows = PairRows(writer)
-        add = rows.add_image
-        rows.add_image = lambda *row: lost.unlink(missing_ok=True) or add(*row)
+        add = rows.add
+        rows.add = lambda *row: lost.unlink(missing_ok=True) or add(*row)
         write_webdataset_pairs(rows, params, SPLITS, tmp_path)
 
 
@@ -348,7 +347,7 @@ def test_a_url_that_names_no_file_is_refused_before_anything_is_fetched(tmp_path
 
 @pytest.mark.parametrize("address", ["http://[bad/0.tar", "http://h/a\0.tar"])
 def test_a_url_that_is_none_is_refused(address):
-    with pytest.raises(InputError, match="is no URL"):
+    with pytest.raises(InputError, match="is not a URL"):
         find_shards(address)
 
 
@@ -406,7 +405,7 @@ def test_memory_does_not_grow_with_the_shards(tmp_path, monkeypatch):
     for count in (5, 5, 40):
         params = WebdatasetParams(shards=paths[:count], damaged="error")
         tracemalloc.start()
-        with PairsWriter(tmp_path / "pairs") as writer, PairRows(writer) as pair_rows:
+        with write_rows_to(tmp_path / "pairs") as pair_rows:
             write_webdataset_pairs(pair_rows, params, SPLITS, tmp_path)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()

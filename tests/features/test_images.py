@@ -20,7 +20,8 @@ from PIL import Image, ImageOps, features
 from torchvision.transforms import Compose, Lambda, PILToTensor
 
 from pipeline.core.errors import InterruptedRunError
-from pipeline.features.images import Decoder, Rejection, to_pixels
+from pipeline.download.packed_images import Rejection
+from pipeline.features.images import Decoder, to_pixels
 from pipeline.features.openclip import split_transform
 from tests.conftest import SHARED
 from tests.faults.ledger import record

@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from pipeline.core.errors import ModelError
+from pipeline.download.packed_images import Rejection
 from pipeline.features.huggingface import HuggingFaceTeacher
 from pipeline.features.identity import PROBE_TEXTS
-from pipeline.features.images import Rejection
 from pipeline.features.openclip import CausalText, WordTokenizer, needs_quick_gelu
 from pipeline.features.teacher import Teacher
 from pipeline.params.teacher import TeacherParams
@@ -338,8 +338,8 @@ def test_pickled_weights_give_the_same_features(tmp_path, clip):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("tf_model.h5", "weights of TensorFlow alone"),
-        ("onnx/model.onnx", "weights of ONNX alone"),
+        ("tf_model.h5", "only holds weights of TensorFlow"),
+        ("onnx/model.onnx", "only holds weights of ONNX"),
         ("adapter_config.json", "holds an adapter"),
     ],
 )

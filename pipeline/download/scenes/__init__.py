@@ -1,1 +1,1 @@
-"""The embedded world: rendered pictures, captions, sentences, graded pairs, transfer tasks."""
+"""The embedded world: rendered pictures, captions, sentences, sentence pairs, transfer tasks."""

@@ -28,8 +28,9 @@ def state(scene: Scene, rng: np.random.Generator) -> str:
     """A true sentence about a scene: a caption, or two different statements joined."""
     if happens(0.35, rng):
         return caption(scene, rng)
-    order = rng.permutation(len(_STATEMENTS_OF[len(scene.groups)]))[:2]
-    first, second = (_STATEMENTS_OF[len(scene.groups)][index](scene, rng) for index in order)
+    statements = _STATEMENTS_OF[len(scene.groups)]
+    order = rng.permutation(len(statements))[:2]
+    first, second = (statements[index](scene, rng) for index in order)
     return finish(f"{first}{pick(_JOINTS, rng)}{second}", rng)
 
 
@@ -129,22 +130,10 @@ def _tell_absent_colour(scene: Scene, rng: np.random.Generator) -> str:
     return pick(("no shape is {c}", "none of the shapes is {c}"), rng).format(c=colour)
 
 
-_OF_ANY: tuple[_Statement, ...] = (
-    _count_all,
-    _count_group,
-    _tell_size,
-    _tell_background,
-    _tell_absent_shape,
-    _tell_absent_colour,
+_OF_ANY = (
+    *(_count_all, _count_group, _tell_size, _tell_background),
+    *(_tell_absent_shape, _tell_absent_colour),
 )
-_STATEMENTS_OF: dict[int, tuple[_Statement, ...]] = {
-    1: _OF_ANY,
-    2: (
-        *_OF_ANY,
-        _compare_counts,
-        _compare_sizes,
-        _tell_places,
-        _compare_colours,
-        _compare_shapes,
-    ),
-}
+_OF_TWO = (_compare_counts, _compare_sizes, _tell_places, _compare_colours, _compare_shapes)
+_STATEMENTS_OF: dict[int, tuple[_Statement, ...]] = {1: _OF_ANY, 2: (*_OF_ANY, *_OF_TWO)}
+"""By the number of groups of the scene."""

@@ -2,7 +2,7 @@
 
 SCENES-ONE-COLOUR   all          1 where the two things of the scene have the same colour, else 0
 SCENES-FIRST-SHAPE  train, test  the shape of the only, upper or left thing, its place in SHAPES
-SCENES-PARAPHRASE   train, test  1 where both sentences tell the same, else 0; a pair of sentences
+SCENES-PARAPHRASE   train, test  1 where both sentences tell the same, else 0; two sentences
 
 As every colour and shape has several names and a sentence names two things, none is solved by which
 words occur. All classes of a task are equally frequent. Train samples tell of train scenes; test
@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.download import records
-from pipeline.download.scenes.graded_pairs import SUBSETS, draw_pair
-from pipeline.download.scenes.similarity import HIGHEST
+from pipeline.download.scenes.sentence_pairs import HIGHEST, SUBSETS, draw_sentence_pair
 from pipeline.download.scenes.wording import describe
 from pipeline.download.scenes.words import Told
 from pipeline.download.scenes.world import SHAPES, Scene, Stream, draw_scene, generator, pick
@@ -25,9 +24,6 @@ from pipeline.params.download import ScenesParams
 
 _Texts = tuple[str, str | None]
 """The sentence, or the two sentences, of a sample."""
-
-_Draw = Callable[[str, int, Told, np.random.Generator], _Texts]
-"""Draws a sample of a class about scenes of a split; `Told` is how much its sentences tell."""
 
 
 @dataclass(frozen=True)
@@ -39,67 +35,57 @@ class _Task:
     classes: int
     tenths: int
     """Samples for every ten STS pairs."""
-    draw: _Draw
+    draw: Callable[[str, int, Told, np.random.Generator], _Texts]
+    """Draws a sample of a class about scenes of a split; `Told` is how much its sentences tell."""
 
 
 def make_transfer(params: ScenesParams) -> pd.DataFrame:
     """The samples of the transfer tasks; their number follows `sts_pairs`.
 
     Returns:
-        Rows with the columns of `records.TRANSFER`.
+        Rows with the columns of `records.TRANSFER`; no sample depends on another.
     """
-    rows = [
-        _draw_row(task, index, params)
-        for task in _TASKS
-        for index in range(params.sts_pairs * task.tenths // 10)
-    ]
+    rows = []
+    for task in _TASKS:
+        for index in range(params.sts_pairs * task.tenths // 10):
+            rng = generator(params.seed, task.stream, index)
+            turn, place = divmod(index, len(task.splits))
+            split, label = task.splits[place], turn % task.classes
+            scene_split = "test" if split == "all" else split
+            texts = task.draw(scene_split, label, SUBSETS[pick(list(SUBSETS), rng)], rng)
+            rows.append((task.name, split, *texts, label))
     return pd.DataFrame(rows, columns=records.TRANSFER.names)
 
 
-def _draw_row(
-    task: _Task, index: int, params: ScenesParams
-) -> tuple[str, str, str, str | None, int]:
-    """Sample number `index` of a task; it depends on no other sample."""
-    rng = generator(params.seed, task.stream, index)
-    turn, place = divmod(index, len(task.splits))
-    split, label = task.splits[place], turn % task.classes
-    scene_split = "test" if split == "all" else split
-    texts = task.draw(scene_split, label, SUBSETS[pick(list(SUBSETS), rng)], rng)
-    return task.name, split, *texts, label
+def _draw_one_colour(split: str, label: int, told: Told, rng: np.random.Generator) -> _Texts:
+    def fits(scene: Scene) -> bool:
+        colours = [group.colour for group in scene.groups]
+        # A sentence about one thing would give itself away.
+        return len(colours) > 1 and (colours[0] == colours[1]) == label
+
+    return describe(_draw_until(fits, split, rng), told, rng), None
 
 
-def _ask(question: Callable[[Scene], int | None]) -> _Draw:
-    """Samples of one sentence, whose class is the answer to a question about its scene."""
-
-    def draw(split: str, label: int, told: Told, rng: np.random.Generator) -> _Texts:
-        scene = draw_scene(split, rng)
-        while question(scene) != label:
-            scene = draw_scene(split, rng)
-        return describe(scene, told, rng), None
-
-    return draw
+def _draw_first_shape(split: str, label: int, told: Told, rng: np.random.Generator) -> _Texts:
+    scene = _draw_until(lambda scene: scene.groups[0].shape == SHAPES[label], split, rng)
+    return describe(scene, told, rng), None
 
 
-def _has_one_colour(scene: Scene) -> int | None:
-    if len(scene.groups) == 1:  # a sentence about one thing would give itself away
-        return None
-    return int(scene.groups[0].colour == scene.groups[1].colour)
-
-
-def _first_shape(scene: Scene) -> int:
-    return SHAPES.index(scene.groups[0].shape)
+def _draw_until(fits: Callable[[Scene], bool], split: str, rng: np.random.Generator) -> Scene:
+    while not fits(scene := draw_scene(split, rng)):
+        pass
+    return scene
 
 
 def _draw_paraphrase(split: str, label: int, told: Told, rng: np.random.Generator) -> _Texts:
-    pair = draw_pair(split, told, rng)
-    while (pair.score == HIGHEST) != label:
-        pair = draw_pair(split, told, rng)
+    while ((pair := draw_sentence_pair(split, told, rng)).score == HIGHEST) != label:
+        pass
     return pair.sentences
 
 
 _TRAIN_AND_TEST = ("train", "train", "test")
 _TASKS = (
-    _Task("SCENES-ONE-COLOUR", Stream.ONE_COLOUR, ("all",), 2, 2, _ask(_has_one_colour)),
-    _Task("SCENES-FIRST-SHAPE", Stream.FIRST_SHAPE, _TRAIN_AND_TEST, 8, 4, _ask(_first_shape)),
+    _Task("SCENES-ONE-COLOUR", Stream.ONE_COLOUR, ("all",), 2, 2, _draw_one_colour),
+    _Task("SCENES-FIRST-SHAPE", Stream.FIRST_SHAPE, _TRAIN_AND_TEST, 8, 4, _draw_first_shape),
     _Task("SCENES-PARAPHRASE", Stream.PARAPHRASE, _TRAIN_AND_TEST, 2, 3, _draw_paraphrase),
 )

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
-from itertools import chain, combinations, product
-from math import prod
+from itertools import combinations, product
 from typing import TypeVar
 
 import numpy as np
@@ -38,7 +37,7 @@ _COMMON_WEIGHT = 3.0
 """How much more often a common colour or shape is drawn than another."""
 
 _ALONE = 0.15
-"""Share of the scenes that hold one group only."""
+"""Fraction of the scenes that hold one group only."""
 
 
 class Stream(IntEnum):
@@ -127,18 +126,14 @@ def draw_scene(split: str, rng: np.random.Generator) -> Scene:
 
 def _draw_kinds(split: str, size: int, rng: np.random.Generator) -> tuple[Kind, ...]:
     """A combination of the split, by its weight; spends one random number."""
-    options = _combinations_in(split, size)
-    cumulated = _cumulated_weights(split, size)
+    options, cumulated = _weighted(split, size)
     return options[int(np.searchsorted(cumulated, rng.random() * cumulated[-1], side="right"))]
 
 
 @cache
-def _cumulated_weights(split: str, size: int) -> NDArray[np.float64]:
-    words = (chain.from_iterable(kinds) for kinds in _combinations_in(split, size))
-    return np.cumsum([prod(_COMMON_WEIGHT for word in kinds if word in COMMON) for kinds in words])
-
-
-@cache
-def _combinations_in(split: str, size: int) -> tuple[tuple[Kind, ...], ...]:
+def _weighted(split: str, size: int) -> tuple[list[tuple[Kind, ...]], NDArray[np.float64]]:
+    """The combinations of a split, and their weights, added up."""
     every = combinations(product(COLOURS, SHAPES), size)
-    return tuple(kinds for kinds in every if split_of(frozenset(kinds)) == split)
+    options = [kinds for kinds in every if split_of(frozenset(kinds)) == split]
+    common = [sum(word in COMMON for kind in kinds for word in kind) for kinds in options]
+    return options, np.cumsum([_COMMON_WEIGHT**count for count in common])

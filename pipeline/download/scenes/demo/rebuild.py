@@ -1,11 +1,14 @@
-"""Build the demo's teacher and student start from the embedded world."""
+"""Build the demo's teacher and student start from the embedded world, and measure the teacher."""
 
 from pathlib import Path
 
+import open_clip
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from pipeline.core.files import atomic_folder
 from pipeline.core.progress import log
-from pipeline.download.scenes.demo.demo_world import WORLD
-from pipeline.download.scenes.demo.recall import held_out_recall
 from pipeline.download.scenes.demo.student_model import (
     StudentRecipe,
     pretrain_student,
@@ -13,10 +16,17 @@ from pipeline.download.scenes.demo.student_model import (
 )
 from pipeline.download.scenes.demo.teacher_model import TeacherRecipe, save_teacher, train_teacher
 from pipeline.download.scenes.demo.tokenizer import build_tokenizer
-from pipeline.download.scenes.tables import make_sentences
+from pipeline.download.scenes.tables import draw_picture, make_sentences
+from pipeline.download.scenes.world import SPLITS_OF_HUNDRED
+from pipeline.params.download import ScenesParams
+
+WORLD = ScenesParams(images=4600, captions_per_image=5, sentences=10_000, sts_pairs=3000, seed=0)
+"""The world that the demo's models were made for: that of params.yaml."""
 
 HELD_OUT = 500
 """Pictures of the test split that the teacher is measured on."""
+
+RANKS = (1, 5, 10)
 
 
 def build_demo(folder: Path, teacher: TeacherRecipe, student: StudentRecipe) -> None:
@@ -40,3 +50,37 @@ def build_demo(folder: Path, teacher: TeacherRecipe, student: StudentRecipe) -> 
         save_teacher(model, tokenizer, temporary)
     for k, recall in held_out_recall(folder / "teacher", HELD_OUT).items():
         log.info("teacher: recall@%d on %d held-out pictures %.3f", k, HELD_OUT, recall)
+
+
+def held_out_recall(folder: Path, pictures: int) -> dict[int, float]:
+    """Text-to-image recall of a saved teacher on the first pictures of the test split.
+
+    Args:
+        folder: a folder that open_clip loads as `local-dir:`.
+        pictures: how many pictures, each with its first caption; chance is k / pictures.
+
+    Returns:
+        The recall in 0..1 by k.
+    """
+    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    model.eval()  # open_clip returns it as for training, where batches share their statistics
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    test = [i for i in range(WORLD.images) if SPLITS_OF_HUNDRED[i % 100] == "test"]
+    drawn = [draw_picture(index, WORLD) for index in test[:pictures]]
+    with torch.no_grad():
+        images = model.encode_image(torch.stack([preprocess(p.image) for p in drawn]), True)
+        texts = model.encode_text(tokenizer([p.captions[0] for p in drawn]), True)
+    return {k: recall_at(k, images, texts) for k in RANKS}
+
+
+def recall_at(k: int, images: Float[Tensor, "rows dim"], texts: Float[Tensor, "rows dim"]) -> float:
+    """Text-to-image recall: the fraction of texts whose own image is among their k nearest.
+
+    Args:
+        k: how many images count.
+        images: L2-normalised features; row i belongs to text i.
+        texts: L2-normalised features.
+    """
+    cosines = texts @ images.T
+    ranks = (cosines > cosines.diagonal()[:, None]).sum(dim=1)
+    return float((ranks < k).float().mean())

@@ -4,7 +4,7 @@ Masked language modelling (arXiv 1810.04805) on the text-only sentences of the e
 gives what a BERT checkpoint gives on real data: a fair start that is no sentence encoder yet.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +15,10 @@ from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizer
 
 from pipeline.core.progress import progress
-from pipeline.download.scenes.demo.tokenizer import LONGEST, SPECIALS, save_tokenizer
-from pipeline.download.scenes.demo.weights import save_half
+from pipeline.download.scenes.demo.tokenizer import LONGEST, SPECIALS, save_half, save_tokenizer
 
 _UNSCORED = -100
-"""The label that transformers' loss passes over."""
+"""The label that transformers' loss ignores."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class StudentRecipe:
         steps: optimiser steps.
         batch_size: sentences of a step.
         learning_rate: AdamW's learning rate, falling linearly to zero.
-        masked: share of the tokens that are to be guessed.
+        masked: fraction of the tokens that are to be guessed.
         seed: seed of weights, order and masks.
     """
 
@@ -58,9 +57,9 @@ def pretrain_student(
     model = _build(len(tokenizer))
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=recipe.steps)
-    batches = _batches(sentences, recipe)
-    for batch in progress(batches, total=recipe.steps, what="student", unit="step"):
-        tokens = tokenizer(batch, padding=True, return_tensors="pt")
+    for _ in progress(range(recipe.steps), total=recipe.steps, what="student", unit="step"):
+        rows = torch.randint(len(sentences), (recipe.batch_size,)).tolist()
+        tokens = tokenizer([sentences[row] for row in rows], padding=True, return_tensors="pt")
         inputs, labels = _mask(tokens["input_ids"], len(tokenizer), recipe.masked)
         optimiser.zero_grad()
         model(inputs, attention_mask=tokens["attention_mask"], labels=labels).loss.backward()
@@ -87,21 +86,15 @@ def _build(vocabulary: int) -> BertForMaskedLM:
     return model
 
 
-def _batches(sentences: Sequence[str], recipe: StudentRecipe) -> Iterator[list[str]]:
-    for _ in range(recipe.steps):
-        rows = torch.randint(len(sentences), (recipe.batch_size,))
-        yield [sentences[row] for row in rows.tolist()]
-
-
 def _mask(
-    tokens: Int[Tensor, "batch tokens"], vocabulary: int, share: float
+    tokens: Int[Tensor, "batch tokens"], vocabulary: int, fraction: float
 ) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, "batch tokens"]]:
-    """Hide a share of the tokens: 8 of 10 as [MASK], one as a random token, one as it is.
+    """Hide a fraction of the tokens: 8 of 10 as [MASK], one as a random token, one as it is.
 
     Returns:
         The tokens to read, and the labels: the true token where hidden, else `_UNSCORED`.
     """
-    hidden = (torch.rand(tokens.shape) < share) & (tokens >= len(SPECIALS))
+    hidden = (torch.rand(tokens.shape) < fraction) & (tokens >= len(SPECIALS))
     draw = torch.rand(tokens.shape)
     random_tokens = torch.randint(len(SPECIALS), vocabulary, tokens.shape)
     inputs = tokens.masked_fill(hidden & (draw < 0.8), SPECIALS.index("[MASK]"))  # noqa: PLR2004

@@ -6,27 +6,35 @@ and places matter to the contrastive loss, not only which colours and shapes are
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 from jaxtyping import Float, Int, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from transformers import BertTokenizer
 
 from pipeline.core.files import write_json
 from pipeline.core.progress import progress
-from pipeline.download.scenes.demo.lessons import draw_batches, render_lessons
-from pipeline.download.scenes.demo.tokenizer import save_tokenizer
-from pipeline.download.scenes.demo.weights import save_half
-from pipeline.download.scenes.render import SIDE
+from pipeline.download.scenes.demo.tokenizer import save_half, save_tokenizer
+from pipeline.download.scenes.render import SIDE, render
+from pipeline.download.scenes.sentence_pairs import change, is_scene_of
+from pipeline.download.scenes.wording import caption
+from pipeline.download.scenes.world import Scene, draw_scene, generator
 
 _CONTEXT = 40
 """Tokens of a text; no caption or sentence of the world is longer."""
 
+_PICTURES, _BATCHES = 100, 101
+"""Random streams; those of the corpora are below them."""
+
+_MOST_CHANGES = 3
 _MEAN_AND_STD = 0.5
 _LARGEST_SCALE = math.log(100)
 
@@ -38,7 +46,7 @@ class TeacherRecipe:
     Attributes:
         scenes: rendered train scenes; every use of one gets a new caption.
         steps: optimiser steps.
-        batch_size: picture and caption pairs of a step.
+        batch_size: pictures with a caption each, of a step.
         learning_rate: highest value of the one-cycle schedule.
         weight_decay: AdamW's decay of matrices.
         seed: seed of scenes, order and initial weights.
@@ -54,31 +62,64 @@ class TeacherRecipe:
 
 def teacher_config(vocabulary: int) -> dict[str, Any]:
     """The content of open_clip_config.json, for a vocabulary of so many tokens."""
-    model = {
-        "embed_dim": 128,
-        "vision_cfg": {"image_size": SIDE, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64},
-        "text_cfg": {
-            "context_length": _CONTEXT,
-            "vocab_size": vocabulary,
-            "hf_tokenizer_name": "scenes-wordpiece",
-            "width": 128,
-            "heads": 4,
-            "layers": 3,
-            "pool_type": "eos",
-            "pad_id": 0,
-            "eos_id": 3,
-        },
+    vision = {"image_size": SIDE, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64}
+    text = {
+        "context_length": _CONTEXT,
+        "vocab_size": vocabulary,
+        "hf_tokenizer_name": "scenes-wordpiece",
+        "width": 128,
+        "heads": 4,
+        "layers": 3,
+        "pool_type": "eos",
+        "pad_id": 0,
+        "eos_id": 3,
     }
-    return {"model_cfg": model, "preprocess_cfg": _preprocessing()}
-
-
-def _preprocessing() -> dict[str, Any]:
-    return {
+    preprocessing = {
         "mean": [_MEAN_AND_STD] * 3,
         "std": [_MEAN_AND_STD] * 3,
         "interpolation": "bicubic",
         "resize_mode": "squash",
     }
+    model = {"embed_dim": 128, "vision_cfg": vision, "text_cfg": text}
+    return {"model_cfg": model, "preprocess_cfg": preprocessing}
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """Scenes two by two, the second of two a relative of the first, and their pictures."""
+
+    scenes: list[Scene]
+    pictures: UInt8[Tensor, "scenes 3 height width"]
+
+
+def render_lessons(number: int, seed: int) -> Lessons:
+    """Draw and render `number` scenes of the train split."""
+    scenes: list[Scene] = []
+    pictures = torch.empty(number, 3, SIDE, SIDE, dtype=torch.uint8)
+    for index in progress(range(number), total=number, what="train scenes", unit="scene"):
+        rng = generator(seed, _PICTURES, index)
+        scenes.append(_relative(scenes[-1], rng) if index % 2 else draw_scene("train", rng))
+        pixels = torch.from_numpy(np.array(render(scenes[-1], rng)))
+        pictures[index] = pixels.permute(2, 0, 1)
+    return Lessons(scenes, pictures)
+
+
+def _relative(scene: Scene, rng: np.random.Generator) -> Scene:
+    while True:
+        relative = change(scene, int(rng.integers(1, _MOST_CHANGES + 1)), rng)
+        if is_scene_of(relative, "train") and relative != scene:
+            return relative
+
+
+def _draw_batches(
+    lessons: Lessons, recipe: TeacherRecipe
+) -> Iterator[tuple[NDArray[np.int64], list[str]]]:
+    """Rows of random scenes, each with its relative, and a new caption of each row."""
+    rng = generator(recipe.seed, _BATCHES, 0)
+    for _ in range(recipe.steps):
+        firsts = 2 * rng.choice(len(lessons.scenes) // 2, recipe.batch_size // 2, replace=False)
+        rows = np.concatenate([firsts, firsts + 1])
+        yield rows, [caption(lessons.scenes[row], rng) for row in rows]
 
 
 def train_teacher(tokenizer: BertTokenizer, recipe: TeacherRecipe) -> open_clip.CLIP:
@@ -95,13 +136,22 @@ def train_teacher(tokenizer: BertTokenizer, recipe: TeacherRecipe) -> open_clip.
     torch.manual_seed(recipe.seed)
     model = open_clip.CLIP(**config).to(memory_format=torch.channels_last)
     lessons = render_lessons(recipe.scenes, recipe.seed)
-    optimiser, schedule = _optimiser(model, recipe)
-    loss_of = open_clip.ClipLoss()
-    batches = draw_batches(
-        lessons, steps=recipe.steps, batch_size=recipe.batch_size, seed=recipe.seed
+    groups: list[dict[str, Any]] = [
+        {"params": [weight for weight in model.parameters() if weight.ndim > 1]},
+        {"params": [w for w in model.parameters() if w.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.AdamW(
+        groups, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
     )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1
+    )
+    loss_of = open_clip.ClipLoss()
+    batches = _draw_batches(lessons, recipe)
     for rows, captions in progress(batches, total=recipe.steps, what="teacher", unit="step"):
-        features = _encode(model, _to_input(lessons.pictures[rows]), _tokenize(tokenizer, captions))
+        padded = tokenizer(captions, padding="max_length", truncation=True, max_length=_CONTEXT)
+        texts = torch.tensor(padded["input_ids"])
+        features = _encode(model, lessons.pictures[rows], texts)
         optimiser.zero_grad()
         loss_of(*features, model.logit_scale.exp()).backward()
         optimiser.step()
@@ -112,44 +162,15 @@ def train_teacher(tokenizer: BertTokenizer, recipe: TeacherRecipe) -> open_clip.
 
 def _encode(
     model: open_clip.CLIP,
-    images: Float[Tensor, "batch 3 height width"],
+    pixels: UInt8[Tensor, "batch 3 height width"],
     texts: Int[Tensor, "batch tokens"],
 ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch dim"]]:
     """Normalised float32 features of pictures and captions."""
+    scaled = (pixels / 255 - _MEAN_AND_STD) / _MEAN_AND_STD
     # bfloat16 makes the convolutions faster on a CPU, but not the text transformer.
     with torch.autocast("cpu", torch.bfloat16):
-        seen = model.encode_image(images)
+        seen = model.encode_image(scaled.contiguous(memory_format=torch.channels_last))
     return functional.normalize(seen.float()), model.encode_text(texts, normalize=True)
-
-
-def _tokenize(tokenizer: BertTokenizer, texts: list[str]) -> Int[Tensor, "batch tokens"]:
-    padded = tokenizer(texts, padding="max_length", truncation=True, max_length=_CONTEXT)
-    return torch.tensor(padded["input_ids"])
-
-
-def _optimiser(
-    model: open_clip.CLIP, recipe: TeacherRecipe
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.OneCycleLR]:
-    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
-    others = [weight for weight in model.parameters() if weight.ndim <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": matrices},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    optimiser = torch.optim.AdamW(
-        groups, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1
-    )
-    return optimiser, schedule
-
-
-def _to_input(
-    pixels: UInt8[Tensor, "batch 3 height width"],
-) -> Float[Tensor, "batch 3 height width"]:
-    scaled = (pixels / 255 - _MEAN_AND_STD) / _MEAN_AND_STD
-    return scaled.contiguous(memory_format=torch.channels_last)
 
 
 def save_teacher(model: open_clip.CLIP, tokenizer: BertTokenizer, folder: Path) -> None:

@@ -1,16 +1,20 @@
-"""The WordPiece vocabulary that the demo's teacher and student share.
+"""What the demo's teacher and student share: a WordPiece vocabulary, and small files of weights.
 
-It holds every word of the embedded world, and all ASCII letters, digits and punctuation marks
-as pieces, so that any English text is spelt out where its words are not known.
+The vocabulary holds every word of the embedded world, and all ASCII letters, digits and punctuation
+marks as pieces, so that any English text is spelt out where its words are not known.
 """
 
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from safetensors.torch import save_file
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
+from torch import Tensor
 from transformers import BertTokenizer
+
+from pipeline.core.files import atomic_file
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """The first tokens of the vocabulary, in this order."""
@@ -29,13 +33,10 @@ def build_tokenizer(sentences: Iterable[str]) -> BertTokenizer:
         for sentence in sentences
         for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(sentence))
     }
-    return BertTokenizer(_vocabulary(words), model_max_length=LONGEST)
-
-
-def _vocabulary(words: set[str]) -> dict[str, int]:
     pieces = [*_LETTERS, *string.punctuation, *(f"##{letter}" for letter in _LETTERS)]
     names = [*SPECIALS, *pieces, *sorted(words.difference(pieces))]
-    return {name: index for index, name in enumerate(names)}
+    vocabulary = {name: index for index, name in enumerate(names)}
+    return BertTokenizer(vocabulary, model_max_length=LONGEST)
 
 
 def save_tokenizer(tokenizer: BertTokenizer, folder: Path) -> None:
@@ -43,3 +44,17 @@ def save_tokenizer(tokenizer: BertTokenizer, folder: Path) -> None:
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.save_pretrained(folder)
+
+
+def save_half(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write weights as safetensors, floating-point ones as float16; integers stay as they are.
+
+    Raises:
+        ResourceError: the disk is full.
+    """
+    halved = {
+        name: (weight.half() if weight.is_floating_point() else weight).contiguous()
+        for name, weight in weights.items()
+    }
+    with atomic_file(path) as temporary:
+        save_file(halved, temporary, metadata={"format": "pt"})
