@@ -163,6 +163,7 @@ def test_a_cached_teacher_never_encodes_a_row_twice(tmp_path, monkeypatch):
 
     teacher = pipeline.CachedTeacher(TEACHER, None, tmp_path / "cache")
     encoded.clear()  # the probe's
+    assert len(teacher.encode_captions([])) == len(teacher.encode_images([])) == 0
     captions = teacher.encode_captions(CAPTIONS)
     images = teacher.encode_images([*paths, paths[0]])
     assert sum(encoded) == 3 + 2

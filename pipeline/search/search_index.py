@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.index.layout import Target, Window
+from pipeline.index.format import Target, Window
 from pipeline.search.searcher import Searcher
 
 
