@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test test-all faults mutants nightly lint types docs check audit licences sbom demo clean
+.PHONY: help repro test smoke test-all faults mutants nightly lint types docs check audit licences sbom demo clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
