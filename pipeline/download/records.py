@@ -10,9 +10,9 @@
     evaluation/transfer.parquet task, split, sentence1, sentence2 (or null), label
 
 Rows keep the order of their source. `archive` names a file in the same folder, or a shard elsewhere
-by its absolute path; `member` names a file inside it. A shard elsewhere is no output of `download`,
-so that its size and time stand in for its content: other pictures under the same names then give
-another table. A caption may be empty. An STS row whose source has no gold score is left out.
+by its absolute path; `member` names a file inside it. A shard elsewhere is not an output of
+`download`, so its size and time represent its content: other pictures under the same names then
+give another table. A caption may be empty. An STS row whose source has no gold score is left out.
 The split of a transfer sample is train | dev | test, or `all` where the task is scored by
 cross-validation; its label is a class from 0 on; `sentence2` is null in all rows of a task or in
 none, and no other cell is null.
@@ -183,7 +183,7 @@ def open_table(path: Path, schema: pa.Schema) -> Iterator["TableWriter"]:
     Raises:
         ResourceError: the disk is full, or the place cannot be written.
     """
-    # Without dictionaries: out of memory, Arrow's would look for free space for ever.
+    # Without dictionaries: out of memory, Arrow's would loop looking for space.
     with (
         atomic_file(path) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=False) as file,

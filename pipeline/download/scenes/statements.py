@@ -1,4 +1,4 @@
-"""Sentences about a scene that are no captions: comparisons, totals, places, what is absent."""
+"""Sentences about a scene that are not captions: comparisons, totals, places, what is absent."""
 
 from collections.abc import Callable
 

@@ -86,7 +86,7 @@ _BACKGROUNDS = (
 )
 
 _SIZE_TOLD = 0.8
-_SHARE_TOLD = {"count": 0.85, "relation": 0.9, "background": 0.4}
+_TOLD = {"count": 0.85, "relation": 0.9, "background": 0.4}
 """How often a caption tells each attribute."""
 
 
@@ -136,18 +136,9 @@ def be(group: Group) -> str:
     return "is" if group.count == 1 else "are"
 
 
-@dataclass(frozen=True)
-class _View:
-    """A scene read in one order: `first` lies `direction` of `second`."""
-
-    first: Group
-    second: Group
-    direction: str
-
-
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """A caption that tells most of a scene."""
-    drawn = {name: happens(share, rng) for name, share in _SHARE_TOLD.items()}
+    drawn = {name: happens(often, rng) for name, often in _TOLD.items()}
     sizes = happens(_SIZE_TOLD, rng), happens(_SIZE_TOLD, rng)
     return describe(scene, Told(sizes=sizes, **drawn), rng)
 
@@ -174,40 +165,37 @@ def describe(scene: Scene, told: Told, rng: np.random.Generator) -> str:
 
 def _describe_groups(scene: Scene, told: Told, rng: np.random.Generator) -> str:
     if scene.relation is None:
-        return _describe_alone(scene.groups[0], told, rng)
-    view = _look(scene.groups[0], scene.groups[1], scene.relation, rng)
+        group = scene.groups[0]
+        name = name_group(group, rng, size=told.sizes[0], count=told.count)
+        return _open(_ALONE, rng).format(a=name, be=be(group))
+    first, second = scene.groups
+    view = (first, second, scene.relation)
+    if not happens(0.5, rng):
+        view = (second, first, INVERSE[scene.relation])
     if not told.relation:
-        return _fill(_open(_TOGETHER, rng), view, told, rng)
+        return _fill(_open(_TOGETHER, rng), *view, told, rng)
     clause, phrase = pick(_CLAUSES, rng), _open(_PHRASES, rng)
-    return _fill(clause if happens(0.4, rng) else phrase, view, told, rng)
-
-
-def _describe_alone(group: Group, told: Told, rng: np.random.Generator) -> str:
-    name = name_group(group, rng, size=told.sizes[0], count=told.count)
-    return _open(_ALONE, rng).format(a=name, be=be(group))
+    return _fill(clause if happens(0.4, rng) else phrase, *view, told, rng)
 
 
 def _open(templates: tuple[str, ...], rng: np.random.Generator) -> str:
     return pick(_OPENINGS, rng) + pick(templates, rng)
 
 
-def _look(first: Group, second: Group, relation: str, rng: np.random.Generator) -> _View:
-    if happens(0.5, rng):
-        return _View(first, second, relation)
-    return _View(second, first, INVERSE[relation])
-
-
-def _fill(template: str, view: _View, told: Told, rng: np.random.Generator) -> str:
-    # What stands first decides the verb of an opening such as `there is`.
-    leader = view.second if "{be} {b}" in template else view.first
+def _fill(
+    template: str, first: Group, second: Group, direction: str, told: Told, rng: np.random.Generator
+) -> str:
+    """Fill in two groups, the first of which lies `direction` of the second."""
+    # What comes first decides the verb of an opening such as `there is`.
+    leader = second if "{be} {b}" in template else first
     place = int(rng.random() * 2)
     return template.format(
-        a=name_group(view.first, rng, size=told.sizes[0], count=told.count),
-        b=name_group(view.second, rng, size=told.sizes[1], count=told.count),
+        a=name_group(first, rng, size=told.sizes[0], count=told.count),
+        b=name_group(second, rng, size=told.sizes[1], count=told.count),
         be=be(leader),
-        be_b=be(view.second),
-        it="it" if view.second.count == 1 else "them",
-        relation=word_for(RELATION_WORDS[view.direction], rng),
-        place_a=PLACE_WORDS[view.direction][place],
-        place_b=PLACE_WORDS[INVERSE[view.direction]][place],
+        be_b=be(second),
+        it="it" if second.count == 1 else "them",
+        relation=word_for(RELATION_WORDS[direction], rng),
+        place_a=PLACE_WORDS[direction][place],
+        place_b=PLACE_WORDS[INVERSE[direction]][place],
     )
