@@ -2,11 +2,11 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test test-all faults mutants nightly lint types check audit licences sbom demo clean
+.PHONY: help repro test smoke test-all faults mutants nightly lint types docs check audit licences sbom demo clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -16,10 +16,13 @@ repro: .venv/base .dvc/plots/page.html ## Install what is needed, run the pipeli
 	@$(BIN)/python -m stages.results
 
 test: .venv/dev ## Run the quick tests (offline, no GPU)
-	$(PYTEST)
+	$(PYTEST) --dist worksteal
+
+smoke: .venv/dev ## Run one test of each slow kind: a kill a stage, Milvus, the page, two processes
+	$(PYTEST) --dist loadfile -m smoke -rs
 
 test-all: .venv/dev ## Run the slow and real tests too; those that cannot run here skip loudly
-	$(PYTEST) -m '' -rs
+	$(PYTEST) --dist loadfile -m '' -rs --hypothesis-profile nightly
 
 faults: .venv/dev ## Break the pipeline in every way, the long form; prints a table
 	$(BIN)/python -m tests.faults
@@ -39,13 +42,16 @@ lint: .venv/dev ## Check style and formatting
 types: .venv/dev ## Check types
 	$(BIN)/mypy
 
+docs: .venv/docs ## Build the documentation into site/; a broken link or unknown name fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 check: ## Run what CI runs
 	bash .ci/run
 
 audit: .venv/dev ## Look for known vulnerabilities of the pins (asks PyPI)
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
 
-licences: .venv/dev ## Write docs/licences.md
+licences: .venv/dev .venv/docs ## Write docs/licences.md
 	$(BIN)/pip-licenses --from=mixed --with-system --order=name --format=markdown --ignore-packages kdmcse --output-file docs/licences.md
 
 sbom: .venv/dev ## Write dist/sbom.json (CycloneDX)
@@ -56,7 +62,7 @@ demo: .venv/base ## Rebuild the embedded teacher and student (data/demo)
 	$(BIN)/python -m stages.demo
 
 clean: ## Remove the virtual environment and caches; data stays
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis mutants
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis mutants site
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -75,3 +81,7 @@ clean: ## Remove the virtual environment and caches; data stays
 	@if $(BIN)/python -m pip show --quiet faiss-gpu 2> /dev/null; then \
 	  $(INSTALL) --force-reinstall --no-deps faiss-gpu; fi
 	@touch $@ .venv/base
+
+.venv/docs: pyproject.toml constraints.txt | .venv/base
+	$(INSTALL) --editable '.[docs]'
+	@touch $@

@@ -12,10 +12,10 @@ from typing import get_args
 
 from pipeline.download.records import read_pairs
 from pipeline.features.store import read_features
+from pipeline.features.teacher_rows import pairs_of_split
 from pipeline.params.block import load_params
 from pipeline.params.loss import FilterParams, Similarity
 from pipeline.params.schema import Params
-from pipeline.train.batches import training_pairs
 from pipeline.train.diagnostics import draw_sample, filter_effect
 from stages import paths
 
@@ -28,7 +28,7 @@ def main() -> None:
     params = load_params(Path("params.yaml"), Params)
     corpus = read_pairs(paths.PAIRS)
     features = read_features(paths.FEATURES, params.teacher, corpus.fingerprint())
-    sample = draw_sample(training_pairs(corpus, features), seed=0)
+    sample = draw_sample(pairs_of_split(corpus, features, "train"), seed=0)
     print("| similarity | masks above | masked | recall | precision |\n|---|---|---|---|---|")
     settings = [("percentile", value) for value in PERCENTILES]
     settings += [("cosine", value) for value in COSINES]

@@ -98,8 +98,8 @@ def ours(
 
     from pipeline.core.device import choose_device, keep_freed_memory
     from pipeline.download.packed_images import PackedImages
-    from pipeline.features.cache import FeatureCache, first_of_each, text_keys
-    from pipeline.features.encode import Encoder, NewCaptions
+    from pipeline.features.cache import FeatureCache, KeySet, first_of_each, text_keys
+    from pipeline.features.encode import FeatureExtractor, NewCaptions
     from pipeline.features.teacher import Teacher
     from pipeline.params.features import FeaturesParams
     from pipeline.params.teacher import TeacherParams
@@ -111,20 +111,20 @@ def ours(
         batch_size=32,
         workers=WORKERS,
         shard_rows=2048,
-        layout="file",
         max_rejected=0.0,
     )
     teacher = Teacher(TeacherParams(model=model_name), choose_device(), params.precision)
     with tempfile.TemporaryDirectory() as folder:
         cache = FeatureCache(Path(folder), teacher.identity, teacher.probe())
-        encoder = Encoder(teacher, cache, params, show_progress=False)
+        extractor = FeatureExtractor(teacher, cache, params, show_progress=False)
         started = time.perf_counter()
         packed = PackedImages(archive.parent, [archive.name] * len(members), members)
-        list(encoder.encode_images(packed))
+        list(extractor.encode_images(packed, KeySet()))
         middle = time.perf_counter()
         keys = text_keys(texts)
         new = first_of_each(keys) & ~cache.known("captions").contains(keys)
-        list(encoder.encode_captions(NewCaptions(pd.Series(texts), keys, new, params.shard_rows)))
+        captions = NewCaptions(pd.Series(texts), keys, new, params.shard_rows)
+        list(extractor.encode_captions(captions))
         assert np.asarray(new).any()
     return middle - started, time.perf_counter() - middle
 

@@ -145,7 +145,7 @@ class PlainStudent(nn.Module):
         total = adap_acse(first, second, fixed, loss.text_margin, loss.temperature)
         if teacher:
             views = self.grounding_head(vectors).chunk(2)
-            total = total + loss.weight * self._grounded(views, teacher)
+            total = total + loss.grounding_weight * self._grounded(views, teacher)
         return total
 
     def _grounded(self, views: tuple[Tensor, ...], teacher: Batch) -> Tensor:

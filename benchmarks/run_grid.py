@@ -23,13 +23,14 @@ from pipeline.core.files import write_json
 from pipeline.download.records import read_pairs, read_sentences, read_sts
 from pipeline.evaluate.report import System, describe, describe_encoder, write_report
 from pipeline.evaluate.selection import DevScorer
-from pipeline.evaluate.suite import Places, Suite, evaluate, read_suite
+from pipeline.evaluate.suite import RunPaths, Suite, evaluate, read_suite
 from pipeline.features.store import read_features
+from pipeline.features.teacher_rows import pairs_of_split
 from pipeline.params.schema import Params
 from pipeline.results.grid import Grid, apply_changes, read_grid
 from pipeline.student.encoder import SentenceEncoder
-from pipeline.train.batches import TrainingData, training_pairs
-from pipeline.train.loop import train_student
+from pipeline.train.batches import TrainingData
+from pipeline.train.loop import TrainingRun
 from pipeline.train.run_params import RunParams
 from stages import paths
 
@@ -75,17 +76,19 @@ class _World:
     def __init__(self, params: Params) -> None:
         corpus = read_pairs(paths.PAIRS)
         features = read_features(paths.FEATURES, params.teacher, corpus.fingerprint())
-        self._data = TrainingData(read_sentences(paths.TEXT), training_pairs(corpus, features))
+        self._data = TrainingData(
+            read_sentences(paths.TEXT), pairs_of_split(corpus, features, "train")
+        )
         self._score_dev = DevScorer(read_sts(paths.EVALUATION), params.train.batch_size)
-        places = Places(paths.EVALUATION, paths.PAIRS, paths.TEXT, paths.FEATURES)
+        places = RunPaths(paths.EVALUATION, paths.PAIRS, paths.TEXT, paths.FEATURES)
         self._suite = read_suite(places, params.teacher, params.evaluate)
         self._seconds: dict[str, float] = {}
 
     def run(self, name: str, params: Params, seed: int, out: Path) -> None:
         """Train and score one configuration with one seed."""
         started = time.perf_counter()
-        run = RunParams(params.student, params.loss, params.train)
-        training = train_student(self._data, run, seed, self._score_dev)
+        run = TrainingRun(self._data, RunParams(params.student, params.loss, params.train), seed)
+        training = run.train(self._score_dev)
         student, suite = training.student, self._suite
         heads = student if student.sees_images else None
         scores = evaluate(student.encoder, suite, heads, dimensions=student.matryoshka)

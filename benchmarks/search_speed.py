@@ -38,7 +38,7 @@ from pipeline.download.karpathy import read_karpathy
 from pipeline.index import embed
 from pipeline.index.choose import K, Probe, choose_index, hold_out
 from pipeline.index.embed import Parts
-from pipeline.index.layout import Vectors, normalise
+from pipeline.index.format import Vectors, normalise
 from pipeline.params.block import load_params
 from pipeline.params.schema import Params
 from pipeline.student.encoder import SentenceEncoder
@@ -174,7 +174,7 @@ def _ours(parts: Parts, vectors: Vectors) -> System:  # noqa: ARG001  # ours rea
         probe = hold_out({"texts": parts}, "texts", params.seed)
         best = choose_index("texts", probe, params, Path(folder))[0]
         index = faiss.read_index(str(Path(folder) / "texts.faiss"))
-    taken = f"{best.kind}, effort {best.effort}, rerank {best.rerank}"
+    taken = f"{best.kind}, {best.setting}"
     return _faiss_system(index, time.perf_counter() - start, best.bytes, taken)
 
 

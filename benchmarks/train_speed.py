@@ -50,11 +50,12 @@ from pipeline.download.senteval import read_senteval
 from pipeline.download.wiki import read_sentences_file
 from pipeline.evaluate.selection import DevScorer
 from pipeline.features.store import Features
+from pipeline.features.teacher_rows import pairs_of_split
 from pipeline.params.schema import Params
 from pipeline.results.grid import apply_changes
 from pipeline.student.encoder import SentenceEncoder
-from pipeline.train.batches import TrainingData, training_pairs
-from pipeline.train.loop import train_student
+from pipeline.train.batches import TrainingData
+from pipeline.train.loop import TrainingRun
 from pipeline.train.run_params import RunParams
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -292,7 +293,7 @@ def train_ours(world: World, params: RunParams, seed: int, watch: Watch) -> None
         world.captions["caption_id"].to_numpy(),
         world.caption_image,
     )
-    pairs = training_pairs(Pairs(Path(), world.images, world.captions), features)
+    pairs = pairs_of_split(Pairs(Path(), world.images, world.captions), features, "train")
     scorer = DevScorer(world.dev, params.train.batch_size)
 
     def score_dev(encoder: SentenceEncoder) -> Mapping[str, float]:
@@ -302,7 +303,7 @@ def train_ours(world: World, params: RunParams, seed: int, watch: Watch) -> None
         return scores
 
     data = TrainingData(world.sentences, pairs)
-    train_student(data, params, seed, score_dev, tokens=world.tokens)
+    TrainingRun(data, params, seed).train(score_dev, tokens=world.tokens)
 
 
 TEXT_ONLY = {"train.objective": "simcse", "train.pair_every": NO_PAIRS}

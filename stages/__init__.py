@@ -1,8 +1,8 @@
 """One typer command a step of the pipeline.
 
-The modules of a command take seconds to import. Until it begins, the few lines below see to it that
-`python -m stages.X` ends in one line too where it is stopped, and that no file it opens takes the
-place of a standard stream that was closed: what libraries print would go into that file.
+The modules of a command take seconds to import. If `python -m stages.X` is stopped meanwhile, the
+lines below end it with one line. They also open standard streams that were closed, so that no other
+file takes their place and gets the output of libraries.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import time
 from types import FrameType
 
 STARTED = time.monotonic()
-"""When this process began, to the clock of its own."""
+"""When this process began, by time.monotonic."""
 
 
 def _end_quietly(number: int, _frame: FrameType | None) -> None:
@@ -30,14 +30,14 @@ def _open_standard_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
-if sys.argv[0] == "-m":  # as it is only while the module of a command is being looked for
+if sys.argv[0] == "-m":  # only while Python looks for the module of a command
     _open_standard_streams()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "10")  # of bars that libraries show

@@ -1,4 +1,4 @@
-"""What all commands share: checked params, logs on stderr, one red line and exit 1."""
+"""What all commands share: checked params, logs on stderr, one red line and exit code 1."""
 
 import contextlib
 import errno
@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from pipeline.core.device import keep_freed_memory, ran_out_of_memory
 from pipeline.core.errors import InterruptedRunError, PipelineError
 from pipeline.core.progress import end_bars
-from pipeline.core.redact import redact
+from pipeline.core.redact import one_line, redact
 from pipeline.core.signals import ends_on_signal
 from pipeline.core.times import write_times
 from pipeline.params.block import load_params
@@ -33,7 +31,8 @@ PARAMS_FILE = Path("params.yaml")
 DEBUG_VARIABLE = "KDMCSE_DEBUG"
 
 _MORE_MEMORY = "lower the batch size, or use a machine with more memory."
-_LAST_WORDS = f"error: memory ran out.\n  fix: {_MORE_MEMORY}\n".encode()
+_OF_STREAMS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""Errors on writing to a full disk or to a terminal that is gone."""
 
 P = ParamSpec("P")
 Failure = tuple[str, str]
@@ -46,38 +45,34 @@ def read_params() -> Params:
 
 
 def note_times(report: Path, *, seconds_before: float = 0.0, **measured: Any) -> None:
-    """Write beside a report that is finished what the command took, and what else it measured.
+    """Write beside a finished report how long the command took, and what else it measured.
 
     Args:
         report: the report.
-        seconds_before: what earlier processes of the same run took.
-        measured: rates, and counts of what was done this time.
+        seconds_before: time that earlier processes of the same run took.
+        measured: rates, and counts of the work done this time.
     """
     seconds = time.monotonic() - STARTED + seconds_before
     write_times(paths.REPORTS, report, seconds, measured)
 
 
 def run_stage(main: Callable[P, None]) -> typer.Typer:
-    """Make a command of `main`: its errors become one line with the remedy and exit code 1."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(_reporting_errors(main))
-    return app
-
-
-def _reporting_errors(main: Callable[P, None]) -> Callable[P, None]:
+    """Make a command of `main`: its errors become one line with the fix, and exit code 1."""
     stage = Path(inspect.getfile(main)).stem
 
     @functools.wraps(main)
     def command(*args: P.args, **kwargs: P.kwargs) -> None:
-        _print_any_character()
-        _log_to_stderr(stage)
+        _prepare_streams(stage)
         keep_freed_memory()
         given = {name: _expanded(value) for name, value in kwargs.items()}
-        failure = _failure_of(stage, functools.partial(main, *args, **given))  # type: ignore[arg-type]
-        if failure is not None:
-            _fail(*failure)
+        failure = _run(stage, functools.partial(main, *args, **given))  # type: ignore[arg-type]
+        if failure is not None:  # the error is gone, and the memory that its traceback held
+            _print(*failure)
+            raise typer.Exit(1)
 
-    return command
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    return app
 
 
 def _expanded(value: object) -> object:
@@ -87,84 +82,50 @@ def _expanded(value: object) -> object:
     return [_expanded(one) for one in value] if isinstance(value, list) else value
 
 
-def _failure_of(stage: str, run: Callable[[], None]) -> Failure | None:
-    """Run; the error ends here, and lets go of its memory before anything is said."""
+def _run(stage: str, main: Callable[[], None]) -> Failure | None:
     try:
         with ends_on_signal(stage):
-            run()
+            main()
         sys.stdout.flush()
-    except PipelineError as error:
-        return _known(error)
+    except BrokenPipeError:
+        os._exit(1)  # nobody reads our output any more
     except InterruptedRunError as error:
         return error.what, error.fix
-    except BrokenPipeError:
-        os._exit(1)  # the reader of our output went away; there is nobody to tell
     except Exception as error:  # noqa: BLE001  # the last resort: never a bare traceback
-        return _unexpected(error)
+        return _describe(error)
     return None
 
 
-def _print_any_character() -> None:
-    """Escape what a terminal's encoding has no letter for, such as file names of other systems."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def _known(error: PipelineError) -> Failure:
-    """Where memory ran out below, the file that the error names is not to blame."""
-    if "memory" not in error.fix and ran_out_of_memory(error):
-        return f"memory ran out: {error.what}", _MORE_MEMORY
-    return error.what, error.fix
-
-
-def _unexpected(error: Exception) -> Failure:
-    if os.environ.get(DEBUG_VARIABLE):
+def _describe(error: Exception) -> Failure:
+    is_known = isinstance(error, PipelineError)
+    if not is_known and os.environ.get(DEBUG_VARIABLE):
         sys.stderr.write(redact(traceback.format_exc()))
-    if ran_out_of_memory(error):
-        return "memory ran out.", _MORE_MEMORY
+    if ran_out_of_memory(error) and "memory" not in getattr(error, "fix", ""):
+        return (f"memory ran out: {error.what}" if is_known else "memory ran out."), _MORE_MEMORY
+    return (error.what, error.fix) if is_known else _describe_unexpected(error)
+
+
+def _describe_unexpected(error: Exception) -> Failure:
     if isinstance(error, OSError) and error.filename is None and error.errno in _OF_STREAMS:
-        _drop_output()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python must not try again at its end
         return (
             f"the output could not be written: {os.strerror(error.errno).lower()}.",
             "send it to a place that can be written.",
         )
-    reason = " ".join(str(error).split())[:300]
     return (
-        f"unexpected {type(error).__name__}: {reason}",
+        f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}",
         f"this is a bug; run again with {DEBUG_VARIABLE}=1 and report the traceback.",
     )
 
 
-_OF_STREAMS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-"""What a full disk or a terminal that is gone answers to output."""
-
-
-def _drop_output() -> None:
-    """Let what is still to be written go nowhere, so that Python does not try again at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
-def _fail(what: str, fix: str) -> None:
-    try:
-        end_bars()
-        console = Console(stderr=True, soft_wrap=True)
-        console.print(Text.assemble(("error: ", "bold red"), (_shown(what), "red")))
-        console.print(Text(f"  fix: {_shown(fix)}"))
-    except Exception:  # noqa: BLE001  # without memory much of Python breaks
-        with contextlib.suppress(OSError):
-            os.write(2, _LAST_WORDS)
-    raise typer.Exit(1)
-
-
-def _shown(text: str) -> str:
-    """One line without secrets, in characters that do nothing to a terminal."""
-    line = " ".join(redact(text).split())
-    return "".join(part if part.isprintable() else repr(part)[1:-1] for part in line)
+def _print(what: str, fix: str) -> None:
+    end_bars()
+    typer.secho(f"error: {one_line(redact(what))}", fg="red", err=True)
+    typer.echo(f"  fix: {one_line(redact(fix))}", err=True)
 
 
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Lines on stderr, each on its own also while a progress bar stands there."""
+    """Lines on stderr, each on its own even where a progress bar stands there."""
 
     def emit(self, record: logging.LogRecord) -> None:
         bars = sys.modules.get("tqdm")
@@ -175,15 +136,16 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
 class _Format(logging.Formatter):
     """Time, stage and message on one line, without secrets."""
 
-    def __init__(self, stage: str) -> None:
-        super().__init__(f"%(asctime)s {stage}: %(message)s", datefmt="%H:%M:%S")
-
     def format(self, record: logging.LogRecord) -> str:
-        return _shown(super().format(record))
+        return one_line(redact(super().format(record)))
 
 
-def _log_to_stderr(stage: str) -> None:
+def _prepare_streams(stage: str) -> None:
+    """Log to stderr, and escape characters that a terminal's encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     handler = _Handler()
-    handler.setFormatter(_Format(stage))
+    handler.setFormatter(_Format(f"%(asctime)s {stage}: %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("kdmcse").setLevel(logging.INFO)

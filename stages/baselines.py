@@ -10,7 +10,7 @@ from pipeline.evaluate.report import (
     describe_encoder,
     write_report,
 )
-from pipeline.evaluate.suite import Places, Suite, evaluate, read_suite, teacher_retrieval
+from pipeline.evaluate.suite import RunPaths, Suite, evaluate, read_suite, teacher_retrieval
 from pipeline.features.teacher import Teacher
 from pipeline.params.student import StudentParams
 from pipeline.params.teacher import TeacherParams
@@ -30,8 +30,8 @@ def main(
     """Score what training starts from: the untrained student and the teacher."""
     params = read_params()
     check_report_path(out)
-    places = Places(evaluation, pairs, text, features)
-    suite = read_suite(places, params.teacher, params.evaluate)
+    run = RunPaths(evaluation, pairs, text, features)
+    suite = read_suite(run, params.teacher, params.evaluate)
     systems = [_untrained(params.student, suite), _teacher(params.teacher, suite)]
     write_report(out, systems)
     note_times(out)
@@ -40,7 +40,7 @@ def main(
 
 def _untrained(params: StudentParams, suite: Suite) -> System:
     encoder = SentenceEncoder.load(params.encoder, params.pooling).to(choose_device())
-    scores = evaluate(encoder, suite, show_progress=True)
+    scores = evaluate(encoder, suite)
     facts = {"model": params.encoder, **describe_encoder(encoder)}
     return System("untrained", describe(suite, str(encoder.device), **facts), scores)
 
@@ -48,7 +48,7 @@ def _untrained(params: StudentParams, suite: Suite) -> System:
 def _teacher(params: TeacherParams, suite: Suite) -> System:
     """Its text tower as a sentence encoder, and its own retrieval."""
     teacher = Teacher(params, choose_device())
-    scores = evaluate(teacher, suite, show_progress=True) + teacher_retrieval(suite)
+    scores = evaluate(teacher, suite) + teacher_retrieval(suite)
     facts = {"model": params.model, "weights": teacher.identity.weights}
     return System("teacher", describe(suite, str(teacher.device), **facts), scores)
 

@@ -18,7 +18,7 @@ from pipeline.evaluate.report import (
     require_same_model,
     write_report,
 )
-from pipeline.evaluate.suite import Places, Suite, evaluate, read_suite
+from pipeline.evaluate.suite import RunPaths, Suite, evaluate, read_suite
 from pipeline.params.evaluate import PARTS, EvaluateParams, Part
 from pipeline.params.places import expanded
 from pipeline.student.encoder import SentenceEncoder, Student, is_student, load_student
@@ -68,8 +68,8 @@ def main(
         require_same_model(report, describe_encoder(encoder), asked_for=out is not None)
     can_retrieve = student is not None and student.sees_images
     settings = _settings(params.evaluate, asked, model, can_retrieve=can_retrieve)
-    places = Places(evaluation, pairs, text, features)
-    suite = read_suite(places, params.teacher, settings)
+    run = RunPaths(evaluation, pairs, text, features)
+    suite = read_suite(run, params.teacher, settings)
     name = name or ("student" if student else Path(model).resolve().name)
     others = _read_others(beside or [], suite, name)
     scores = evaluate(
@@ -77,7 +77,6 @@ def main(
         suite,
         student if can_retrieve else None,
         dimensions=student.matryoshka if student else (),
-        show_progress=True,
     )
     facts = {"model": model, "seed": student.seed if student else None}
     about = describe(suite, str(encoder.device), **facts, **describe_encoder(encoder))

@@ -15,8 +15,7 @@ from pipeline.core.errors import InputError, ParamsError
 from pipeline.core.files import atomic_file, write_json
 from pipeline.download.records import read_pairs
 from pipeline.features import cache as caches
-from pipeline.features.engines import make_engine
-from pipeline.features.extract import TooManyRejectedError, write_extraction
+from pipeline.features.extract import TooManyRejectedError, make_engine, write_extraction
 from pipeline.features.teacher import Teacher
 from stages import paths
 from stages._cli import note_times, read_params, run_stage
@@ -30,22 +29,24 @@ def main(
     store: Annotated[
         Path, typer.Option(envvar=paths.STORE_VARIABLE, help="Where features are cached.")
     ] = paths.STORE,
-    status: Annotated[bool, typer.Option(help="Print what is cached, and end.")] = False,
-    prune: Annotated[bool, typer.Option(help="Free the cache, and end.")] = False,
+    status: Annotated[bool, typer.Option(help="Only list what is cached.")] = False,
+    prune: Annotated[bool, typer.Option(help="Only delete the cache.")] = False,
     teacher: Annotated[
-        str, typer.Option(help="Prune only teachers whose name in --status starts with this.")
+        str, typer.Option(help="With --prune: only teachers whose name in --status starts so.")
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Encode all images and captions with the frozen teacher, once.
 
-    What was encoded is kept in a cache, by content. A run that was stopped or killed goes on where
-    it was, and another data set with the same images or captions does not encode them again.
+    Features are cached by content. A run that was stopped or killed resumes, and another data set
+    with the same images or captions does not encode them again.
     """
     if status or prune:
         _show(caches.prune(store, teacher) if prune else caches.list_cached(store), as_json)
     elif teacher:
-        raise ParamsError("--teacher is given without --prune.", "set the teacher in params.yaml.")
+        raise ParamsError(
+            "--teacher is given without --prune.", "set teacher.model in params.yaml instead."
+        )
     else:
         _extract(pairs, out, metrics, rejected, store)
 
@@ -71,7 +72,7 @@ def _write_rejected(path: Path, rows: pd.DataFrame) -> None:
         rows.to_csv(temporary, index=False)
 
 
-def _show(teachers: list[caches.CachedTeacher], as_json: bool) -> None:
+def _show(teachers: list[caches.CacheEntry], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps([asdict(teacher) for teacher in teachers], indent=2))
         return

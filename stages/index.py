@@ -13,7 +13,7 @@ from pipeline.download.records import read_pairs, read_sentences
 from pipeline.features.store import read_features
 from pipeline.index.build import build_index
 from pipeline.index.documents import find_items
-from pipeline.index.embed import Share, embed_items
+from pipeline.index.embed import Partition, embed_items
 from pipeline.index.milvus.collection import DEFAULT_PREFIX, Address, MilvusKind
 from pipeline.index.milvus.load import check_target, ensure_queries, load_items
 from pipeline.index.shards import make_shards
@@ -35,17 +35,17 @@ def main(
         Path, typer.Option(envvar=paths.VECTORS_VARIABLE, help="Where vectors are kept.")
     ] = paths.VECTORS,
     share: Annotated[
-        str | None, typer.Option(help="Do one machine's share, such as 3/16, and end.")
+        str | None, typer.Option(help="Do only one machine's share, such as 3/16.")
     ] = None,
     to: Annotated[
-        Literal["files", "milvus"], typer.Option(help="Where rows and vectors go.")
+        Literal["files", "milvus"], typer.Option(help="Where rows and vectors are written.")
     ] = "files",
     uri: Annotated[str | None, typer.Option(help="Of Milvus: http://host:port or x.db.")] = None,
     token_env: Annotated[
         str | None, typer.Option(help="The environment variable that holds Milvus' token.")
     ] = None,
     collection_prefix: Annotated[
-        str, typer.Option(help="What names of Milvus' collections begin with.")
+        str, typer.Option(help="Prefix of the names of Milvus' collections.")
     ] = DEFAULT_PREFIX,
     milvus_index: Annotated[
         MilvusKind, typer.Option(help="How Milvus finds neighbours; flat is exact.")
@@ -53,13 +53,13 @@ def main(
 ) -> None:
     """Make texts and images searchable.
 
-    Vectors are kept, so that a run that was stopped or killed goes on where it was, and another
-    kind of index embeds nothing again.
+    Vectors are kept, so that a run that was stopped or killed resumes, and another kind of index
+    embeds nothing again.
     """
     address = _address(to, uri, token_env, collection_prefix)
     params = read_params()
     model = model or paths.first_model(params)
-    part = None if share is None else Share.read(share)
+    part = None if share is None else Partition.read(share)
     corpus = read_pairs(pairs)
     if address is not None and part is None:
         check_target(address, out, model, corpus)

@@ -1,4 +1,4 @@
-"""Where the artefacts are: the defaults of all commands, held against dvc.yaml by a test."""
+"""Where the artefacts are: the defaults of all commands; a test compares them with dvc.yaml."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ KEPT = {
     TOKENS_VARIABLE: TOKENS,
     VECTORS_VARIABLE: VECTORS,
 }
-"""What stages keep between runs outside of DVC, by the variable that names another place for it."""
+"""Folders that stages keep between runs outside of DVC, by the variable that moves them."""
 TRACKING = DATA / "tracking"
 INDEX = DATA / "index"
 TRAIN_REPORTS = REPORTS / "train"

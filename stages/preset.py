@@ -1,4 +1,4 @@
-"""Show, and on request write, what a named preset changes in params.yaml."""
+"""Show what a preset changes in params.yaml, or change it."""
 
 import difflib
 import json
@@ -12,9 +12,9 @@ from stages._cli import PARAMS_FILE, read_params, run_stage
 
 
 def main(
-    data: Annotated[Data, typer.Argument(help="What it runs on.")],
-    method: Annotated[Method, typer.Argument(help="Whose settings.")],
-    write: Annotated[bool, typer.Option("--write", help="Write params.yaml, too.")] = False,
+    data: Annotated[Data, typer.Argument(help="Data and models.")],
+    method: Annotated[Method, typer.Argument(help="Settings of the method.")],
+    write: Annotated[bool, typer.Option("--write", help="Also write params.yaml.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON: old and new values.")
     ] = False,
@@ -45,7 +45,7 @@ def _outcome(name: str, *, changed: bool, written: bool) -> str:
         return f"{PARAMS_FILE} is {name} already; nothing changes."
     if written:
         return f"{PARAMS_FILE} is {name} now."
-    return f"nothing is written yet; --write makes {PARAMS_FILE} {name}."
+    return f"nothing was written; --write makes {PARAMS_FILE} {name}."
 
 
 app = run_stage(main)

@@ -1,4 +1,4 @@
-"""Write a finished run as a folder for the model hub, and push it there."""
+"""Write a finished run as a folder for the model hub, and optionally upload it."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,8 @@ from typing import Annotated
 import typer
 
 from pipeline.core.progress import log
-from pipeline.publish.collect import (
-    Places,
-    Request,
-    check_replaceable,
-    collect,
-    push,
-    write_folder,
-)
+from pipeline.publish.collect import RunPaths, collect
+from pipeline.publish.push import check_names, push, write_folder
 from stages import paths
 from stages._cli import read_params, run_stage
 
@@ -25,10 +19,10 @@ def main(
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder to write.")] = paths.DATA / "publish",
     repository: Annotated[
-        str | None, typer.Option("--push", metavar="ORG/NAME", help="Push it to this repository.")
+        str | None, typer.Option("--push", metavar="ORG/NAME", help="Upload it to this repository.")
     ] = None,
     private: Annotated[
-        bool, typer.Option("--private", help="Push to a private repository only.")
+        bool, typer.Option("--private", help="Upload to a private repository only.")
     ] = False,
     licence: Annotated[
         str | None, typer.Option(metavar="ID", help="The hub's identifier, such as cc-by-nc-4.0.")
@@ -41,14 +35,15 @@ def main(
     features: Path = paths.FEATURES,
     lock: Path = Path("dvc.lock"),
 ) -> None:
-    """Write a student with its model card and provenance; prints the folder, or its address."""
-    check_replaceable(out)
-    places = Places(models, train, evaluate, summary, features, lock)
-    facts = collect(places, read_params(), Request(seed, licence, repository))
-    write_folder(out, places, facts)
-    log.info("seed %d is in %s", facts.selection.seed, out)
+    """Write a student with its model card and provenance; print the folder or its address."""
+    check_names(licence, repository)
+    run = RunPaths(models, train, evaluate, summary, features, lock)
+    facts = collect(run, read_params(), seed=seed, licence=licence, repository=repository)
+    chosen = facts["selection"]["seed"]
+    write_folder(out, models / str(chosen), facts)
+    log.info("seed %d is in %s", chosen, out)
     url = push(out, repository, private=private) if repository else None
-    result = {"folder": str(out), "seed": facts.selection.seed, "url": url}
+    result = {"folder": str(out), "seed": chosen, "url": url}
     typer.echo(json.dumps(result, indent=2) if as_json else url or str(out))
 
 

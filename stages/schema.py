@@ -12,7 +12,7 @@ from stages._cli import run_stage
 
 
 def main(
-    out: Annotated[Path | None, typer.Option(help="A file to write instead.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write this file instead.")] = None,
 ) -> None:
     """Print the JSON schema of params.yaml, for editors."""
     text = json.dumps(params_schema(), indent=2) + "\n"

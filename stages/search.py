@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.core.errors import InputError
+from pipeline.core.files import reports_unreadable
 from pipeline.core.redact import one_line
-from pipeline.download.archives import reports_unreadable
-from pipeline.index.layout import Target, Window
+from pipeline.index.format import Target, Window
 from pipeline.index.milvus.collection import DEFAULT_PREFIX, Address, MilvusIndex
 from pipeline.params.places import expanded
 from pipeline.search.searcher import (

@@ -1,5 +1,6 @@
 """Distil the cached teacher into a sentence encoder."""
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +11,10 @@ from pipeline.core.files import atomic_file, atomic_folder, write_json
 from pipeline.download.records import Pairs, read_pairs, read_sentences, read_sts
 from pipeline.evaluate.selection import DevScorer, dev_pairs
 from pipeline.features.store import read_features
-from pipeline.student.encoder import Student, save_student
-from pipeline.train.batches import TrainingData, training_pairs
+from pipeline.features.teacher_rows import SplitPairs, pairs_of_split
+from pipeline.params.loss import FilterParams
+from pipeline.student.encoder import save_student
+from pipeline.train.batches import TrainingData
 from pipeline.train.checkpoint import Checkpoint, run_fingerprint
 from pipeline.train.diagnostics import (
     angles_and_margins,
@@ -21,8 +24,7 @@ from pipeline.train.diagnostics import (
     similarity_histograms,
     warn_of_useless_filter,
 )
-from pipeline.train.loop import train_student
-from pipeline.train.objective import loss_of
+from pipeline.train.loop import TrainingRun
 from pipeline.train.run_params import RunParams
 from pipeline.train.student_card import model_card
 from pipeline.train.trackers import open_trackers
@@ -50,40 +52,47 @@ def main(
     ] = paths.TOKENS,
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between two.", min=0)] = 120,
 ) -> None:
-    """Distil the cached teacher into a sentence encoder; a stopped run goes on where it was."""
+    """Distil the cached teacher into a sentence encoder; a stopped run resumes."""
     params = read_params()
     seed = params.train.seeds[0] if seed is None else seed
     out, reports = out or paths.model(seed), reports or paths.TRAIN_REPORTS / str(seed)
-    run = RunParams(params.student, params.loss, params.train)
+    settings = RunParams(params.student, params.loss, params.train)
     corpus = read_pairs(pairs)
     cached = read_features(features, params.teacher, corpus.fingerprint())
-    data = TrainingData(read_sentences(text), training_pairs(corpus, cached))
+    data = TrainingData(read_sentences(text), pairs_of_split(corpus, cached, "train"))
     dev = dev_pairs(read_sts(evaluation))
-    score_dev = DevScorer(dev, params.train.batch_size)
-    kept = Checkpoint(checkpoints, run_fingerprint(data, run, seed, dev), checkpoint_every)
-    tables, effect = _look_at_teacher(data, run, seed, corpus)
-    with open_trackers(run.train.track, paths.TRACKING / str(seed)) as trackers:
-        training = train_student(data, run, seed, score_dev, kept, tokens, trackers)
-    if not training.is_main:
+    score_dev = DevScorer(dev, settings.train.batch_size)
+    run = TrainingRun(data, settings, seed)
+    fingerprint = run_fingerprint(data, settings, seed, dev, run.model.encoder)
+    kept = Checkpoint(checkpoints, fingerprint, checkpoint_every)
+    tables, effect = _look_at_teacher(data.pairs, settings.loss.filter, seed, corpus)
+    look = functools.partial(
+        angles_and_margins, run.model, data.pairs, max_length=settings.student.max_length, seed=seed
+    )
+    before = look(when="before")
+    with open_trackers(settings.train.report_to, paths.TRACKING / str(seed)) as report:
+        training = run.train(score_dev, kept, tokens, report)
+    if not run.is_main:
         return
     tables["curves"] = pd.DataFrame(training.curves, columns=["step", "curve", "value"])
-    tables |= _look_at_student(data, run, seed, training.student)
+    for name, *states in zip(("angles", "margins"), before, look(when="after"), strict=True):
+        tables[name] = pd.concat(states, ignore_index=True)
     with atomic_folder(out) as folder:
-        card = model_card(run, params.teacher, seed, training.metrics)
+        card = model_card(settings, params.teacher, seed, training.metrics)
         save_student(folder, training.student, card)
     for name, table in tables.items():
-        _write_table(reports / f"{name}.csv", table)
+        with atomic_file(reports / f"{name}.csv") as temporary:
+            table.to_csv(temporary, index=False)
     write_json(reports / "metrics.json", {**training.metrics, **effect})
     note_times(reports / "metrics.json", **training.times)
     kept.remove()
 
 
 def _look_at_teacher(
-    data: TrainingData, run: RunParams, seed: int, corpus: Pairs
+    pairs: SplitPairs, noise: FilterParams, seed: int, corpus: Pairs
 ) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
-    """Tables of the teacher's similarities, and what the filter makes of them."""
-    noise = loss_of(run.train.objective, run.loss).filter
-    sample = draw_sample(data.pairs, seed)
+    """Tables of the teacher's similarities, and the effect of the filter on them."""
+    sample = draw_sample(pairs, seed)
     effect = filter_effect(sample, noise)
     warn_of_useless_filter(effect, noise)
     names = dict(zip(corpus.images["image_id"], corpus.images["member"], strict=True))
@@ -92,18 +101,6 @@ def _look_at_teacher(
         "masked_pairs": masked_pairs(sample, effect, noise, names),
     }
     return tables, effect.metrics() if effect else {}
-
-
-def _look_at_student(
-    data: TrainingData, run: RunParams, seed: int, student: Student
-) -> dict[str, pd.DataFrame]:
-    angles, margins = angles_and_margins(data.pairs, run, seed, student)
-    return {"angles": angles, "margins": margins}
-
-
-def _write_table(path: Path, table: pd.DataFrame) -> None:
-    with atomic_file(path) as temporary:
-        table.to_csv(temporary, index=False)
 
 
 app = run_stage(main)

@@ -3,6 +3,7 @@
 import functools
 import http.server
 import os
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import Phase, settings
 from ruamel.yaml import YAML
 from typer.testing import CliRunner, Result
@@ -36,7 +38,8 @@ TINY = {
 }
 
 
-settings.register_profile("project", deadline=None)
+settings.register_profile("quick", deadline=None, max_examples=20)
+settings.register_profile("nightly", deadline=None, max_examples=100)
 settings.register_profile(  # of `make mutants`: any failure will do, and the same ones every time
     "mutants",
     deadline=None,
@@ -44,7 +47,7 @@ settings.register_profile(  # of `make mutants`: any failure will do, and the sa
     database=None,
     phases=[Phase.explicit, Phase.generate],
 )
-settings.load_profile("project")
+settings.load_profile("quick")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -105,17 +108,36 @@ def assert_clear_error(result: Result, *words: str) -> None:
         assert word in lines[-2] + lines[-1], result.stderr
 
 
-@pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the whole pipeline ran once, tiny, on scenes, with the demo models."""
-    folder = tmp_path_factory.mktemp("tiny")
+def made_once(
+    tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]
+) -> Path:
+    """A folder that the first worker to ask makes; every worker has a copy of its own."""
+    base = tmp_path_factory.getbasetemp()
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    made = (base.parent if is_worker else base) / f"made-{name}"
+    with FileLock(f"{made}.lock"):
+        if not made.exists():
+            work = made.with_name(f"{made.name}-unfinished")
+            work.mkdir()
+            make(work)
+            work.rename(made)
+    return shutil.copytree(made, tmp_path_factory.mktemp("copies") / name, symlinks=True)
+
+
+def run_tiny(folder: Path) -> None:
+    """The whole pipeline once, tiny, on scenes, with the demo models."""
     write_params(folder, TINY)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for stage in ("download", "features", "train", "baselines", "evaluate", "summary", "index"):
             result = invoke(stage)
             assert result.exit_code == 0, (stage, result.output, result.exception)
-    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the whole pipeline ran once."""
+    return made_once(tmp_path_factory, "tiny", run_tiny)
 
 
 @pytest.fixture

@@ -155,7 +155,7 @@ def test_every_key_of_train_but_its_seeds_makes_another_student():
     tracked = {param for param in DVC["stages"]["train"]["params"] if param.startswith("train.")}
     assert tracked == {f"train.{key}" for key in TrainParams.model_fields} - {
         "train.seeds",
-        "train.track",
+        "train.report_to",
     }
 
 

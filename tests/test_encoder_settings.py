@@ -209,9 +209,9 @@ REFUSED = {
         "method": "forward", "method_output_name": "pooler_output"}}), "pooler_output"),
     "unknown": (text(whatever=1), "whatever is 1 in sentence_bert_config.json"),
     "adapter": (lambda folder: write(folder / "adapter_config.json", {}), "holds an adapter"),
-    "tensorflow": (only("tf_model.h5"), "weights of TensorFlow alone"),
-    "flax": (only("flax_model.msgpack"), "weights of Flax alone"),
-    "onnx": (only("onnx/model.onnx"), "weights of ONNX alone"),
+    "tensorflow": (only("tf_model.h5"), "only holds weights of TensorFlow"),
+    "flax": (only("flax_model.msgpack"), "only holds weights of Flax"),
+    "onnx": (only("onnx/model.onnx"), "only holds weights of ONNX"),
     "no pickle": (only("pytorch_model.bin"), "cannot be loaded"),
 }  # fmt: skip
 

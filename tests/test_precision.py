@@ -1,4 +1,4 @@
-"""A type that a device only imitates is never used in silence, and never by default."""
+"""A type that a device only emulates is never used without a warning, and never by default."""
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ def test_auto_is_what_the_processor_has(machine, caplog, instructions, expected)
     assert caplog.text == ""
 
 
-def test_a_gpu_that_imitates_bf16_is_warned_of_too(machine, caplog):
+def test_a_gpu_that_emulates_bf16_is_warned_of_too(machine, caplog):
     machine(gpu=True)
     assert [choose_precision(one, GPU) for one in ("auto", "bf16")] == ["bf16", "bf16"]
     assert caplog.text == ""
@@ -91,11 +91,11 @@ def settings(node: object) -> list[tuple[str, object]]:
     return [pair for key, value in node.items() for pair in [(str(key), value), *settings(value)]]
 
 
-FILES = [*sorted((ROOT / "grids").glob("*.yaml")), ROOT / "pipeline/presets/presets.yaml"]
+FILES = [*sorted((ROOT / "grids").glob("*.yaml")), ROOT / "pipeline/params/presets.yaml"]
 
 
 @pytest.mark.parametrize("file", [*FILES, ROOT / "params.yaml"], ids=lambda file: file.name)
-def test_what_is_shipped_asks_no_machine_for_what_it_may_lack(file):
+def test_shipped_settings_run_on_every_machine(file):
     found = settings(YAML(typ="safe", pure=True).load(file.read_text()))
     assert found
     asked = {value for key, value in found if key.split(".")[-1] == "precision"}

@@ -1,10 +1,14 @@
 """README and the other documents agree with the code."""
 
+import importlib
+import importlib.util
 import re
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
+import typer
 from ruamel.yaml import YAML
 
 from pipeline.params.block import load_params
@@ -12,6 +16,7 @@ from pipeline.params.schema import Params
 from tests.conftest import ROOT, merge, read_default_params, write_params
 
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 DVC = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())
 
 
@@ -30,14 +35,51 @@ def test_the_stage_table_is_dvc_yaml():
     assert list(table)[: len(wanted)] == list(wanted)
 
 
-def test_the_four_uses_are_shown():
-    for use in (
-        "dvc repro",
-        "dvc exp run -S loss.margin=0.2",
-        "dvc metrics diff",
-        'python -m stages.search "',
-    ):
+def test_a_stranger_finds_the_way_in_150_lines():
+    assert len(README.splitlines()) <= 150
+    titles = re.findall(r"^## (.+)$", README, re.MULTILINE)
+    assert titles[:3] == ["Two commands", "What you just saw", "Your own data"]
+    assert README.split("## ")[0].count("![") == README.count("![") == 1
+    first = re.findall(r"^    (\S.*)$", README.split("## ")[1], re.MULTILINE)
+    assert [line.split()[0] for line in first] == ["make", ".venv/bin/python"]
+    for use in ("dvc repro", "dvc exp run -S loss.margin=0.2", "dvc metrics diff"):
         assert use in README
+
+
+def long_options(stage: str) -> set[str]:
+    command = typer.main.get_command(importlib.import_module(f"stages.{stage}").app)
+    return {"--help", *(o for param in command.params for o in param.opts + param.secondary_opts)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_options_that_are_shown_exist(page):
+    text = page.read_text().replace("\\\n", " ")
+    targets = re.findall(r"(?:^    |`)make ([a-z][a-z-]*)", text, re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text()
+    assert {t for t in targets if not re.search(rf"^{t}:", makefile, re.MULTILINE)} == set()
+    for module in re.findall(r"-m ((?:benchmarks|stages|tests)[\w.]*\w)", text):
+        assert importlib.util.find_spec(module), module
+    for stage, words in re.findall(r"-m stages\.([a-z]+)([^`\n#&|;]*)", text):
+        shown = set(re.findall(r"(?<!\S)(--?[a-z][\w-]*)", words))
+        assert shown <= long_options(stage), f"stages.{stage}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_params_and_files_that_are_mentioned_exist(page):
+    text = page.read_text()
+    params = read_default_params()
+    keys = re.findall(rf"(?:`|-S '?)((?:{'|'.join(params)})(?:\.[a-z_]+)+)[`:= ]", text)
+    for key in keys:
+        block: object = params
+        for name in key.split("."):
+            assert isinstance(block, dict), key
+            assert name in block, key
+            block = block[name]
+    folders = "benchmarks|data/demo|docs|grids|pipeline|stages|tests"
+    files = re.findall(rf"(?<![\w./-])((?:{folders})/[\w./-]+\.[a-z]+)\b", text)
+    assert [
+        name for name in files if not Path(ROOT, name.replace("NAME", "ablations")).exists()
+    ] == []
 
 
 @pytest.mark.parametrize("command", re.findall(r"dvc exp run((?:.|\\\n)+?)\n\n", README))

@@ -29,7 +29,7 @@ from pipeline.train.batches import TrainingData
 from pipeline.train.checkpoint import Checkpoint
 from pipeline.train.gradients import Autocast
 from pipeline.train.loop import Training
-from pipeline.train.objective import Distillation
+from pipeline.train.objective import Distillation, build_model
 from pipeline.train.precision import autocast_of
 
 TOLERANCES = {"fp32": (1e-4, 1e-3), "bf16": (3e-2, 1e-1)}
@@ -114,7 +114,7 @@ def draw_problem(bench: Bench, model: str) -> Problem:
     """Sentences of different lengths, in eval mode, so that the masks are those of all devices."""
     size = bench.of(6, 16)
     params = params_of(model, {})
-    distillation = loop.build_model(params, 768).eval()
+    distillation = build_model(params, 768).eval()
     views = [draw_sentences(size, (3, 28), tiny=bench.tiny, seed=seed) for seed in (1, 2)]
     generator = torch.Generator().manual_seed(0)
     images, captions = (torch.randn(size, 768, generator=generator) for _ in range(2))
@@ -166,7 +166,8 @@ def train(
     changes = {"steps": 8, "batch_size": 16, "evaluate_every": 4, "pair_every": 2}
     changes |= {"precision": "fp32", "unpad": False, "learning_rate": 1e-3}
     params = params_of(model, changes)
-    return loop.train_student(data, params, 0, score or (lambda _: {"sts_dev": 0.0}), checkpoint)
+    run = loop.TrainingRun(data, params, 0)
+    return run.train(score or (lambda _: {"sts_dev": 0.0}), checkpoint)
 
 
 def end_to_end(bench: Bench, model: str, data: TrainingData) -> Values:
@@ -286,7 +287,8 @@ def train_longer(model: str, data: TrainingData) -> None:
     params = params_of(model, changes)
     noise = params.loss.filter.model_copy(update={"kind": "percentile", "threshold": 80.0})
     loss = params.loss.model_copy(update={"filter": noise})
-    loop.train_student(data, type(params)(params.student, loss, params.train), 0, _no_score)
+    run = loop.TrainingRun(data, type(params)(params.student, loss, params.train), 0)
+    run.train(_no_score)
 
 
 def _no_score(_: SentenceEncoder) -> Mapping[str, float]:

@@ -19,7 +19,7 @@ from benchmarks.gpu.worlds import CAPTION_LENGTHS, draw_sentences, pack_pictures
 from pipeline.core.batching import ahead
 from pipeline.download.packed_images import PackedImages
 from pipeline.features.cache import FeatureCache, Keys, KeySet, Kind
-from pipeline.features.encode import Encoder
+from pipeline.features.encode import FeatureExtractor
 from pipeline.features.teacher import Teacher
 from pipeline.params.features import FeaturesParams
 from pipeline.params.teacher import TeacherParams
@@ -139,7 +139,6 @@ def end_to_end(  # what is varied
         batch_size=bench.of(4, 256),
         workers=workers,
         shard_rows=2048,
-        layout="file",
         max_rejected=0.0,
     )
     with tempfile.TemporaryDirectory() as store:
@@ -149,11 +148,12 @@ def end_to_end(  # what is varied
             if is_written
             else Nowhere()
         )
-        encoder = Encoder(teacher, cache, params, show_progress=False)
+        extractor = FeatureExtractor(teacher, cache, params, show_progress=False)
+        packed = PackedImages(folder, [path.name] * count, members)
         started = time.perf_counter()
-        works = list(encoder.encode_images(PackedImages(folder, [path.name] * count, members)))
+        results = list(extractor.encode_images(packed, KeySet()))
         rate = count / (time.perf_counter() - started)
-    if sum(work.encoded for work in works) != count:
+    if sum(result.encoded for result in results) != count:
         raise AssertionError("not all pictures were encoded")
     busy = {"busy_share": round(rate / forward, 3)} if forward else {}
     return {"images_per_second": round(rate, 1), **busy, "written": is_written}

@@ -24,11 +24,12 @@ from benchmarks.gpu.worlds import (
     save_bert,
 )
 from benchmarks.watch import Watch
+from pipeline.features.teacher_rows import TeacherBatch
 from pipeline.student.encoder import SentenceEncoder, Tokens, run_padded
 from pipeline.train import loop
 from pipeline.train.batches import TrainingData
 from pipeline.train.gradients import add_gradients
-from pipeline.train.objective import TeacherBatch
+from pipeline.train.objective import build_model
 from pipeline.train.precision import autocast_of, choose_precision
 from pipeline.train.run_params import RunParams
 from pipeline.train.unpadded import take_masks_unseen
@@ -66,7 +67,8 @@ class Setting:
         watch = Watch(warmup, steps or self.bench.of(4, 120))
         params = self.params(watch, **changes)
         try:
-            loop.train_student(self.data, params, 0, lambda _: {"sts_dev": 0.0}, tokens=self.tokens)
+            run = loop.TrainingRun(self.data, params, 0)
+            run.train(lambda _: {"sts_dev": 0.0}, tokens=self.tokens)
             account = watch.finish()
         finally:
             watch.close()
@@ -174,7 +176,7 @@ class Stepper:
         device = setting.bench.device
         params = setting.params()
         self.size = params.train.batch_size
-        self._model = loop.build_model(params, TEACHER_DIM).to(device).train()
+        self._model = build_model(params, TEACHER_DIM).to(device).train()
         take_masks_unseen(self._model.encoder)
         self._autocast = autocast_of(choose_precision("auto", device), device)
         self._optimiser = AdamW(
@@ -212,11 +214,11 @@ class Stepper:
 def take_large(setting: Setting) -> None:
     """Batches larger than memory, in parts and whole."""
     few = {"steps": setting.bench.of(2, 20), "warmup": setting.bench.of(1, 5)}
-    for size, chunk in setting.bench.of(
+    for size, part in setting.bench.of(
         [(16, 4), (32, 8)], [(256, 64), (1024, 64), (1024, 256), (256, None), (1024, None)]
     ):
-        name = f"batch {size}, " + (f"{chunk} at a time" if chunk else "whole")
-        bench_size = {"batch_size": size, "chunk": chunk}
+        name = f"batch {size}, " + (f"{part} at a time" if part else "whole")
+        bench_size = {"batch_size": size, "mini_batch_size": part}
         setting.bench.take(
             name, lambda bench_size=bench_size: setting.train(**few, **bench_size), seconds=8
         )

@@ -19,10 +19,11 @@ from transformers import (
 )
 
 from pipeline.features.rows import Features
+from pipeline.features.teacher_rows import SplitPairs
 from pipeline.params.loss import LossParams
 from pipeline.params.student import StudentParams
 from pipeline.params.train import TrainParams
-from pipeline.train.batches import TrainingData, TrainingPairs
+from pipeline.train.batches import TrainingData
 from pipeline.train.run_params import RunParams
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,7 +129,7 @@ def draw_data(sentences: int, pairs: int, *, tiny: bool) -> TrainingData:
     texts = draw_sentences(pairs, CAPTION_LENGTHS, tiny=tiny, seed=2)
     return TrainingData(
         draw_sentences(sentences, TEXT_LENGTHS, tiny=tiny),
-        TrainingPairs(texts, rows, rows, features),
+        SplitPairs(texts, rows, rows, features),
     )
 
 
@@ -138,7 +139,7 @@ def run_params(encoder: str, changes: Mapping[str, Any]) -> RunParams:
     loss = content["loss"]
     loss["filter"]["kind"] = "off"  # which YAML 1.1 reads as false
     student = content["student"] | {"encoder": encoder, "pooling": "cls", "max_length": LONGEST}
-    train = content["train"] | {"objective": "kdmcse", "pair_every": 6, "track": []} | changes
+    train = content["train"] | {"objective": "kdmcse", "pair_every": 6, "report_to": []} | changes
     return RunParams(
         StudentParams.model_validate(student),
         LossParams.model_validate(loss | {"margin_kind": "adaptive"}),

@@ -1,1 +1,1 @@
-"""What every room stands on: errors, files, checksums, signals, progress, devices, batches."""
+"""The base of all rooms: errors, files, checksums, signals, progress, devices, batches."""

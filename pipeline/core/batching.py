@@ -1,4 +1,4 @@
-"""Work in batches: threads that run ahead, rows of like length together."""
+"""Work in batches: threads that work ahead, rows of similar length together."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -19,10 +19,10 @@ R = TypeVar("R")
 def ahead(
     function: Callable[[T], R], items: Iterable[T], *, threads: int, depth: int
 ) -> Generator[R]:
-    """`map(function, items)` by threads that run ahead of the reader by at most `depth` items.
+    """`map(function, items)` by threads that work ahead of the reader by at most `depth` items.
 
-    Results come in the order of the items, errors where their result would. With no threads the
-    function runs when its result is asked for.
+    Results come in the order of the items, and an error in the place of its result. Without threads
+    the function runs when its result is asked for.
     """
     if not threads:
         yield from map(function, items)
@@ -43,10 +43,10 @@ def ahead(
 
 
 def fetched(values: Iterable["torch.Tensor"]) -> "Iterator[torch.Tensor]":
-    """Tensors on the CPU, each waited for when the next one's work was given to the device.
+    """Tensors copied to the CPU while the device already works on the next one.
 
     Args:
-        values: given one by one, each by the work that makes it.
+        values: the tensors; asking for one starts the work that makes it.
     """
     waiting: Callable[[], torch.Tensor] | None = None
     for value in values:
@@ -59,7 +59,7 @@ def fetched(values: Iterable["torch.Tensor"]) -> "Iterator[torch.Tensor]":
 
 
 def _fetch(value: "torch.Tensor") -> "Callable[[], torch.Tensor]":
-    """Start to copy a tensor to the CPU; gives it when it is there."""
+    """Start to copy a tensor to the CPU; the result waits for the copy and returns it."""
     import torch
 
     if value.device.type != "cuda":
@@ -80,12 +80,12 @@ def _fetch(value: "torch.Tensor") -> "Callable[[], torch.Tensor]":
 def length_batches(
     lengths: Sequence[int], batch_size: int, *, most: int | None = None
 ) -> list["NDArray[np.intp]"]:
-    """Rows in batches of like length, the longest first; together they are all rows.
+    """All rows, in batches of similar length, the longest first.
 
     Args:
-        lengths: of the rows.
-        batch_size: the most rows of a batch.
-        most: the most of rows x longest length in a batch of several rows; None: no limit.
+        lengths: length of each row.
+        batch_size: largest number of rows in a batch.
+        most: largest rows x longest length of a batch of several rows; None: no limit.
     """
     import numpy as np
 

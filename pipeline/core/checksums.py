@@ -1,119 +1,123 @@
-"""Checksums of files: what a disk, a memory or a hand changed is noticed before it is used.
+"""Checksums of files: damage by disk, memory or hand is noticed before the file is used.
 
-`checksums.json` of a folder holds the sha256 of its sealed files by name. A file without an entry
-is taken as it is: folders that others made have none. Files of a folder that several machines write
-to carry their checksum themselves, as their last line, which their readers do not look at.
+`checksums.json` of a folder holds the sha256 of its files by name. A file without an entry is
+accepted: folders made by other programs have none. A file in a folder that several machines write
+to ends with its own checksum instead, as a last line that its readers skip.
 """
 
 import hashlib
-import json
-import os
-import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.core.errors import InputError, ResourceError
-from pipeline.core.files import write_json
-from pipeline.core.redact import first_line
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.core.errors import InputError
+from pipeline.core.files import reports_unreadable, write_json
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 CHECKSUMS = "checksums.json"
-_LINE = b"\ncrc32 %08x\n"
-_LINE_BYTES = len(_LINE % 0)
+_ENTRIES = TypeAdapter(dict[str, str])
+_LINE = b"\nsha256 %b\n"
+_LINE_BYTES = len(_LINE % (b"0" * 64))
 _CHUNK = 1 << 22
 
 
 def write_checksums(folder: Path, *names: str) -> None:
-    """Note the sha256 of files of a folder, which nobody else writes to at this moment.
+    """Record the sha256 of files of a folder, which nobody else writes to at this moment.
 
     Raises:
-        InputError: the checksums that are there are no such.
-        ResourceError: the disk is full, or the place cannot be written.
+        InputError: the folder's `checksums.json` is damaged.
+        ResourceError: the disk is full, or the folder cannot be written.
     """
-    notes = folder / CHECKSUMS
-    known = _read(notes, f"delete {notes}.")
-    write_json(notes, known | {name: hash_file(folder / name) for name in names})
+    record_checksums(folder, {name: hash_file(folder / name) for name in names})
+
+
+def record_checksums(folder: Path, checksums: Mapping[str, str]) -> None:
+    """Add entries to the `checksums.json` of a folder; errors as `write_checksums`.
+
+    Args:
+        folder: the folder.
+        checksums: sha256 in hex by file name, or by whatever else identifies the bytes.
+    """
+    path = folder / CHECKSUMS
+    write_json(path, read_checksums(folder, fix=f"delete {path}.") | dict(checksums))
+
+
+def read_checksums(folder: Path, fix: str) -> dict[str, str]:
+    """The entries of the `checksums.json` of a folder; empty where there is none.
+
+    Args:
+        folder: the folder.
+        fix: what to do about a damaged file.
+
+    Raises:
+        InputError: the file is damaged.
+        ResourceError: it cannot be read.
+    """
+    path = folder / CHECKSUMS
+    with reports_unreadable(path):
+        content = path.read_bytes() if path.exists() else b"{}"
+    try:
+        return _ENTRIES.validate_json(content, strict=True)
+    except ValidationError:
+        raise InputError(f"{path} holds no checksums.", fix) from None
 
 
 def verify_checksums(folder: Path, *names: str, fix: str, most: int | None = None) -> None:
-    """Refuse files of a folder that are not what was sealed.
+    """Refuse files of a folder whose bytes are not those that were recorded.
 
     Args:
-        folder: theirs.
-        names: the files; those that are missing are left to who opens them.
-        fix: what makes them anew.
-        most: bytes above which a file is not read for this; None: all are.
+        folder: the folder.
+        names: the files; missing ones are left to their readers.
+        fix: how to get the files again.
+        most: larger files, in bytes, are not read for this; None: all are.
 
     Raises:
-        InputError: naming the first that changed, or the checksums if they are no such.
-        ResourceError: the system does not let us read one.
+        InputError: naming the first file that changed, or `checksums.json` where it is damaged.
+        ResourceError: a file cannot be read.
     """
-    known = _read(folder / CHECKSUMS, fix)
+    known = read_checksums(folder, fix)
     for path in (folder / name for name in names if name in known):
-        if _is_read(path, most) and _hash(path) != known[path.name]:
+        if not path.is_file() or (most is not None and path.stat().st_size > most):
+            continue
+        with reports_unreadable(path):
+            found = hash_file(path)
+        if found != known[path.name]:
             raise InputError(f"{path} is damaged: its sha256 is not the one in {CHECKSUMS}.", fix)
 
 
-def _is_read(path: Path, most: int | None) -> bool:
-    return path.is_file() and (most is None or path.stat().st_size <= most)
-
-
-def _hash(path: Path) -> str:
-    try:
-        return hash_file(path)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> ResourceError:
-    return ResourceError(
-        f"{path} cannot be read: {(error.strerror or str(error)).lower()}.",
-        "make it readable and run the same command again.",
-    )
-
-
-def _read(notes: Path, fix: str) -> dict[str, str]:
-    try:
-        return dict(json.loads(notes.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise _unreadable(notes, error) from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{notes} holds no checksums: {first_line(error)}.", fix) from None
-
-
 def add_checksum(path: Path) -> None:
-    """Append the CRC-32 of a file to it."""
-    with path.open("r+b") as stream:
-        checksum = _checksum(path, path.stat().st_size)
-        stream.seek(0, os.SEEK_END)
-        stream.write(_LINE % checksum)
+    """Append the sha256 of a file to it."""
+    digest = hash_file(path)
+    with path.open("ab") as stream:
+        stream.write(_LINE % digest.encode())
+
+
+def verified_hash(path: Path) -> str | None:
+    """The sha256 that a file ends with; None where it has none, or does not match it.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    size, digest = path.stat().st_size - _LINE_BYTES, hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(max(0, min(_CHUNK, size - stream.tell()))):
+            digest.update(chunk)
+        found = digest.hexdigest()
+        return found if stream.read() == _LINE % found.encode() else None
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is there and ends with the CRC-32 of what stands before.
+    """Whether a file is there and ends with the sha256 of what stands before.
 
     Raises:
         OSError: it is there and cannot be read.
     """
-    if not path.is_file() or (size := path.stat().st_size - _LINE_BYTES) < 0:
-        return False
-    with path.open("rb") as stream:
-        stream.seek(size)
-        return stream.read() == _LINE % _checksum(path, size)
-
-
-def _checksum(path: Path, size: int) -> int:
-    checksum = 0
-    with path.open("rb") as stream:
-        while chunk := stream.read(min(_CHUNK, size - stream.tell())):
-            checksum = zlib.crc32(chunk, checksum)
-    return checksum
+    return path.is_file() and verified_hash(path) is not None
 
 
 def hash_file(path: Path) -> str:
@@ -126,8 +130,8 @@ def hash_weights(model: "nn.Module", *, without: str = "") -> str:
     """The sha256 of a model's loaded weights by name, in hex.
 
     Args:
-        model: whose weights.
-        without: leave out what this stands in the name of.
+        model: the model.
+        without: weights with this in their name are left out.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -139,7 +143,7 @@ def hash_weights(model: "nn.Module", *, without: str = "") -> str:
 
 
 def hash_strings(parts: Iterable[str]) -> str:
-    """The sha256 of a sequence of strings, in hex; the split between parts counts."""
+    """The sha256 of a sequence of strings, in hex; it depends on where the parts are split."""
     digest = hashlib.sha256()
     for part in parts:
         encoded = part.encode("utf-8", "surrogatepass")

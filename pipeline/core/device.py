@@ -1,7 +1,6 @@
 """The device and the memory of a process."""
 
 import ctypes
-import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -28,7 +27,7 @@ def computes(precision: str, device: "torch.device") -> bool:
 
     Args:
         precision: bf16 or fp16.
-        device: the CPU or a CUDA GPU; of others it is not known.
+        device: the CPU or a CUDA GPU; False for others, of which it is not known.
     """
     import torch
 
@@ -42,16 +41,16 @@ _INSTRUCTIONS = {
     "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
     "fp16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
 }
-"""Of x86 and of ARM, as torch calls them."""
+"""Of x86 and of ARM, by their names in torch."""
 
 
 def warn_of_slow(key: str, precision: str, device: "torch.device") -> None:
-    """Warn where a forward pass is asked for in a type that the device has no instructions for.
+    """Warn of a forward pass in a type that the device has no instructions for.
 
     Args:
-        key: of params.yaml, that asks.
-        precision: what it asks for.
-        device: of the forward pass.
+        key: the key of params.yaml that sets the type.
+        precision: its value.
+        device: the device of the forward pass.
     """
     is_known = precision in _INSTRUCTIONS and device.type in {"cpu", "cuda"}
     if is_known and not computes(precision, device):
@@ -69,8 +68,8 @@ def warn_of_slow(key: str, precision: str, device: "torch.device") -> None:
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory for the next step instead of giving it back.
 
-    The activations of every forward pass would otherwise be mapped and unmapped afresh; where
-    page faults are dear, as on virtual machines, that costs several times the computation itself.
+    The activations of every forward pass would otherwise be mapped and unmapped each time. Where
+    page faults are expensive, as on virtual machines, that costs several times the computation.
     """
     if sys.platform != "linux":
         return
@@ -86,24 +85,28 @@ _MALLOC_OPTIONS = (
     (-2, 64 << 20),  # M_TOP_PAD: grow it in large steps
 )
 
-_OUT_OF_MEMORY = re.compile(
-    "out of memory|allocate memory|bad.?alloc|bad allocation|alloc of size [0-9]+ failed"
-    "|map segment|start new thread|could not create a primitive"
-    "|'frame' object is not callable|error return without exception set",
-    re.IGNORECASE,
-)
-"""How native libraries and Python itself word it in an error that is no MemoryError."""
-
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of whatever type, or one that it came of, says that memory ran out."""
-    foreign = (one for one in _causes(error) if not isinstance(one, PipelineError))
-    return any(isinstance(one, MemoryError) or _OUT_OF_MEMORY.search(str(one)) for one in foreign)
+    """Whether an error, or one that led to it, says that memory ran out.
+
+    Native libraries report that as errors of their own, torch as a RuntimeError for example. Errors
+    of the pipeline are skipped, since they may quote file names.
+    """
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:  # libraries tie such chains into rings
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return any(
+        isinstance(one, MemoryError) or any(words in str(one).lower() for words in _OUT_OF_MEMORY)
+        for one in chain
+        if not isinstance(one, PipelineError)
+    )
 
 
-def _causes(error: BaseException) -> list[BaseException]:
-    """The error and what it came of; libraries tie such chains into rings."""
-    found = [error]
-    while (cause := found[-1].__cause__ or found[-1].__context__) and cause not in found:
-        found.append(cause)
-    return found
+_OUT_OF_MEMORY = (
+    *("out of memory", "allocate memory", "bad_alloc", "bad allocation", "alloc of size"),
+    *("map segment", "start new thread", "could not create a primitive"),
+    *("'frame' object is not callable", "error return without exception set"),
+)
+"""In errors of native libraries, of the loader, and of Python itself."""

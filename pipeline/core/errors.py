@@ -1,23 +1,24 @@
-"""The error tree: every error a user can meet says what happened and what to do.
+"""The error tree: every error that a user can see says what happened and how to fix it.
 
 PipelineError
 ├── ParamsError           params.yaml or a command-line value is wrong
-├── MissingArtifactError  a file of an earlier step is not there
+├── MissingArtifactError  a file of an earlier step does not exist
 ├── StaleArtifactError    a file was made by another teacher, model or corpus
-├── InputError            a file is there, but its content cannot be used
+├── InputError            the content of a file cannot be used
 ├── DownloadError         a transfer failed or its bytes are not the expected ones
 ├── ModelError            a teacher or student cannot be loaded or used
-├── TrainingError         the optimisation cannot go on
-└── ResourceError         disk, memory or a place to write is missing
+├── TrainingError         the optimisation cannot continue
+└── ResourceError         disk or memory ran out, or a file cannot be read or written
 
 InterruptedRunError       SIGINT or SIGTERM ended the work early
 """
 
 from pathlib import Path
+from typing import Any
 
 
 class PipelineError(Exception):
-    """An error with its remedy; the command line prints both, one line each.
+    """An error with its fix; the command line prints both, one line each.
 
     Args:
         what: what is wrong, naming the file, key or row.
@@ -29,24 +30,28 @@ class PipelineError(Exception):
         self.what = what
         self.fix = fix
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For errors of other processes: a copy is made without `__init__`."""
+        return type(self).__new__, (type(self), *self.args), self.__dict__
+
 
 class ParamsError(PipelineError):
     """params.yaml or a command-line value is wrong."""
 
 
 class MissingArtifactError(PipelineError):
-    """A file or folder that an earlier step makes is not there."""
+    """A file or folder that an earlier step makes does not exist."""
 
     def __init__(self, path: Path, made_by: str) -> None:
         super().__init__(f"{path} does not exist.", f"run `dvc repro {made_by}`.")
 
 
 class StaleArtifactError(PipelineError):
-    """A file was made by another teacher, model or corpus than the one at hand."""
+    """A file was made by another teacher, model or corpus than the current one."""
 
 
 class InputError(PipelineError):
-    """A file is there, but its content cannot be used."""
+    """The content of a file cannot be used."""
 
 
 class DownloadError(PipelineError):
@@ -58,18 +63,17 @@ class ModelError(PipelineError):
 
 
 class TrainingError(PipelineError):
-    """The optimisation cannot go on."""
+    """The optimisation cannot continue."""
 
 
 class ResourceError(PipelineError):
-    """Disk or memory ran out, or the place to write cannot be written."""
+    """Disk or memory ran out, or a file cannot be read or written."""
 
 
 class InterruptedRunError(BaseException):
     """SIGINT or SIGTERM ended the work early.
 
-    No PipelineError and no Exception, so that no handler on the way takes it for a fault of the
-    file or library at hand.
+    It is not an Exception, so that no handler on the way takes it for a fault of a file or library.
     """
 
     def __init__(self, what: str, fix: str) -> None:

@@ -1,4 +1,4 @@
-"""Packages that only some installations have."""
+"""Optional packages."""
 
 import importlib.util
 
@@ -9,9 +9,9 @@ def require_extra(extra: str, what: str, *packages: str) -> None:
     """Refuse work whose packages are not installed.
 
     Args:
-        extra: that installs them, as pyproject.toml names it.
-        what: needs them, for the message.
-        packages: as they are imported.
+        extra: the extra of pyproject.toml that installs them.
+        what: what needs them, for the message.
+        packages: their names on import.
 
     Raises:
         ResourceError: one is missing.

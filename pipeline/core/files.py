@@ -1,11 +1,10 @@
-"""Files and folders written whole or not at all, and what the system says where it cannot."""
+"""Files and folders written whole or not at all, and clear errors where the system refuses."""
 
 import contextlib
 import ctypes
 import errno
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -68,9 +67,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def _swap(temporary: Path, target: Path) -> None:
-    """Put a finished folder in the place of an old one, which is whole until then.
+    """Replace an old folder, which stays whole until then, by a finished one.
 
-    Where another process puts its own there at the same moment, the last one stays.
+    Where another process does the same at this moment, the last one stays.
     """
     old = temporary.with_name(temporary.name + ".old")
     while not (_takes_place(temporary, target) or _exchange(temporary, target)):
@@ -80,7 +79,7 @@ def _swap(temporary: Path, target: Path) -> None:
 
 
 def _takes_place(temporary: Path, target: Path) -> bool:
-    """Whether a folder could be renamed to a place that no other one holds."""
+    """Rename a folder to a path that is free; whether it was."""
     try:
         temporary.replace(target)
     except OSError as error:
@@ -91,9 +90,9 @@ def _takes_place(temporary: Path, target: Path) -> bool:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Whether two names could be exchanged, so that neither was without a bearer at any moment.
+    """Exchange two paths atomically, so that both exist at every moment; whether that worked.
 
-    They cannot where one of them is gone, or the system or its disk does not know how.
+    It does not where one of them is gone, or where the system or its disk lacks the call.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):
@@ -135,31 +134,47 @@ def reports_unwritable(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        number = _number_of(error)
-        if number not in _REMEDIES:
+        if error.errno not in _REMEDIES:
             raise
         raise ResourceError(
-            f"{target} could not be written: {os.strerror(number).lower()}.", _REMEDIES[number]
+            f"{target} could not be written: {os.strerror(error.errno).lower()}.",
+            _REMEDIES[error.errno],
         ) from error
 
 
-def _number_of(error: OSError) -> int:
-    """Its errno; numpy has none where fewer bytes than it asked for found room."""
-    if error.errno is None and _SHORT.search(str(error)):
-        return errno.ENOSPC
-    return error.errno or 0
+@contextlib.contextmanager
+def reports_unreadable(name: Path | str) -> Iterator[None]:
+    """Turn the operating system's refusals to read into an error with a fix.
+
+    Raises:
+        ResourceError: naming the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise refusal(name, error) from error
 
 
-_SHORT = re.compile("requested and [0-9]+ written|problem writing element")
+def refusal(name: Path | str, error: OSError) -> ResourceError:
+    """The error for a file that the operating system does not let us read."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    remedy = "raise `ulimit -n`" if error.errno in _TOO_MANY_FILES else "make it readable"
+    return ResourceError(
+        f"{name} cannot be read: {reason.lower()}.", f"{remedy} and run the same command again."
+    )
+
+
+_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 class Output:
-    """A file for libraries that tell otherwise than by OSError that it could not be written."""
+    """A file for libraries that hide why it could not be written; see `output_file`."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
+        self.flush = stream.flush
         self.refusal: OSError | None = None
-        """What the system said."""
+        """The system's error, once it refused."""
 
     def write(self, content: Any) -> int:
         """As a file's."""
@@ -169,17 +184,13 @@ class Output:
             self.refusal = error
             raise
 
-    def flush(self) -> None:
-        """As a file's."""
-        self._stream.flush()
-
 
 @contextlib.contextmanager
 def output_file(path: Path) -> Iterator[Output]:
     """A new file, for the writers of FAISS, numpy and torch.
 
     Raises:
-        OSError: the system's, such as a full disk, whatever the library made of it.
+        OSError: the system's own, such as a full disk, whatever the library made of it.
     """
     with path.open("wb") as stream:
         output = Output(stream)

@@ -1,8 +1,8 @@
-"""The text of other people's files: one contract on its encoding and on where a line ends.
+"""Text of users' files: one rule for the encoding and for where a line ends.
 
-Text is UTF-8. A line ends at LF, CR LF or CR, and at nothing else. Byte order marks are taken out
-wherever they stand, as files that were put together have them inside too. What is UTF-16, or holds
-NUL as binary files do, is refused.
+Text is UTF-8. A line ends at LF, CR LF or CR, and at nothing else. Byte order marks are removed
+anywhere, since concatenated files have them inside too. UTF-16 is refused, and so is NUL, which
+binary files contain.
 """
 
 import codecs
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pipeline.core.errors import InputError
 
 LONGEST_LINE = 1 << 26
-"""Characters of a line."""
+"""Most characters of a line."""
 
 MARK = "\ufeff"
 """The byte order mark, as a character."""
@@ -24,7 +24,7 @@ _INVISIBLE = re.compile("[\\s\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of a text can be seen: white space, and characters without width."""
+    """Whether a text is only white space and characters without width."""
     return bool(_INVISIBLE.fullmatch(text))
 
 
@@ -33,10 +33,10 @@ def read_lines(stream: io.BufferedReader | io.BytesIO, name: str) -> Iterator[tu
 
     Args:
         stream: its bytes; it is closed at the end.
-        name: of the file, for messages.
+        name: the name of the file, for errors.
 
     Raises:
-        InputError: it is UTF-16, a line is no UTF-8 or too long, or holds NUL; the line is named.
+        InputError: naming the line: it is UTF-16, not UTF-8, too long, or contains NUL.
     """
     if stream.read(4).startswith(_WIDE):
         raise InputError(f"{name} is UTF-16 or UTF-32 text.", _AS_UTF8)
@@ -49,7 +49,7 @@ def read_lines(stream: io.BufferedReader | io.BytesIO, name: str) -> Iterator[tu
 
 
 def decode(content: bytes, name: str) -> str:
-    """The whole of a text, by the same contract; errors as `read_lines`."""
+    """A whole text, by the same rule; errors as `read_lines`."""
     return "".join(line for _, line in read_lines(io.BytesIO(content), name))
 
 
@@ -61,7 +61,7 @@ def _checked(line: str, where: str) -> str:
         raise InputError(f"{where} is longer than {LONGEST_LINE:,} characters.", "check the file.")
     if wrong := _NO_UTF8.search(line):
         place = len(line[: wrong.start()].encode("utf-8", "surrogateescape"))
-        raise InputError(f"{where} is no UTF-8 at byte {place:,}.", "save the file as UTF-8.")
+        raise InputError(f"{where} is not UTF-8 at byte {place:,}.", "save the file as UTF-8.")
     if "\0" in line:
         raise InputError(
             f"{where} holds NUL, as UTF-16 and binary files do.",

@@ -1,4 +1,4 @@
-"""Folders of transformers models: which weights they hold, and what cannot be read of them."""
+"""Folders of transformers models: which weights they hold, and which cannot be read."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,24 +15,24 @@ _OTHERS = {
     "OpenVINO": ("openvino_model.xml", "openvino/*.xml"),
     "GGUF": ("*.gguf",),
 }
-"""What other libraries read."""
+"""Weights of other libraries."""
 LOAD_HINT = (
     "check the path or hub name and that config.json, the weights (model.safetensors) and the "
-    "tokenizer files are there; of a hub model with pytorch_model.bin alone, download the folder "
-    "(`hf download NAME --local-dir FOLDER`) and name that."
+    "tokenizer files are there; if a hub model only has pytorch_model.bin, download the folder "
+    "(`hf download NAME --local-dir FOLDER`) and name that folder."
 )
 
 
 def is_pickled(name: str | Path) -> bool:
-    """Whether a folder has its weights in PyTorch's own format alone.
+    """Whether a folder has its weights only in PyTorch's own format.
 
-    These are loaded with `weights_only`, which unpickles tensors and nothing else.
+    These are loaded with `weights_only`, which unpickles nothing but tensors.
 
     Args:
-        name: folder, with the one in it that holds the model; a hub name is never looked up.
+        name: the folder that holds the model; a hub name is never looked up.
 
     Raises:
-        ModelError: it is an adapter, or holds weights of other libraries alone.
+        ModelError: it is an adapter, or only holds weights of other libraries.
     """
     folder = Path(name)
     if not folder.is_dir():
@@ -40,7 +40,7 @@ def is_pickled(name: str | Path) -> bool:
     if (folder / _ADAPTER).is_file():
         raise ModelError(
             f"{folder} holds an adapter ({_ADAPTER}), which is not supported.",
-            "merge it into its model (merge_and_unload of peft), and name the folder of that.",
+            "merge it into its model (peft's merge_and_unload) and name the folder of the result.",
         )
     if _has(folder, _SAFE):
         return False
@@ -53,8 +53,8 @@ def _refuse_other_libraries(folder: Path) -> None:
     for library, names in _OTHERS.items():
         if _has(folder, names):
             raise ModelError(
-                f"{folder} holds weights of {library} alone.",
-                "get the model's model.safetensors or pytorch_model.bin, and put it there.",
+                f"{folder} only holds weights of {library}.",
+                "put the model's model.safetensors or pytorch_model.bin into the folder.",
             )
 
 

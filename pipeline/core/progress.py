@@ -1,4 +1,4 @@
-"""What a run says on stderr: its log, and progress with rate and time left."""
+"""The output of a run on stderr: its log, and progress with rate and time left."""
 
 import logging
 import weakref
@@ -17,13 +17,13 @@ T = TypeVar("T")
 def progress(
     items: Iterable[T], *, what: str, unit: str, total: int | None = None, show: bool = True
 ) -> Iterator[T]:
-    """Yield `items` under a progress bar on stderr, with rate and time left; see bars.py."""
+    """Yield `items` under a progress bar on stderr, with rate and time left; see log_bars.py."""
     bar = _bar(items, total=total, desc=what, unit=unit, disable=not show)
     yield from bar
 
 
 def counter(what: str, unit: str, total: int, *, done: int = 0, show: bool = True) -> "tqdm[Any]":
-    """A progress bar on stderr, with rate and time left, that is moved on by `update`."""
+    """A progress bar on stderr, with rate and time left, to be moved by `update`."""
     return _bar(total=total, initial=done, desc=what, unit=unit, disable=not show)
 
 
@@ -44,6 +44,6 @@ _bars: "weakref.WeakSet[tqdm[Any]]" = weakref.WeakSet()
 
 
 def end_bars() -> None:
-    """End the lines of progress bars that an error left open, so that what is said stands alone."""
+    """End the lines of progress bars that an error left open."""
     for bar in list(_bars):
         bar.close()

@@ -1,12 +1,13 @@
-"""Text for logs, errors and files that others get to see: without secrets, on one line."""
+"""Text for logs, errors and files that others may read: without secrets, on one line."""
 
 import os
 import re
+import sys
 
 HIDDEN = "***"
 
 _SHORTEST = 8
-"""Characters of a secret; shorter values, such as 1 or true, stand in other words too."""
+"""Characters of a secret; shorter values, such as 1 or true, are parts of other words too."""
 _SECRET_NAME = re.compile(
     r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|KEY|CREDENTIALS?|COOKIE|AUTH)(_|$)",
     re.IGNORECASE,
@@ -17,15 +18,15 @@ _PATTERNS = (
     (re.compile(r"\b(Bearer|Basic) +[\w.~+/=-]{8,}", re.IGNORECASE), rf"\1 {HIDDEN}"),
     (re.compile(r"\bhf_\w{16,}"), HIDDEN),
 )
-"""User and password of an address, its query (presigned ones are signed there), header, hub."""
+"""User and password of a URL, its query (some are signed), headers, tokens of the hub."""
 
 
 def redact(text: str) -> str:
-    """`text` with `***` for every secret that can be known as one.
+    """`text` with `***` for every secret that can be recognised.
 
-    These are the values of environment variables that are named after one (`HF_TOKEN`,
-    `AWS_SECRET_ACCESS_KEY`), user and password of a URL, its whole query, and what an
-    authorisation header holds.
+    These are the values of environment variables whose names say so (`HF_TOKEN`,
+    `AWS_SECRET_ACCESS_KEY`), user and password of a URL, its whole query, and the values of
+    authorisation headers.
     """
     for secret in _secrets():
         text = text.replace(secret, HIDDEN)
@@ -35,7 +36,7 @@ def redact(text: str) -> str:
 
 
 def _secrets() -> list[str]:
-    """Values of the environment that no reader may see, the longest first."""
+    """Secret values of the environment, the longest first."""
     found = {
         value
         for name, value in os.environ.items()
@@ -45,14 +46,14 @@ def _secrets() -> list[str]:
     return sorted(found, key=len, reverse=True)
 
 
-def one_line(text: str, longest: int) -> str:
+def one_line(text: str, longest: int = sys.maxsize) -> str:
     """A text on one line, in characters that a terminal shows, cut to `longest` of them."""
     shown = "".join(map(_shown, text[:longest]))
     return f"{shown[: longest - 3]}..." if max(len(shown), len(text)) > longest else shown
 
 
 def first_line(error: BaseException, longest: int = 300) -> str:
-    """What an error says in its first line, or its type where it says nothing."""
+    """The first line of an error's message, or its type where the message is empty."""
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
     return one_line(said, longest).rstrip(".")
 

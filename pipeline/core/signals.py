@@ -11,10 +11,10 @@ from pipeline.core.errors import InterruptedRunError
 
 @contextlib.contextmanager
 def ends_on_signal(command: str) -> Iterator[None]:
-    """Turn SIGTERM and SIGINT into an InterruptedRunError, so that clean-up runs."""
+    """Turn SIGTERM and SIGINT into an InterruptedRunError, so that clean-up code runs."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        # Workers that the same signal ended are no error of their own any more.
+        # Workers that the same signal ended are not reported as errors.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         name = signal.Signals(number).name
         _stops.append(
@@ -36,13 +36,13 @@ def ends_on_signal(command: str) -> Iterator[None]:
 
 
 _stops: list[InterruptedRunError] = []
-"""The signals that came."""
+"""The signals received."""
 
 
 def require_running() -> None:
-    """End a run that was stopped while a native library ran, which may have swallowed the error.
+    """End a run whose signal came while a native library ran, which may have swallowed the error.
 
-    Nothing gets its final name any more: what was made since may lack what was to be done then.
+    Files made since then may be incomplete, so none of them gets its final name.
     """
     if _stops:
         raise _stops[-1]
@@ -50,9 +50,9 @@ def require_running() -> None:
 
 @contextlib.contextmanager
 def defers_signals() -> Iterator[Callable[[], signal.Signals | None]]:
-    """Hold SIGTERM and SIGINT back, so that a step in progress ends; yields what came, if any.
+    """Defer SIGTERM and SIGINT until a step is finished; yields a function for the signal received.
 
-    A second signal does what the first would have done outside.
+    A second signal is not deferred.
     """
     came: list[signal.Signals] = []
 

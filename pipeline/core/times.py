@@ -1,14 +1,14 @@
-"""How long the stages took: files of their own beside the reports, unknown to DVC and git.
+"""How long the stages took: separate files beside the reports, which DVC and git do not track.
 
-A metric is the same in every run that changed nothing; a time is not. What a run took is therefore
-in `reports/times`, under the name of the stage's report:
+A metric is the same in every run that changed nothing; a time is not. Times are therefore in
+`reports/times`, under the name of the stage's report:
 
     report     sha256 of the report that the run wrote
-    seconds    of the whole command, with what a stopped run took before it
-    ...        what else the stage measured, such as rates
+    seconds    of the whole command, including a stopped run that it resumed
+    ...        other measurements of the stage, such as rates
 
-DVC skips a stage or takes its results from a cache without touching that file. By the hash it is
-known whether the report that is there now is that of the run that was timed.
+DVC skips a stage, or takes its results from a cache, without touching that file. The hash tells
+whether the current report is that of the run that was timed.
 """
 
 import json
@@ -19,17 +19,17 @@ from pipeline.core.checksums import hash_file
 from pipeline.core.files import write_json
 
 FOLDER = "times"
-"""In the folder of reports."""
+"""Within the folder of reports."""
 
 
 def write_times(reports: Path, report: Path, seconds: float, measured: dict[str, Any]) -> None:
-    """Write what a run took; a report that is not in the folder of reports has no such file.
+    """Write how long a run took; a report outside the folder of reports gets no such file.
 
     Args:
         reports: the folder of reports.
-        report: what the run wrote.
-        seconds: that it took.
-        measured: what else is to be told.
+        report: the report that the run wrote.
+        seconds: the time it took.
+        measured: other measurements.
 
     Raises:
         ResourceError: the place cannot be written.
@@ -40,7 +40,7 @@ def write_times(reports: Path, report: Path, seconds: float, measured: dict[str,
 
 
 def read_seconds(reports: Path, report: Path) -> float | None:
-    """What the run took that wrote this very report; None where that is not known."""
+    """The time of the run that wrote this very report; None where it is not known."""
     try:
         content = json.loads(_path(reports, report).read_text(encoding="utf-8"))
         return float(content["seconds"]) if content["report"] == hash_file(report) else None

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import os
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -10,8 +9,8 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import IO, cast
 
-from pipeline.core.errors import InputError, PipelineError, ResourceError
-from pipeline.core.files import atomic_file
+from pipeline.core.errors import InputError, PipelineError
+from pipeline.core.files import atomic_file, refusal
 from pipeline.core.redact import one_line
 
 MAX_MEMBER_BYTES = 256 * 1024**2
@@ -23,34 +22,10 @@ MAX_RATIO = 100
 _SAID_OF_DAMAGE = (None, errno.EINVAL, errno.EOVERFLOW)
 """The errno of decoders, and of a seek to where only a damaged archive would point."""
 
-_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
-
 _LONGEST = 120
 """Characters of a member's name, or of what a library says, in a message."""
 
 _Entry = zipfile.ZipInfo | tarfile.TarInfo
-
-
-def refusal(name: Path | str, error: OSError) -> ResourceError:
-    """The error for a file that the operating system does not let us read."""
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    remedy = "raise `ulimit -n`" if error.errno in _TOO_MANY_FILES else "make it readable"
-    return ResourceError(
-        f"{name} cannot be read: {reason.lower()}.", f"{remedy} and run the same command again."
-    )
-
-
-@contextlib.contextmanager
-def reports_unreadable(name: Path | str) -> Iterator[None]:
-    """Turn the operating system's refusals to read into an error with a fix.
-
-    Raises:
-        ResourceError: naming the file.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise refusal(name, error) from error
 
 
 class Archive:

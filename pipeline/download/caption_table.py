@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.core.errors import InputError
+from pipeline.core.files import reports_unreadable
 from pipeline.core.plaintext import LONGEST_LINE, is_blank, read_lines
 from pipeline.core.redact import first_line
-from pipeline.download.archives import reports_unreadable
 from pipeline.download.captions import is_missing, read_captions
 from pipeline.download.parquet import ParquetRows, has_text, require_column
 from pipeline.params.download import FolderParams

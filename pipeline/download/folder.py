@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from pipeline.core.errors import InputError
+from pipeline.core.files import reports_unreadable
 from pipeline.core.progress import log, progress
-from pipeline.download.archives import MAX_MEMBER_BYTES, Packer, pack, reports_unreadable
+from pipeline.download.archives import MAX_MEMBER_BYTES, Packer, pack
 from pipeline.download.caption_table import Row, read_rows
 from pipeline.download.captions import is_unicode
 from pipeline.download.pairing import PairRows

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.core.errors import InputError
-from pipeline.download.archives import reports_unreadable
+from pipeline.core.files import reports_unreadable
 from pipeline.download.captions import clean_caption
 from pipeline.download.records import ARCHIVES, CAPTIONS, ELSEWHERE, IMAGES, TableWriter, open_table
 

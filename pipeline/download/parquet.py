@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core.errors import InputError
+from pipeline.core.files import refusal
 from pipeline.core.redact import first_line, one_line
-from pipeline.download.archives import refusal
 
 _BUFFER = 1 << 20
 _LONGEST = 200

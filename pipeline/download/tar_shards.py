@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pipeline.core.checksums import hash_strings
 from pipeline.core.errors import DownloadError, InputError
-from pipeline.download.archives import reports_unreadable
+from pipeline.core.files import reports_unreadable
 from pipeline.download.fetch import MIRROR_VARIABLE, fetch
 from pipeline.download.sources import RemoteFile
 from pipeline.params.places import is_address, why_missing

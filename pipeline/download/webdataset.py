@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.core.errors import InputError
+from pipeline.core.files import reports_unreadable
 from pipeline.core.plaintext import decode, is_blank
 from pipeline.core.progress import log, progress
 from pipeline.core.redact import one_line
-from pipeline.download.archives import Archive, reports_unreadable
+from pipeline.download.archives import Archive
 from pipeline.download.captions import is_missing, read_captions
 from pipeline.download.folder import IMAGE_ENDINGS
 from pipeline.download.pairing import PairRows

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from pipeline.core.errors import InputError
+from pipeline.core.files import reports_unreadable
 from pipeline.core.plaintext import is_blank, read_lines
-from pipeline.download.archives import reports_unreadable
 
 
 def read_sentences_file(path: Path) -> list[str]:

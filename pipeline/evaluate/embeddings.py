@@ -1,4 +1,4 @@
-"""Every distinct sentence of all tasks is embedded once; the tasks look their rows up."""
+"""Every distinct sentence of all tasks is embedded once; the tasks look up their rows."""
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
@@ -14,7 +14,7 @@ class Encoder(Protocol):
     """Anything that embeds sentences."""
 
     def encode(
-        self, sentences: Sequence[str], *, batch_size: int, show_progress: bool = False
+        self, sentences: Sequence[str], *, batch_size: int, show_progress: bool
     ) -> Float32[np.ndarray, "sentences dim"]:
         """One row a sentence."""
         ...
@@ -42,7 +42,7 @@ class Embeddings:
         return rows
 
     def first(self, dimensions: int) -> "Embeddings":
-        """The same sentences by their first dimensions alone."""
+        """The same sentences, their vectors cut to their first dimensions."""
         return Embeddings(self._rows, self.vectors[:, :dimensions])
 
     def of(self, sentences: Iterable[str]) -> Float32[np.ndarray, "given dim"]:
@@ -50,22 +50,19 @@ class Embeddings:
         return self.vectors[self.rows(sentences)]
 
 
-def embed(
-    encoder: Encoder, texts: Iterable[pd.Series], *, batch_size: int, show_progress: bool = False
-) -> Embeddings:
+def embed(encoder: Encoder, texts: Iterable[pd.Series], *, batch_size: int) -> Embeddings:
     """Embed the distinct sentences of all columns in one pass.
 
     Args:
-        encoder: what embeds.
+        encoder: what embeds, under a progress bar.
         texts: columns of sentences; nulls are left out.
         batch_size: sentences a forward pass.
-        show_progress: whether to draw a progress bar.
 
     Raises:
         ModelError: the encoder gave a value that is not finite.
     """
-    distinct = list(pd.concat([column.dropna() for column in texts]).unique())
-    vectors = encoder.encode(distinct, batch_size=batch_size, show_progress=show_progress)
+    distinct = list(dict.fromkeys(text for column in texts for text in column.dropna()))
+    vectors = encoder.encode(distinct, batch_size=batch_size, show_progress=True)
     return Embeddings(distinct, vectors)
 
 

@@ -1,10 +1,12 @@
-"""What an evaluation says: headline numbers, every score, and how they were measured.
+"""CONTRACT of an evaluation report: headline numbers, every score, and how they were measured.
 
 A report is one JSON object:
 
     sts, transfer, retrieval   the headline numbers of the first system, by task
     matryoshka                 its STS by number of dimensions, where shorter ones were trained
     systems                    a list: every system's name, how it was measured, all its scores
+
+A CSV beside it holds the headline numbers of all systems, for plots.
 """
 
 import json
@@ -30,7 +32,7 @@ EVALUATOR = 3
 """Version of the evaluator: raised where a change can change a number."""
 
 _IDENTITY = ("weights", "pooling", "normalised", "lower_case", "prompt", "max_length")
-"""The facts of an encoder by which it is known, whatever its folder is called."""
+"""The facts that identify an encoder, whatever its folder is called."""
 _DIGITS = 4
 _LIBRARIES = (
     "numpy",
@@ -91,12 +93,13 @@ def check_report_path(out: Path) -> None:
     """Find out before the work whether a report can be written there.
 
     Raises:
-        ParamsError: the name does not end in .json, or is that of a folder.
+        ParamsError: the name does not end in .json, or belongs to a folder.
         ResourceError: the place cannot be written.
     """
     if out.suffix != ".json" or out.is_dir():
         raise ParamsError(
-            f"--out {out} names no JSON file.", "name a file that ends in .json; a CSV goes beside."
+            f"--out {out} does not name a JSON file.",
+            "name a file that ends in .json; a CSV goes beside it.",
         )
     with reports_unwritable(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +108,7 @@ def check_report_path(out: Path) -> None:
 
 
 def require_same_model(out: Path, encoder: Mapping[str, Any], *, asked_for: bool) -> None:
-    """Refuse to replace the report of another model under a name that nobody asked for.
+    """Refuse to replace the report of another model under a default name.
 
     Args:
         out: where the report goes.
@@ -113,7 +116,7 @@ def require_same_model(out: Path, encoder: Mapping[str, Any], *, asked_for: bool
         asked_for: the user named `out`; a report of another model is replaced then, with a warning.
 
     Raises:
-        ParamsError: a file is there that is no report, or one of another model.
+        ParamsError: the file there is not a report, or it is of another model.
     """
     if not out.exists():
         return
@@ -123,7 +126,9 @@ def require_same_model(out: Path, encoder: Mapping[str, Any], *, asked_for: bool
         about = {}
     if about and all(about.get(key, encoder[key]) == encoder[key] for key in _IDENTITY):
         return
-    which = f"the report of {about['model']}" if "model" in about else "no report of this version"
+    which = (
+        f"the report of {about['model']}" if "model" in about else "not a report of this version"
+    )
     if not asked_for:
         raise ParamsError(
             f"{out} is {which}, another model.", "name another file with --out, or delete this one."
@@ -144,7 +149,17 @@ def report(systems: Sequence[System]) -> dict[str, Any]:
     return {
         **headline(systems[0].scores),
         **({"matryoshka": short} if short else {}),
-        "systems": [_as_json(system) for system in systems],
+        "systems": [
+            {
+                "name": system.name,
+                "about": dict(system.about),
+                "scores": [
+                    {key: _rounded(value) for key, value in asdict(score).items()}
+                    for score in system.scores
+                ],
+            }
+            for system in systems
+        ],
     }
 
 
@@ -152,11 +167,15 @@ def headline(scores: Sequence[Score]) -> dict[str, Any]:
     """The headline numbers by part and task; those that are undefined are left out."""
     found: dict[str, Any] = {}
     for score in filter(_is_headline, scores):
-        if score.value is not None:
-            _put(found, score)
-    counts = [s for s in scores if (s.part, s.task, s.aggregation) == ("sts", AVERAGE, "all")]
-    for score in counts:
-        found["sts"]["pairs_unseen" if score.unseen else "pairs"] = score.count
+        part = found.setdefault(score.part, {})
+        if (score.part, score.task) == ("sts", AVERAGE):
+            part["pairs_unseen" if score.unseen else "pairs"] = score.count
+        if score.value is None:
+            continue
+        if score.part == "retrieval":
+            part.setdefault(score.task, {})[score.measure] = _rounded(score.value)
+        else:
+            part[headline_name(score)] = _rounded(score.value)
     return found
 
 
@@ -165,9 +184,8 @@ def shortened(scores: Sequence[Score]) -> dict[str, dict[str, float | None]]:
     found: dict[str, dict[str, float | None]] = {}
     for score in scores:
         if score.dimensions is not None and _is_headline(replace(score, dimensions=None)):
-            found.setdefault(str(score.dimensions), {})[headline_name(score)] = _rounded(
-                score.value
-            )
+            numbers = found.setdefault(str(score.dimensions), {})
+            numbers[headline_name(score)] = _rounded(score.value)
     return found
 
 
@@ -202,7 +220,7 @@ def read_report(path: Path) -> list[System]:
 
     Raises:
         MissingArtifactError: there is no such file.
-        InputError: it is no report.
+        InputError: it is not a report.
     """
     if not path.is_file():
         raise MissingArtifactError(path, made_by="evaluate")
@@ -217,7 +235,7 @@ def read_report(path: Path) -> list[System]:
             plot_table([system])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{path} is no evaluation report: {type(error).__name__} {error}.",
+            f"{path} is not an evaluation report: {type(error).__name__} {error}.",
             "write it with `python -m stages.evaluate --out`.",
         ) from None
     return read
@@ -255,21 +273,6 @@ def _is_headline(score: Score) -> bool:
     if score.part != "sts":
         return True
     return score.aggregation == "all" and (not score.unseen or score.task == AVERAGE)
-
-
-def _put(found: dict[str, Any], score: Score) -> None:
-    part = found.setdefault(score.part, {})
-    if score.part == "retrieval":
-        part.setdefault(score.task, {})[score.measure] = _rounded(score.value)
-    else:
-        part[headline_name(score)] = _rounded(score.value)
-
-
-def _as_json(system: System) -> dict[str, Any]:
-    scores = [
-        {key: _rounded(value) for key, value in asdict(score).items()} for score in system.scores
-    ]
-    return {"name": system.name, "about": dict(system.about), "scores": scores}
 
 
 def _rounded(value: Any) -> Any:

@@ -3,11 +3,11 @@
 Text-to-image: every caption is a query for its image. Image-to-text: every image is a query for its
 captions. Equal images, and equal captions, are right answers of each other: right for a caption are
 the images of all captions of its text, and all that equal one of them. The best placed right answer
-counts (Karpathy and Fei-Fei 2015). Ranks are by cosine; what is wrong and ties with the right
-answer is placed before it, so that a collapsed space scores nothing.
+counts (Karpathy and Fei-Fei 2015). Ranks are by cosine; a wrong answer that ties with the right one
+is placed before it, so that a collapsed space scores nothing.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ from pipeline.evaluate.embeddings import unit_rows
 from pipeline.evaluate.scores import Score
 
 RECALLS = (1, 5, 10)
+SPLIT = "test"
+"""The split of the pairs that is retrieved from."""
 _BLOCK = 4_000_000
 """Cosines computed at a time."""
 
@@ -96,7 +98,7 @@ class Gallery:
     pairing: Pairing
 
 
-def score_retrieval(gallery: Gallery, split: str) -> list[Score]:
+def score_retrieval(gallery: Gallery) -> list[Score]:
     """Recalls (x100) and median rank in both directions.
 
     Raises:
@@ -104,55 +106,46 @@ def score_retrieval(gallery: Gallery, split: str) -> list[Score]:
     """
     if not gallery.pairing.is_complete():
         raise InputError(
-            f"the {split} split of the pairs has no captions, or an image without one.",
+            f"the {SPLIT} split of the pairs has no captions, or an image without one.",
             "run `dvc repro -f download features`.",
         )
     return [
-        *_scores("text_to_image", caption_ranks(gallery), split),
-        *_scores("image_to_text", image_ranks(gallery), split),
+        *_scores("text_to_image", caption_ranks(gallery)),
+        *_scores("image_to_text", image_ranks(gallery)),
     ]
 
 
 def caption_ranks(gallery: Gallery) -> Ranks:
     """The rank of each caption's best placed right image among all images, from 1."""
-    blocks = _cosines(gallery.captions, gallery.images)
-    return np.concatenate(
-        [_ranks(cosines, gallery.pairing.of_captions(rows)) for rows, cosines in blocks]
-    )
+    return _ranks(gallery.captions, gallery.images, gallery.pairing.of_captions)
 
 
 def image_ranks(gallery: Gallery) -> Ranks:
     """The rank of each image's best placed right caption among all captions, from 1."""
-    blocks = _cosines(gallery.images, gallery.captions)
-    return np.concatenate(
-        [_ranks(cosines, gallery.pairing.of_images(rows)) for rows, cosines in blocks]
-    )
+    return _ranks(gallery.images, gallery.captions, gallery.pairing.of_images)
 
 
 def _ranks(
-    cosines: Float32[np.ndarray, "queries items"], right: Bool[np.ndarray, "queries items"]
+    queries: Float32[np.ndarray, "queries dim"],
+    items: Float32[np.ndarray, "items dim"],
+    right_for: Callable[[Int64[np.ndarray, " some"]], Bool[np.ndarray, "some items"]],
 ) -> Ranks:
     """One more than the wrong items that are at least as near as the nearest right one."""
-    best = np.where(right, cosines, -np.inf).max(axis=1, keepdims=True)
-    ranks: Ranks = 1 + ((cosines >= best) & ~right).sum(axis=1, dtype=np.int64)
+    queries, items = unit_rows(queries).astype(np.float32), unit_rows(items).astype(np.float32)
+    step = max(1, _BLOCK // len(items))
+    ranks = np.empty(len(queries), dtype=np.int64)
+    for start in range(0, len(queries), step):
+        rows = np.arange(start, min(start + step, len(queries)))
+        cosines, right = queries[rows] @ items.T, right_for(rows)
+        best = np.where(right, cosines, -np.inf).max(axis=1, keepdims=True)
+        ranks[rows] = 1 + ((cosines >= best) & ~right).sum(axis=1)
     return ranks
 
 
-def _cosines(
-    queries: Float32[np.ndarray, "queries dim"], items: Float32[np.ndarray, "items dim"]
-) -> Iterator[tuple[Int64[np.ndarray, " some"], Float32[np.ndarray, "some items"]]]:
-    """Cosines of all items, for a block of queries at a time."""
-    queries, items = unit_rows(queries).astype(np.float32), unit_rows(items).astype(np.float32)
-    step = max(1, _BLOCK // len(items))
-    for start in range(0, len(queries), step):
-        rows = np.arange(start, min(start + step, len(queries)))
-        yield rows, queries[rows] @ items.T
-
-
-def _scores(task: str, ranks: Ranks, split: str) -> list[Score]:
+def _scores(task: str, ranks: Ranks) -> list[Score]:
     measures = {f"recall@{k}": 100 * float((ranks <= k).mean()) for k in RECALLS}
     measures["median_rank"] = float(np.median(ranks))
     return [
-        Score("retrieval", task, split, measure, value, len(ranks))
+        Score("retrieval", task, SPLIT, measure, value, len(ranks))
         for measure, value in measures.items()
     ]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool
 from numpy.typing import NDArray
 
 from pipeline.core.errors import InputError
@@ -25,7 +25,7 @@ from pipeline.evaluate.correlation import (
     require_correlation,
 )
 from pipeline.evaluate.embeddings import Embeddings, row_cosines, unit_rows
-from pipeline.evaluate.geometry import Unit, alignment, mcse_batches, uniformity
+from pipeline.evaluate.geometry import alignment, mcse_batches, uniformity
 from pipeline.evaluate.order import protocol_order
 from pipeline.evaluate.scores import AVERAGE, Score
 from pipeline.evaluate.selection import SELECTION_TASKS
@@ -81,8 +81,8 @@ def score_sts(
         embeddings: of all sentences of the tasks.
         tasks: what to score.
         bootstrap: how the intervals are drawn.
-        seen: normalised sentences of the training text (`normalise`); None: nothing is known of it,
-            and no unseen pairs are scored.
+        seen: normalised sentences of the training text (`normalise`); None: it is not known, and no
+            unseen pairs are scored.
 
     Returns:
         For every task Spearman and Pearson in each aggregation and sub-set, Spearman over the
@@ -167,38 +167,24 @@ def _measure(
     cosines = row_cosines(first, second)
     gold = task.pairs["score"].to_numpy(np.float64)
     require_correlation(cosines, gold, task.name)
-    subsets = {
-        str(name): correlate(cosines[rows], gold[rows], bootstrap)
-        for name, rows in task.pairs.groupby("subset", sort=False).indices.items()
-    }
+    unseen = None
+    if seen is not None:
+        rows = _is_unseen(task.pairs, seen)
+        unseen = correlate(cosines[rows], gold[rows], bootstrap, fewest=_FEWEST_UNSEEN)
+    batches = mcse_batches(_encoded_sets(task))
     return _Measured(
         task=task,
         whole=correlate(cosines, gold, bootstrap),
-        unseen=None if seen is None else _correlate_unseen(task, cosines, gold, bootstrap, seen),
-        subsets=subsets,
-        geometry=_geometry(task, first, second, gold),
+        unseen=unseen,
+        subsets={
+            str(name): correlate(cosines[rows], gold[rows], bootstrap)
+            for name, rows in task.pairs.groupby("subset", sort=False).indices.items()
+        },
+        geometry={
+            "alignment": alignment(first, second, gold, batches),
+            "uniformity": uniformity(first, second, batches),
+        },
     )
-
-
-def _correlate_unseen(
-    task: StsTask,
-    cosines: Float64[np.ndarray, " pairs"],
-    gold: Float64[np.ndarray, " pairs"],
-    bootstrap: Bootstrap,
-    seen: frozenset[str],
-) -> Correlation:
-    rows = _is_unseen(task.pairs, seen)
-    return correlate(cosines[rows], gold[rows], bootstrap, fewest=_FEWEST_UNSEEN)
-
-
-def _geometry(
-    task: StsTask, first: Unit, second: Unit, gold: Float64[np.ndarray, " pairs"]
-) -> dict[str, float]:
-    batches = mcse_batches(_encoded_sets(task))
-    return {
-        "alignment": alignment(first, second, gold, batches),
-        "uniformity": uniformity(first, second, batches),
-    }
 
 
 def _encoded_sets(task: StsTask) -> list[NDArray[np.intp]]:

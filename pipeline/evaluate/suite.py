@@ -16,24 +16,22 @@ from pipeline.core.errors import InputError, MissingArtifactError
 from pipeline.core.progress import log
 from pipeline.download.records import Pairs, read_pairs, read_sentences, read_sts, read_transfer
 from pipeline.evaluate.correlation import Bootstrap
-from pipeline.evaluate.embeddings import Embeddings, Encoder, embed
-from pipeline.evaluate.retrieval import Gallery, Pairing, score_retrieval
+from pipeline.evaluate.embeddings import Encoder, embed
+from pipeline.evaluate.retrieval import SPLIT, Gallery, Pairing, score_retrieval
 from pipeline.evaluate.scores import Score
 from pipeline.evaluate.sts import StsTask, normalise, score_sts, sts_tasks
 from pipeline.evaluate.transfer import score_transfer
 from pipeline.features.rows import Features
 from pipeline.features.store import read_features
+from pipeline.features.teacher_rows import pairs_of_split
 from pipeline.params.evaluate import EvaluateParams, Part
 from pipeline.params.teacher import TeacherParams
 from pipeline.student.encoder import Student
 
-_SPLIT = "test"
-"""The split of the pairs that retrieval is measured on."""
-
 
 @dataclass(frozen=True)
-class Places:
-    """Where the artefacts are that an evaluation reads."""
+class RunPaths:
+    """The artefacts that an evaluation reads."""
 
     evaluation: Path
     pairs: Path
@@ -45,7 +43,7 @@ class Places:
 class HeldOutPairs:
     """The images of the pairs' test split and their captions, with the teacher's features."""
 
-    captions: pd.Series
+    captions: list[str]
     caption_features: Float16[np.ndarray, "captions dim"]
     image_features: Float16[np.ndarray, "images dim"]
     caption_image: Int64[np.ndarray, " captions"]
@@ -57,7 +55,7 @@ class HeldOutPairs:
     def pairing(self) -> Pairing:
         """Which of them belong together; images are equal where their features are."""
         images = [row.tobytes() for row in self.image_features]
-        return Pairing.of(self.captions.tolist(), images, self.caption_image)
+        return Pairing.of(self.captions, images, self.caption_image)
 
 
 @dataclass(frozen=True)
@@ -79,15 +77,15 @@ class Suite:
         tables += [self.transfer] if self.transfer is not None else []
         columns = [table[f"sentence{side}"] for table in tables for side in (1, 2)]
         if grounded and self.retrieval is not None:
-            columns.append(self.retrieval.captions)
+            columns.append(pd.Series(self.retrieval.captions))
         return columns
 
 
-def read_suite(places: Places, teacher: TeacherParams, params: EvaluateParams) -> Suite:
+def read_suite(run: RunPaths, teacher: TeacherParams, params: EvaluateParams) -> Suite:
     """Read what `params.tasks` names, and the training text that is at hand.
 
     Args:
-        places: where the artefacts are.
+        run: where the artefacts are.
         teacher: the teacher whose features retrieval starts from.
         params: the evaluate block.
 
@@ -95,34 +93,23 @@ def read_suite(places: Places, teacher: TeacherParams, params: EvaluateParams) -
         MissingArtifactError: an artefact is missing that a task needs.
         InputError, StaleArtifactError: as the readers of the artefacts.
     """
-    pairs = functools.cache(lambda: read_pairs(places.pairs))
+    pairs = functools.cache(lambda: read_pairs(run.pairs))
     readers: dict[Part, Callable[[], Any]] = {
-        "sts": lambda: sts_tasks(read_sts(places.evaluation), params.convention),
-        "transfer": lambda: read_transfer(places.evaluation),
+        "sts": lambda: sts_tasks(read_sts(run.evaluation), params.convention),
+        "transfer": lambda: read_transfer(run.evaluation),
         "retrieval": lambda: _held_out(
-            pairs(), read_features(places.features, teacher, pairs().fingerprint())
+            pairs(), read_features(run.features, teacher, pairs().fingerprint())
         ),
     }
     found = {part: read() if part in params.tasks else None for part, read in readers.items()}
-    seen = _training_text(pairs, places.text, tells="sts" in params.tasks)
-    return Suite(**found, seen=seen, data=_fingerprints(found, seen), params=params)
-
-
-def _training_text(pairs: Callable[[], Pairs], text: Path, *, tells: bool) -> frozenset[str] | None:
-    """Captions of the train split and sentences, normalised; None where either is not there.
-
-    Args:
-        pairs: reads them.
-        text: where the sentences are.
-        tells: whether to warn of what cannot be scored then.
-    """
+    seen = None
     try:
-        sentences = (*pairs().captions_of("train")["caption"], *read_sentences(text))
+        sentences = (*pairs().captions_of("train")["caption"], *read_sentences(run.text))
+        seen = frozenset(map(normalise, sentences))
     except MissingArtifactError as error:
-        if tells:
-            log.warning("the training text is not at hand: no unseen scores. %s", error.what)
-        return None
-    return frozenset(map(normalise, sentences))
+        if "sts" in params.tasks:
+            log.warning("no unseen scores: %s", error.what)
+    return Suite(**found, seen=seen, data=_fingerprints(found, seen), params=params)
 
 
 def evaluate(
@@ -131,7 +118,6 @@ def evaluate(
     student: Student | None = None,
     *,
     dimensions: Sequence[int] = (),
-    show_progress: bool = False,
 ) -> list[Score]:
     """Score an encoder on everything, each distinct sentence embedded once.
 
@@ -140,40 +126,33 @@ def evaluate(
         suite: what to score it on.
         student: whose grounding heads retrieve; retrieval is left out where this is None.
         dimensions: shorter embeddings, by their first dimensions, to score on STS as well.
-        show_progress: whether to draw progress bars.
 
     Raises:
         InputError, ModelError: as `score_sts`, `score_transfer` and `score_retrieval`.
         StaleArtifactError: the features are of another teacher than the student's.
     """
-    params = suite.params
-    if suite.retrieval is not None and student is not None:
-        student.require_teacher(suite.retrieval.teacher)
+    params, pairs = suite.params, suite.retrieval
+    if student and pairs:
+        student.require_teacher(pairs.teacher)
     texts = suite.texts(grounded=student is not None)
     if not texts:
         return []
-    embeddings = embed(encoder, texts, batch_size=params.batch_size, show_progress=show_progress)
+    embeddings = embed(encoder, texts, batch_size=params.batch_size)
     scores: list[Score] = []
     if suite.sts is not None:
-        scores += _score_sts(embeddings, suite.sts, suite, dimensions)
+        bootstrap = Bootstrap(params.resamples, params.seed)
+        scores += score_sts(embeddings, suite.sts, bootstrap, seen=suite.seen)
+        scores += [
+            replace(score, dimensions=size)
+            for size in dimensions
+            for score in score_sts(embeddings.first(size), suite.sts, bootstrap, seen=suite.seen)
+        ]
     if suite.transfer is not None:
-        scores += score_transfer(
-            embeddings, suite.transfer, seed=params.seed, show_progress=show_progress
-        )
-    if suite.retrieval is not None and student is not None:
-        scores += score_retrieval(_ground(student, embeddings, suite.retrieval), _SPLIT)
-    return scores
-
-
-def _score_sts(
-    embeddings: Embeddings, tasks: list[StsTask], suite: Suite, dimensions: Sequence[int]
-) -> list[Score]:
-    """The whole embeddings, then their first dimensions."""
-    bootstrap = Bootstrap(suite.params.resamples, suite.params.seed)
-    scores = score_sts(embeddings, tasks, bootstrap, seen=suite.seen)
-    for size in dimensions:
-        short = score_sts(embeddings.first(size), tasks, bootstrap, seen=suite.seen)
-        scores += [replace(score, dimensions=size) for score in short]
+        scores += score_transfer(embeddings, suite.transfer, seed=params.seed)
+    if student and pairs:
+        captions = student.ground_sentences(embeddings.of(pairs.captions))
+        images = student.ground_images(pairs.image_features)
+        scores += score_retrieval(Gallery(captions, images, pairs.pairing))
     return scores
 
 
@@ -184,30 +163,21 @@ def teacher_retrieval(suite: Suite) -> list[Score]:
     captions, images = (
         features.astype(np.float32) for features in (pairs.caption_features, pairs.image_features)
     )
-    return score_retrieval(Gallery(captions, images, pairs.pairing), _SPLIT)
-
-
-def _ground(student: Student, embeddings: Embeddings, pairs: HeldOutPairs) -> Gallery:
-    return Gallery(
-        captions=student.ground_sentences(embeddings.of(pairs.captions)),
-        images=student.ground_images(pairs.image_features),
-        pairing=pairs.pairing,
-    )
+    return score_retrieval(Gallery(captions, images, pairs.pairing))
 
 
 def _held_out(pairs: Pairs, features: Features) -> HeldOutPairs:
     """The test split of what the teacher could read."""
-    ids = pairs.images.loc[pairs.images["split"] == _SPLIT, "image_id"]
+    ids = pairs.images.loc[pairs.images["split"] == SPLIT, "image_id"]
     images = np.flatnonzero(np.isin(features.image_ids, ids))
     if len(images) == 0:
         raise InputError("the pairs have no test split to retrieve from.", "choose other pairs.")
-    captions = np.flatnonzero(np.isin(features.caption_image, images))
-    texts = pairs.captions.set_index("caption_id")["caption"]
+    split = pairs_of_split(pairs, features, SPLIT)
     return HeldOutPairs(
-        captions=texts.loc[features.caption_ids[captions]],
-        caption_features=features.captions[captions],
+        captions=split.captions,
+        caption_features=features.captions[split.caption_rows],
         image_features=features.images[images],
-        caption_image=np.searchsorted(images, features.caption_image[captions]),
+        caption_image=np.searchsorted(images, split.image_rows),
         teacher=features.teacher,
     )
 
@@ -218,18 +188,17 @@ def _fingerprints(found: dict[Part, Any], seen: frozenset[str] | None) -> dict[s
     The teacher's features do not count: students of two teachers retrieve from the same pairs.
     """
     prints = {} if seen is None else {"training_text": hash_strings(sorted(seen))}
-    if found["sts"] is not None:
-        prints["sts"] = hash_strings(_cells([task.pairs for task in found["sts"]]))
-    if found["transfer"] is not None:
-        prints["transfer"] = hash_strings(_cells([found["transfer"]]))
+    tables = {
+        "sts": [task.pairs for task in found["sts"] or ()],
+        "transfer": [] if found["transfer"] is None else [found["transfer"]],
+    }
+    for part, parts in tables.items():
+        columns = [table[name] for table in parts for name in table]
+        if columns:  # every cell as text, a null as nothing, however pandas holds it
+            cells = (str(one) for column in columns for one in column.where(column.notna(), ""))
+            prints[part] = hash_strings(cells)
     if (held_out := found["retrieval"]) is not None:
         prints["retrieval"] = hash_strings(
             (*held_out.captions, *held_out.caption_image.astype(str))
         )
     return prints
-
-
-def _cells(tables: Sequence[pd.DataFrame]) -> list[str]:
-    """Every cell as text; a null as nothing, however pandas holds it."""
-    columns = [table[name] for table in tables for name in table]
-    return [str(cell) for column in columns for cell in column.where(column.notna(), "")]

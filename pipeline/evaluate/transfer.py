@@ -14,11 +14,10 @@ equals the smallest. As SentEval reports them, accuracies are rounded to two dec
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float32
-from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedKFold
 
@@ -35,7 +34,7 @@ _OUTER_SEED = 1111
 """Nested cross-validation splits by this seed always, whatever the task's own (SentEval)."""
 _BINARY = 2
 _HELD_OUT = 0.05
-"""Share of the training samples that stops the last fit."""
+"""Share of the training samples that are held out to stop the last fit."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +45,13 @@ class _Result:
     """Classes of the test samples, where they are scored once."""
 
 
-def score_transfer(
-    embeddings: Embeddings, table: pd.DataFrame, *, seed: int, show_progress: bool = False
-) -> list[Score]:
-    """Score all tasks of the table, and the average over them.
+def score_transfer(embeddings: Embeddings, table: pd.DataFrame, *, seed: int) -> list[Score]:
+    """Score all tasks of the table, and the average over them, under a progress bar.
 
     Args:
         embeddings: of all sentences of the table.
         table: rows of transfer.parquet.
         seed: of initial weights, shuffles and folds (SentEval's own is 1111).
-        show_progress: whether to draw a progress bar.
 
     Returns:
         For every task `accuracy` and `dev_accuracy`, for pairs `f1`, x100; last the average.
@@ -64,11 +60,14 @@ def score_transfer(
         InputError: a task has other splits, or a class with fewer samples than folds.
     """
     tasks = list(table.groupby("task", sort=False))
-    watched = progress(tasks, what="transfer", unit="task", show=show_progress)
+    watched = progress(tasks, what="transfer", unit="task")
     scores = [
         score for name, rows in watched for score in _score_task(str(name), rows, embeddings, seed)
     ]
-    return [*scores, _average([score for score in scores if score.measure == "accuracy"])]
+    accuracies = [score for score in scores if score.measure == "accuracy"]
+    mean = float(np.mean([score.value for score in accuracies if score.value is not None]))
+    count = sum(score.count for score in accuracies)
+    return [*scores, Score("transfer", AVERAGE, "test", "accuracy", mean, count)]
 
 
 def _score_task(name: str, rows: pd.DataFrame, embeddings: Embeddings, seed: int) -> list[Score]:
@@ -76,7 +75,7 @@ def _score_task(name: str, rows: pd.DataFrame, embeddings: Embeddings, seed: int
     result = task.protocol()(task)
     measures = {"accuracy": result.accuracy, "dev_accuracy": result.dev_accuracy}
     if task.is_paired and result.predicted is not None and task.samples.classes == _BINARY:
-        measures["f1"] = _f1(task.labels[task.rows("test")], result.predicted)
+        measures["f1"] = _percent(f1_score(task.labels[task.rows("test")], result.predicted))
     split = "all" if "all" in task.splits else "test"
     return [
         Score("transfer", name, split, measure, value, len(task.rows(split)))
@@ -101,7 +100,10 @@ class _Task:
         self.labels = table["label"].to_numpy(np.int64, copy=True)
         self.splits = table["split"].to_numpy(str)
         self.is_paired = bool(table["sentence2"].notna().all())
-        features = _features(table, embeddings, paired=self.is_paired)
+        features = embeddings.of(table["sentence1"])
+        if self.is_paired:
+            second = embeddings.of(table["sentence2"])
+            features = np.hstack([np.abs(features - second), features * second])
         self.samples = Samples(features, self.labels, self._count_classes())
 
     def _count_classes(self) -> int:
@@ -159,13 +161,13 @@ class _Task:
 
     def refit(self, sets: Sequence[tuple[Rows, float]]) -> list[Fitted]:
         """Fit on all rows of each set but a random 5 %, which stops the fit, with its penalty."""
-        return fit_all(self.samples, [self._refit(*one) for one in sets], self.seed)
-
-    def _refit(self, rows: Rows, penalty: float) -> Fit:
-        rng = self._rng()
-        order = rng.permutation(len(rows))
-        held_out = max(1, int(_HELD_OUT * len(rows)))
-        return Fit(rows[order[held_out:]], rows[order[:held_out]], (penalty,), rng)
+        fits = []
+        for rows, penalty in sets:
+            rng = self._rng()
+            order = rng.permutation(len(rows))
+            held_out = max(1, int(_HELD_OUT * len(rows)))
+            fits.append(Fit(rows[order[held_out:]], rows[order[:held_out]], (penalty,), rng))
+        return fit_all(self.samples, fits, self.seed)
 
     def _rng(self) -> np.random.RandomState:
         """Every fit starts from the task's seed."""
@@ -174,17 +176,7 @@ class _Task:
     def test(self, fitted: Fitted, rows: Rows, choice: int = 0) -> tuple[float, Rows]:
         """Accuracy x100 rounded to two decimals, and the predicted classes."""
         predicted = self.samples.predict(fitted.weights[choice], rows)
-        return _percent(float((predicted == self.labels[rows]).mean())), predicted
-
-
-def _features(
-    table: pd.DataFrame, embeddings: Embeddings, *, paired: bool
-) -> Float32[np.ndarray, "samples features"]:
-    first = embeddings.of(table["sentence1"])
-    if not paired:
-        return first
-    second = embeddings.of(table["sentence2"])
-    return np.hstack([np.abs(first - second), first * second])
+        return _percent((predicted == self.labels[rows]).mean()), predicted
 
 
 def _nested(task: _Task) -> _Result:
@@ -225,20 +217,10 @@ _PROTOCOLS: dict[frozenset[str], Callable[[_Task], _Result]] = {
 
 def _choose(fitted: Sequence[Fitted]) -> tuple[float, float]:
     """The penalty of the best mean accuracy (x100, two decimals) over folds, and that mean."""
-    means = [_percent(float(mean)) for mean in np.mean([one.accuracy for one in fitted], axis=0)]
+    means = [_percent(mean) for mean in np.mean([one.accuracy for one in fitted], axis=0)]
     best = int(np.argmax(means))
     return PENALTIES[best], means[best]
 
 
-def _percent(share: float) -> float:
-    return round(100 * share, 2)
-
-
-def _f1(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
-    return _percent(float(f1_score(labels, predicted)))
-
-
-def _average(scores: Sequence[Score]) -> Score:
-    mean = float(np.mean([score.value for score in scores if score.value is not None]))
-    count = sum(score.count for score in scores)
-    return Score("transfer", AVERAGE, "test", "accuracy", mean, count)
+def _percent(share: float | np.floating[Any]) -> float:
+    return round(100 * float(share), 2)

@@ -1,18 +1,16 @@
 """CONTRACT of the feature cache: features by content, one folder a teacher.
 
     NAME/teacher.json       the teacher's identity, and its features of a probe
-    NAME/images/SHARD.h5    a header (`files.py`) that says where the tables are, and behind it, for
-                            any HDF5 reader:
-                            /keys       (rows, 16) uint8, of the image's bytes
+    NAME/images/SHARD.h5    an HDF5 file, whose last line is its sha256 (`hdf5.py`), of
+                            /keys       (rows, 16) uint8, of the images' bytes
                             /features   (rows, dim) float16
-                            /checksums  (rows,) uint32, CRC-32 of key and features of a row
-    NAME/captions/SHARD.h5  the same, with keys of the caption's text
+    NAME/captions/SHARD.h5  the same, with keys of the captions' text
 
-NAME is a hash of the teacher's fingerprint, SHARD of the keys. A shard is written whole and never
-changed, so that readers and writers need no lock, and two processes that write the same shard write
-the same file. A row is looked for by its key in all shards of the teacher, so data sets that share
-images or captions share the work. What was found damaged is kept as SHARD.h5.damaged, which nothing
-reads.
+NAME is a hash of the teacher's fingerprint; SHARD is the number of rows and a hash of the keys. A
+shard is written whole and never changed: readers and writers need no lock, and two processes that
+write the same shard write the same file. A row is looked up by its key in all shards of the
+teacher, so data sets that share images or captions share the work. A damaged shard is kept as
+SHARD.h5.damaged, which nothing reads.
 """
 
 import contextlib
@@ -24,7 +22,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,49 +31,47 @@ import numpy as np
 from jaxtyping import Bool, Float16, Float32, Int64, UInt8
 from numpy.typing import NDArray
 
-from pipeline.core.checksums import hash_strings
-from pipeline.core.errors import InputError, PipelineError, ResourceError
-from pipeline.core.files import atomic_file, reports_unwritable, write_json
-from pipeline.core.progress import log
-from pipeline.features.hdf5 import (
-    HEADER_BYTES,
-    KEY_BYTES,
-    DamagedFeaturesError,
-    ShardHeader,
-    read_header,
-    read_piece,
+from pipeline.core.checksums import add_checksum, hash_strings
+from pipeline.core.errors import InputError, ResourceError
+from pipeline.core.files import (
+    atomic_file,
+    refusal,
     reports_unreadable,
-    row_checksums,
-    tables_of,
-    unreadable,
+    reports_unwritable,
+    write_json,
 )
+from pipeline.core.progress import log
+from pipeline.features.hdf5 import DamagedFeaturesError, open_verified, table_of
 from pipeline.features.identity import TeacherIdentity
-from pipeline.features.rows import JoinedRows, runs_of
+from pipeline.features.rows import JoinedRows
 
 Kind = Literal["images", "captions"]
 Keys = UInt8[np.ndarray, "rows 16"]
 
 KINDS: tuple[Kind, ...] = ("images", "captions")
 
-_SCHEMA = 2
+KEY_BYTES = 16
+
+_SCHEMA = 3
 _DAMAGED = ".damaged"
 _PROBE_TOLERANCE = 1e-3
 """Largest difference of probe features, relative to their length, that rounding can explain."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
-"""How file systems say that folders cannot be locked; NFS the last, of an exclusive lock."""
+"""How file systems say that a folder cannot be locked; NFS says EBADF of an exclusive lock."""
 
 
 class KeySet:
     """A growing set of keys: sorted arrays, of which the small ones are merged from time to time.
 
-    16 bytes a key, where a set of Python's takes more than 100. A thread may add while others ask.
+    It takes 16 bytes a key, where a Python set takes more than 100. One thread may add while others
+    look up.
     """
 
     def __init__(self) -> None:
         self._levels: list[NDArray[Any]] = []
 
     def add(self, keys: Keys) -> None:
-        """Take keys in."""
+        """Add keys."""
         levels = [*self._levels, np.sort(_sortable(keys))]
         while len(levels) > 1 and len(levels[-2]) < 2 * len(levels[-1]):
             last = levels.pop()
@@ -97,9 +93,9 @@ class FeatureCache:
 
     Args:
         root: the folder of all teachers.
-        teacher: whose features.
-        probe: its features of the fixed probe, (2, dim). Where the cache's own differ by more than
-            rounding, another version of a library gave them: a folder of its own is used.
+        teacher: computes the features.
+        probe: its features of the fixed probe, (2, dim). If those in the cache differ by more than
+            rounding, another version of a library computed them, and a separate folder is used.
     """
 
     def __init__(
@@ -109,13 +105,12 @@ class FeatureCache:
         self.folder = _folder_for(root, teacher, probe)
 
     def known(self, kind: Kind) -> KeySet:
-        """The keys of all whole shards; a shard whose keys are damaged is put aside.
+        """The keys of all whole shards; a damaged shard is put aside.
 
         Raises:
             ResourceError: a shard cannot be read, which says nothing of its content.
         """
-        known = KeySet()
-        tables = [keys for _, keys in self._load_keys(kind)]
+        known, tables = KeySet(), [keys for _, keys in self._load_keys(kind)]
         if tables:
             known.add(np.concatenate(tables))
         return known
@@ -126,23 +121,31 @@ class FeatureCache:
         """Write one shard; equal rows give an equal file. Nothing is written for no rows."""
         if not len(keys):
             return None
-        content = _pack_shard(keys, features, self.teacher.fingerprint, kind)
+        import h5py
+
         path = self.folder / kind / f"{_name(keys)}.h5"
+        with h5py.File.in_memory() as file:  # libhdf5 must not meet a full disk
+            file.update({"keys": keys, "features": features})
+            file.attrs["teacher"] = self.teacher.fingerprint
+            file.flush()
+            content = file.id.get_file_image()
         with atomic_file(path) as temporary:
             temporary.write_bytes(content)
+            add_checksum(temporary)
         return path
 
     def rows(self, kind: Kind, keys: Keys) -> JoinedRows:
         """The features of the given keys, in their order, as one table.
 
-        Reading a row from it verifies its shard; the last shard that was read is kept.
+        Reading a row of it reads and verifies its shard; the last shard that was read is kept.
 
         Raises:
-            InputError: a key is in no shard any more.
-            DamagedFeaturesError: later, when rows of a damaged shard are read.
+            InputError: a key is no longer in any shard.
+            DamagedFeaturesError: now or later, a shard is damaged.
             ResourceError: now or later, a shard cannot be read.
         """
-        paths, tables = _unzip(self._load_keys(kind))
+        shards = list(self._load_keys(kind))
+        paths, tables = [path for path, _ in shards], [table for _, table in shards]
         where, missing = _locate(tables, keys)
         if missing.any():
             row = int(np.argmax(missing))
@@ -150,16 +153,17 @@ class FeatureCache:
                 f"{missing.sum():,} {kind} are no longer in {self.folder}, the first in row {row}.",
                 "run the same command again: what is missing is computed.",
             )
-        starts = np.cumsum([0, *(len(table) for table in tables)])
+        starts = np.cumsum([0, *map(len, tables)])
         file = np.searchsorted(starts, where, side="right") - 1
-        runs = runs_of(paths, file, where - starts[file])
-        return JoinedRows(runs, _dim_of(paths), functools.lru_cache(maxsize=1)(read_shard))
+        read = functools.lru_cache(maxsize=1)(read_shard)
+        dim = read(paths[0]).shape[1] if paths else 0
+        return JoinedRows(paths, file, where - starts[file], dim, read)
 
     def drop(self, path: Path) -> None:
-        """Put a damaged shard aside, so that its rows are computed again.
+        """Rename a damaged shard, so that its rows are computed again.
 
-        It is not removed: most of its rows may be sound, memory or a cable may be at fault rather
-        than the file, and it took hours of a GPU. `prune` removes it.
+        It is not removed: most of its rows may be intact, memory or a cable may be at fault rather
+        than the file, and computing it may have taken hours. `prune` removes it.
 
         Raises:
             ResourceError: it cannot be renamed.
@@ -207,26 +211,18 @@ def first_of_each(keys: Keys) -> Bool[np.ndarray, " rows"]:
 
 
 def read_shard(path: Path) -> Float16[np.ndarray, "rows dim"]:
-    """The features of a shard, every row verified.
+    """The features of a shard.
 
     Raises:
-        DamagedFeaturesError: its bytes are no shard, or a row does not fit its checksum.
+        DamagedFeaturesError: it is damaged, or not a shard.
         ResourceError: it cannot be read.
     """
-    with reports_unreadable(path):
-        content = path.read_bytes()
-    try:
-        keys, features, checksums = tables_of(content)
-    except ValueError as error:
-        raise DamagedFeaturesError(path, str(error)) from None
-    wrong = row_checksums(features, keys) != checksums
-    if wrong.any():
-        raise DamagedFeaturesError(path, f"row {int(np.argmax(wrong))} does not fit its checksum")
-    return features
+    with open_verified(path) as (file, _):
+        return np.asarray(table_of(file, "features", np.float16, 2)[()])
 
 
 @dataclass(frozen=True)
-class CachedTeacher:
+class CacheEntry:
     """What the cache holds of one teacher."""
 
     name: str
@@ -238,11 +234,11 @@ class CachedTeacher:
     shards: int
     bytes: int
     damaged: int
-    """Shards that were put aside; their rows and bytes are not counted."""
+    """Damaged shards that were put aside; their rows and bytes are not counted."""
 
 
-def list_cached(root: Path) -> list[CachedTeacher]:
-    """All teachers of a cache, by name; logs where damaged shards take up room."""
+def list_cached(root: Path) -> list[CacheEntry]:
+    """All teachers of a cache, by name; damaged shards that take up room are logged."""
     teachers = [_describe(folder) for folder in _teacher_folders(root)]
     for one in teachers:
         if one.damaged:
@@ -250,8 +246,8 @@ def list_cached(root: Path) -> list[CachedTeacher]:
     return teachers
 
 
-def prune(root: Path, name: str = "") -> list[CachedTeacher]:
-    """Free the cache of all teachers whose name starts with `name`; returns what was there.
+def prune(root: Path, name: str = "") -> list[CacheEntry]:
+    """Remove all teachers whose name starts with `name` from the cache; returns what was there.
 
     Raises:
         InputError: there is no such teacher.
@@ -272,7 +268,8 @@ def prune(root: Path, name: str = "") -> list[CachedTeacher]:
 
 
 def _folder_for(root: Path, teacher: TeacherIdentity, probe: NDArray[np.float32]) -> Path:
-    """The first of the teacher's possible folders that is not there yet, or whose probe agrees."""
+    """The first of the teacher's possible folders that is new, or whose probe agrees."""
+    _warn_of_older(root, teacher)
     for folder in _possible_folders(root, teacher):
         found = _read_probe(folder)
         if found is None:
@@ -286,6 +283,17 @@ def _folder_for(root: Path, teacher: TeacherIdentity, probe: NDArray[np.float32]
     raise AssertionError("there is always another folder")
 
 
+def _warn_of_older(root: Path, teacher: TeacherIdentity) -> None:
+    older = root / hash_strings(["schema 2", teacher.fingerprint])[:16]
+    if older.is_dir():
+        log.warning(
+            "%s holds features in the format of an older version, which are not used; "
+            "`python -m stages.features --prune --teacher %s` frees them",
+            older,
+            older.name,
+        )
+
+
 def _possible_folders(root: Path, teacher: TeacherIdentity) -> Iterator[Path]:
     name = [f"schema {_SCHEMA}", teacher.fingerprint]
     yield root / hash_strings(name)[:16]
@@ -294,11 +302,11 @@ def _possible_folders(root: Path, teacher: TeacherIdentity) -> Iterator[Path]:
 
 
 def _read_probe(folder: Path) -> NDArray[np.float32] | None:
-    """The probe of a folder; None where it has none, or none that can be made out.
+    """The probe of a folder; None if it has none, or one that is damaged.
 
     Raises:
-        ResourceError: it cannot be read. Taken for absent, it would be written anew, over the
-            features of another version.
+        ResourceError: it cannot be read. If it were taken for absent, it would be replaced, and
+            the features of another version taken for this one's.
     """
     path = folder / "teacher.json"
     try:
@@ -307,7 +315,7 @@ def _read_probe(folder: Path) -> NDArray[np.float32] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise refusal(path, error) from error
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
@@ -324,59 +332,26 @@ def _sortable(keys: Keys) -> NDArray[Any]:
 
 
 def _name(keys: Keys) -> str:
-    return hashlib.sha256(keys.tobytes()).hexdigest()[:32]
-
-
-def _pack_shard(
-    keys: Keys, features: Float16[np.ndarray, "rows dim"], teacher: str, kind: Kind
-) -> bytes:
-    """The bytes of a shard; made in memory, so that a full disk is met by a plain write."""
-    import h5py
-
-    tables = {"keys": keys, "features": features, "checksums": row_checksums(features, keys)}
-    with h5py.File(
-        "shard", "w", driver="core", backing_store=False, userblock_size=HEADER_BYTES
-    ) as file:
-        for name, table in tables.items():
-            file[name] = table
-        file.attrs.update(teacher=teacher, kind=kind, schema=_SCHEMA)
-        places = {name: file[name].id.get_offset() for name in tables}
-        file.flush()
-        content = bytes(file.id.get_file_image())
-    header = ShardHeader(teacher, kind, *features.shape, **places)
-    return header.pack() + content  # an image comes without the user block
+    return f"{len(keys)}-{hashlib.sha256(keys.tobytes()).hexdigest()[:32]}"
 
 
 def _read_keys(path: Path, fingerprint: str) -> Keys:
-    """The keys of a shard, without its features."""
-    try:
-        with reports_unreadable(path), path.open("rb") as stream:
-            header = ShardHeader.parse(stream.read(HEADER_BYTES))
-            content = read_piece(stream, header.keys, header.rows * KEY_BYTES)
-    except ValueError as error:
-        raise DamagedFeaturesError(path, str(error)) from None
-    keys = np.frombuffer(content, np.uint8).reshape(-1, KEY_BYTES)
-    if header.teacher != fingerprint or _name(keys) != path.stem:
-        raise DamagedFeaturesError(path, "its keys are not those it was written with")
+    """The keys of a shard of one teacher, which is verified."""
+    with open_verified(path) as (file, _):
+        keys = np.asarray(table_of(file, "keys", np.uint8, 2)[()])
+        if file.attrs["teacher"] != fingerprint or keys.shape[1] != KEY_BYTES:
+            raise ValueError("it is of another teacher")
+        if _name(keys) != path.stem or len(keys) != len(file["features"]):
+            raise ValueError("its name is not that of its keys")
     return keys
-
-
-def _unzip(
-    pairs: Iterable[tuple[Path, Keys]],
-) -> tuple[list[Path], list[UInt8[np.ndarray, "_ 16"]]]:
-    paths, tables = [], []
-    for path, keys in pairs:
-        paths.append(path)
-        tables.append(keys)
-    return paths, tables
 
 
 def _locate(
     tables: Sequence[UInt8[np.ndarray, "_ 16"]], wanted: UInt8[np.ndarray, "wanted 16"]
 ) -> tuple[Int64[np.ndarray, " wanted"], Bool[np.ndarray, " wanted"]]:
-    """Where each wanted key stands in the tables put one behind the other, and which stand nowhere.
+    """The row of each wanted key in the concatenated tables, and which keys are in none.
 
-    A key that stands in several shards is taken from the first, by name.
+    A key that is in several shards is taken from the first, by name.
     """
     if not tables:
         return np.zeros(len(wanted), np.int64), np.ones(len(wanted), dtype=bool)
@@ -387,39 +362,29 @@ def _locate(
     return where, known[where] != _sortable(wanted)
 
 
-def _dim_of(paths: Sequence[Path]) -> int:
-    """The width of the features."""
-    if not paths:
-        return 0
-    try:
-        return read_header(paths[0]).dim
-    except ValueError as error:
-        raise DamagedFeaturesError(paths[0], str(error)) from None
-
-
 def _teacher_folders(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.glob("*/teacher.json"))
 
 
 def _shards(folder: Path) -> list[Path]:
-    """The shards of one kind, by name. A folder that cannot be listed is not taken for empty."""
+    """The shards of one kind, by name; a folder that cannot be listed is not taken for empty."""
     try:
         paths = sorted(folder.iterdir())
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise unreadable(folder, error) from error
+        raise refusal(folder, error) from error
     return [path for path in paths if path.suffix == ".h5"]
 
 
-def _describe(folder: Path) -> CachedTeacher:
+def _describe(folder: Path) -> CacheEntry:
     shards = {kind: _shards(folder / kind) for kind in KINDS}
     every = [path for paths in shards.values() for path in paths]
     try:
         teacher = dict(json.loads((folder / "teacher.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError):
         teacher = {}
-    return CachedTeacher(
+    return CacheEntry(
         name=folder.name,
         model=str(teacher.get("model", "unknown")),
         pretrained=str(teacher.get("pretrained", "")),
@@ -433,10 +398,9 @@ def _describe(folder: Path) -> CachedTeacher:
 
 
 def _count_rows(path: Path) -> int:
-    try:
-        return read_header(path).rows
-    except (ValueError, PipelineError):
-        return 0
+    """Rows of a shard by its name; 0 for files that are not named as shards are."""
+    number = path.stem.partition("-")[0]
+    return int(number) if number.isdecimal() else 0
 
 
 @contextlib.contextmanager
@@ -444,8 +408,8 @@ def _locked(folder: Path, mode: int) -> Iterator[None]:
     """Hold a lock on a folder while the block runs.
 
     Raises:
-        ResourceError: another process holds it, or an exclusive one is asked for where there are
-            no locks. Shared ones are then done without.
+        ResourceError: another process holds it, or an exclusive lock is wanted on a file system
+            without locks; a shared one is then skipped with a warning.
     """
     with reports_unwritable(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -467,14 +431,10 @@ def _lock(handle: int, folder: Path, mode: int) -> None:
         ) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
-            raise unreadable(folder, error) from error
-        _do_without_lock(folder, mode)
-
-
-def _do_without_lock(folder: Path, mode: int) -> None:
-    if mode & fcntl.LOCK_EX:
-        raise ResourceError(
-            f"{folder} cannot be locked there, so that nobody can tell whether it is in use.",
-            "make sure that no `features` runs on any machine, and remove the folder by hand.",
-        )
-    log.warning("%s cannot be locked there: do not remove it while this runs", folder)
+            raise refusal(folder, error) from error
+        if mode & fcntl.LOCK_EX:
+            raise ResourceError(
+                f"{folder} is on a file system without locks: it may be in use.",
+                "make sure that no `features` runs on any machine, and remove the folder by hand.",
+            ) from error
+        log.warning("%s cannot be locked: do not remove it while this runs", folder)

@@ -1,15 +1,13 @@
-"""Who encodes, on a Ray cluster: workers with a teacher each, over which Ray Data spreads shards.
+"""Encoding on a Ray cluster: every worker has a teacher, and encodes one shard at a time.
 
-Every worker runs the `Encoder` of one machine on rows that make one shard, and writes that shard
-into the cache, which all nodes therefore have to see under one path. Only keys come back. What is
-one process's business there is the same here: a worker that dies is replaced by Ray, its shard is
-done again, and what was written stays.
+A worker runs the `FeatureExtractor` of a single machine and writes its shard into the cache, which
+all nodes must see under the same path; only keys come back. Ray restarts a worker that dies, and
+repeats its shard; finished shards stay.
 
 ray is imported where it is used: the project works without it.
 """
 
 import contextlib
-import json
 import logging
 import os
 import platform
@@ -18,24 +16,22 @@ import signal
 import socket
 import tempfile
 import threading
-import traceback
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
-from jaxtyping import Float32
 
 from pipeline.core.device import choose_device
-from pipeline.core.errors import InputError, ModelError, ParamsError, PipelineError, ResourceError
+from pipeline.core.errors import ModelError, ParamsError, ResourceError
+from pipeline.core.extras import require_extra
 from pipeline.core.progress import counter
-from pipeline.download.packed_images import PackedImages, Rejection
+from pipeline.download.packed_images import PackedImages
 from pipeline.features.cache import FeatureCache, KeySet, Kind
-from pipeline.features.encode import CaptionShard, Encoder, NewCaptions, Work
+from pipeline.features.encode import CaptionShard, FeatureExtractor, NewCaptions, ShardResult
 from pipeline.features.identity import TeacherIdentity, folder_of
 from pipeline.features.teacher import Teacher
 from pipeline.params.features import FeaturesParams
@@ -46,16 +42,23 @@ ADDRESS = "RAY_ADDRESS"
 
 _LOCAL = "local"
 _TRIES = 3
-"""How often a shard is begun before it is taken for what ends its workers."""
-_QUEUE = 2
-"""Shards that are on their way to a worker or in its hands."""
+"""How often a shard may end its worker before the run stops."""
 _REACH_SECONDS = 10.0
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
-"""Nothing is sent to Ray's makers, and its C++ warnings stay out of the terminal."""
+"""Sends no usage statistics, and keeps Ray's C++ warnings out of the terminal."""
 _CLOSED = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Makes Ray listen on 127.0.0.1 alone, also on Linux; it looks when it is imported."""
+"""Makes Ray listen on 127.0.0.1 only, also on Linux; Ray reads it when it is imported."""
 _SHARE = "put data and KDMCSE_STORE on a file system that all nodes mount under the same path."
 _DEPENDENCIES = ("architecture", "weights", "preprocessing", "tokenizer", "dtype")
+
+
+@dataclass(frozen=True)
+class ImageShard:
+    """Images that make one shard, and their first row."""
+
+    start: int
+    archives: list[str]
+    members: list[str]
 
 
 class RayEngine:
@@ -63,67 +66,81 @@ class RayEngine:
 
     Args:
         params: sizes of batches and shards, threads of a worker.
-        teacher: what the workers' teachers must be equal to.
-        cache: into which they write.
-        attempts: a folder beside it in which they note what they begin.
+        teacher: the teachers of the workers must equal it.
+        cache: the workers write into it.
+        marker: a new file in the cache; a node that sees it sees this cache.
     """
 
     def __init__(
-        self, params: FeaturesParams, teacher: Teacher, cache: FeatureCache, attempts: Path
+        self, params: FeaturesParams, teacher: Teacher, cache: FeatureCache, marker: Path
     ) -> None:
         self._params = params
         self._identity = teacher.identity
         self._cache = cache
-        self._attempts = attempts
+        self._marker = marker
 
-    def encode_images(self, images: PackedImages) -> Iterator[Work]:
-        """As `Encoder.encode_images`, in the order in which workers end.
+    def encode_images(self, images: PackedImages, known: KeySet) -> Iterator[ShardResult]:
+        """As `FeatureExtractor.encode_images`, in the order in which workers finish.
 
         Raises:
             InputError: an archive is missing or damaged as a whole.
-            ModelError: the teacher gives features that are not finite, or cannot be loaded on a
-                node, or is another one there.
+            ModelError: the teacher gives features that are not finite, cannot be loaded on a node,
+                or is another one there.
             ResourceError: a node does not see the cache or the archives, a shard ends its workers,
                 or the cluster fails.
         """
-        size = self._params.shard_rows
-        tasks = [_pack_images(images, start, size) for start in range(0, len(images), size)]
-        folder = images.folder.resolve()
-        yield from self._encode("images", tasks, len(images), self._cache.known("images"), folder)
+        starts = range(len(images))[:: self._params.shard_rows]
+        shards = (
+            ImageShard(
+                start,
+                list(images.archives[start : start + starts.step]),
+                list(images.members[start : start + starts.step]),
+            )
+            for start in starts
+        )
+        job = self._job(images.folder.resolve())
+        yield from self._encode("images", shards, len(starts), len(images), job, known)
 
-    def encode_captions(self, captions: NewCaptions) -> Iterator[Work]:
-        """As `Encoder.encode_captions`, in the order in which workers end.
+    def encode_captions(self, captions: NewCaptions) -> Iterator[ShardResult]:
+        """As `FeatureExtractor.encode_captions`, in the order in which workers finish.
 
         Errors as `encode_images`.
         """
-        tasks = [_pack_captions(shard) for shard in captions]
-        yield from self._encode("captions", tasks, captions.total, KeySet(), Path())
+        shards, job = list(captions), self._job(self._cache.folder)
+        yield from self._encode(
+            "captions", iter(shards), len(shards), captions.total, job, KeySet()
+        )
 
-    def _encode(
-        self, kind: Kind, tasks: list[pa.Table], total: int, known: KeySet, folder: Path
-    ) -> Iterator[Work]:
-        if not tasks:
-            return
+    def _job(self, folder: Path) -> "_Job":
+        """What a worker has to know to read images of this folder."""
+        teacher, cache = _teacher_of(self._identity), self._cache.folder.resolve()
+        return _Job(self._params, teacher, self._identity, cache, self._marker, folder)
+
+    def _encode(  # what differs between images and captions
+        self,
+        kind: Kind,
+        shards: Iterator[ImageShard] | Iterator[CaptionShard],
+        count: int,
+        total: int,
+        job: "_Job",
+        known: KeySet,
+    ) -> Iterator[ShardResult]:
         import ray
 
         resources, slots = _find_slots(ray)
-        job = _Job(
-            kind=kind,
-            params=self._params,
-            teacher=_teacher_of(self._identity),
-            identity=self._identity,
-            cache=self._cache.folder.resolve(),
-            attempts=self._attempts,
-            folder=folder,
-            known=ray.put(known),
+        remote = ray.remote(_Worker).options(
+            max_restarts=-1, max_task_retries=_TRIES - 1, **resources
         )
-        results = _spread(job, tasks, resources, min(slots, len(tasks)))
-        bar = counter(kind, kind.removesuffix("s"), total)
-        with bar, contextlib.closing(results):
-            for result in results:
-                work = _unpack(result)
-                bar.update(len(work.keys))
-                yield work
+        shared = ray.put(known)
+        workers: list[Any] = [remote.remote(job, shared) for _ in range(min(slots, count))]
+        try:
+            with counter(kind, kind.removesuffix("s"), total) as bar:
+                for result in _spread(ray, workers, shards, kind):
+                    bar.update(len(result.keys))
+                    yield result
+        finally:
+            for worker in workers:
+                ray.kill(worker)
 
 
 @contextlib.contextmanager
@@ -133,67 +150,90 @@ def ray_engine(
     """The cluster that RAY_ADDRESS names, or a new one of this machine that ends with the block.
 
     Raises:
-        ParamsError: ray is not installed, or RAY_ADDRESS is no address of a cluster.
-        ResourceError: the cluster cannot be reached.
+        ParamsError: RAY_ADDRESS is not the address of a cluster.
+        ResourceError: ray is not installed, or the cluster cannot be reached.
     """
-    with (
-        _connected(),
-        tempfile.TemporaryDirectory(prefix=".cluster-", dir=cache.folder.resolve()) as attempts,
-    ):
-        yield RayEngine(params, teacher, cache, Path(attempts))
+    folder = cache.folder.resolve()
+    with _connected(), tempfile.NamedTemporaryFile(prefix=".cluster-", dir=folder) as marker:
+        yield RayEngine(params, teacher, cache, Path(marker.name))
+
+
+def _spread(
+    ray: Any, workers: list[Any], shards: Iterator[Any], kind: Kind
+) -> Iterator[ShardResult]:
+    """Give each worker that is ready the next shard; yields results as they come."""
+    running = {worker.ready.remote(): (worker, None) for worker in workers}
+    following = next(shards, None)
+    while following or any(shard for _, shard in running.values()):
+        with _reports_cluster():
+            [done], _ = ray.wait(list(running))
+        worker, shard = running.pop(done)
+        if following:
+            running[worker.encode.remote(following)] = (worker, following)
+            following = next(shards, None)
+        if shard:
+            yield _result_of(ray, done, kind, shard)
+
+
+def _result_of(ray: Any, done: Any, kind: Kind, shard: ImageShard | CaptionShard) -> ShardResult:
+    """What a worker made of a shard; its errors are raised here."""
+    failed, died = ray.exceptions.RayTaskError, ray.exceptions.ActorDiedError
+    try:
+        with _reports_cluster(failed, died):
+            result: ShardResult = ray.get(done)
+    except failed as error:
+        raise error.cause from error
+    except died:
+        raise ResourceError(
+            f"the shard of {kind} from {shard.start:,} on ended its worker {_TRIES} times.",
+            "see Ray's logs on the nodes for the reason; if memory ran out, lower "
+            "features.batch_size, features.workers or features.shard_rows. Finished shards stay.",
+        ) from None
+    return replace(result, start=shard.start)
 
 
 @dataclass(frozen=True)
 class _Job:
     """What a worker has to know."""
 
-    kind: Kind
     params: FeaturesParams
     teacher: TeacherParams
     identity: TeacherIdentity
     """The driver's teacher."""
     cache: Path
-    attempts: Path
-    """Made by the driver for this run, so that a node that sees it sees the driver's cache."""
+    marker: Path
     folder: Path
-    """Where the archives of images are."""
-    known: Any
-    """Ray's reference to a KeySet, of what need not be encoded; the workers of a node share it."""
+    """Holds the archives of images."""
 
 
 class _Worker:
-    """A teacher on one device; runs on the cluster, as Ray Data's function of one shard's rows."""
+    """A teacher on one device of the cluster."""
 
-    def __init__(self, job: _Job) -> None:
+    def __init__(self, job: _Job, known: KeySet) -> None:
         self._job = job
-        self._encoder: Encoder | None = None
+        self._known = known
+        self._extractor: FeatureExtractor | None = None
 
-    def __call__(self, task: pa.Table) -> pa.Table:
-        """The account of a shard's rows, or what went wrong, in one row."""
-        try:
-            return _pack_work(self._encode(task))
-        except PipelineError as error:
-            return _pack_failure(error.what, error.fix, type(error).__name__)
-        except Exception as error:  # noqa: BLE001  # the driver reports it as what it is: a bug
-            text = f"{type(error).__name__} on node {platform.node()}: {error}"
-            return _pack_failure(text, traceback.format_exc(), "")
+    def ready(self) -> None:
+        """Return once the worker is up, which on a busy cluster may take long."""
 
-    def _encode(self, task: pa.Table) -> Work:
-        start, rows = task["start"][0].as_py(), task["rows"][0].as_py()
-        self._require_shared()
-        with self._attempt(start, rows):
-            encoder = self._encoder = self._encoder or self._load()
-            (work,) = list(self._works(encoder, task))  # to its end: the shard is written then
-        return replace(work, start=start)
+    def encode(self, shard: ImageShard | CaptionShard) -> ShardResult:
+        """Encode a shard into the cache."""
+        for path in (self._job.marker, self._job.folder):
+            if not path.exists():
+                raise ResourceError(f"node {platform.node()} does not see {path}.", _SHARE)
+        extractor = self._extractor = self._extractor or self._load()
+        if isinstance(shard, ImageShard):
+            images = PackedImages(self._job.folder, shard.archives, shard.members)
+            results = extractor.encode_images(images, self._known)
+        else:
+            captions, count = pd.Series(shard.captions, dtype="str"), len(shard.captions)
+            new = NewCaptions(captions, shard.keys, np.ones(count, dtype=bool), count)
+            results = extractor.encode_captions(new)
+        (result,) = list(results)  # read to the end: the shard is written then
+        return result
 
-    def _works(self, encoder: Encoder, task: pa.Table) -> Iterator[Work]:
-        if self._job.kind == "images":
-            return encoder.encode_images(_unpack_images(task, self._job.folder))
-        return encoder.encode_captions(_unpack_captions(task))
-
-    def _load(self) -> Encoder:
-        import ray
-
+    def _load(self) -> FeatureExtractor:
         job = self._job
         torch.set_num_threads(1)
         try:
@@ -201,59 +241,17 @@ class _Worker:
         except ModelError as error:
             raise ModelError(f"node {platform.node()}: {error.what}", error.fix) from None
         _require_equal(teacher.identity, job.identity)
-        probe = teacher.probe()
-        cache = _NodeCache(job.cache.parent, teacher.identity, probe, ray.get(job.known))
+        cache = FeatureCache(job.cache.parent, teacher.identity, teacher.probe())
         if cache.folder != job.cache:
             raise ModelError(
                 f"node {platform.node()} computes other features from the same weights.",
                 "install the same versions (constraints.txt) on all nodes.",
             )
-        return Encoder(teacher, cache, job.params, show_progress=False)
-
-    def _require_shared(self) -> None:
-        for folder in (self._job.attempts, self._job.folder):
-            if not folder.is_dir():
-                raise ResourceError(f"node {platform.node()} does not see {folder}.", _SHARE)
-
-    @contextlib.contextmanager
-    def _attempt(self, start: int, rows: int) -> Iterator[None]:
-        """Note what is begun; a note that is still there was left by a worker that died."""
-        kind, note = self._job.kind, self._job.attempts / f"{self._job.kind}-{start}"
-        with note.open("ab") as stream:
-            stream.write(b".")
-            begun = stream.tell()
-        if begun > _TRIES:
-            raise ResourceError(
-                f"{kind} {start:,} to {start + rows - 1:,} ended their worker {_TRIES} times.",
-                "Ray's logs on the nodes say why; where memory ran out, lower features.batch_size, "
-                "features.workers or features.shard_rows. What was encoded is kept.",
-            )
-        try:
-            yield
-        finally:
-            note.unlink(missing_ok=True)
-
-
-class _NodeCache(FeatureCache):
-    """The cache as a worker sees it: what was known is told, not read from all shards."""
-
-    def __init__(
-        self,
-        root: Path,
-        teacher: TeacherIdentity,
-        probe: Float32[np.ndarray, "two dim"],
-        known: KeySet,
-    ) -> None:
-        super().__init__(root, teacher, probe)
-        self._known = known
-
-    def known(self, kind: Kind) -> KeySet:
-        """The keys that the driver found, and of images those that this worker encoded since."""
-        return self._known if kind == "images" else super().known(kind)
+        return FeatureExtractor(teacher, cache, job.params, show_progress=False)
 
 
 def _teacher_of(identity: TeacherIdentity) -> TeacherParams:
-    """How to load the teacher in another process, whose current folder may be any."""
+    """How to load the teacher in another process, whose working folder may be any."""
     folder, model = folder_of(identity.model), identity.model
     if folder is not None:
         prefix = model.partition(":")[0]
@@ -277,125 +275,6 @@ def _require_equal(found: TeacherIdentity, wanted: TeacherIdentity) -> None:
     )
 
 
-def _pack_images(images: PackedImages, start: int, size: int) -> pa.Table:
-    archives, members = (
-        pa.array(column[start : start + size], pa.string())
-        for column in (images.archives, images.members)
-    )
-    columns = {"archives": archives.dictionary_encode(), "members": members}
-    return _pack_task(start, len(members), columns)
-
-
-def _pack_captions(shard: CaptionShard) -> pa.Table:
-    keys = pa.array([key.tobytes() for key in shard.keys], pa.binary(16))
-    columns = {"captions": pa.array(shard.captions, pa.string()), "keys": keys}
-    return _pack_task(shard.start, len(keys), columns)
-
-
-def _pack_task(start: int, rows: int, columns: dict[str, pa.Array]) -> pa.Table:
-    """One row: a list of each column's values."""
-    lists = {
-        name: pa.ListArray.from_arrays(pa.array([0, rows], pa.int32()), column)
-        for name, column in columns.items()
-    }
-    return pa.table({"start": [start], "rows": [rows], **lists})
-
-
-def _unpack_images(task: pa.Table, folder: Path) -> PackedImages:
-    return PackedImages(folder, task["archives"][0].as_py(), task["members"][0].as_py())
-
-
-def _unpack_captions(task: pa.Table) -> NewCaptions:
-    captions = pd.Series(task["captions"][0].as_py(), dtype="str")
-    keys = np.frombuffer(b"".join(task["keys"][0].as_py()), np.uint8).reshape(-1, 16)
-    return NewCaptions(captions, keys, np.ones(len(captions), dtype=bool), len(captions))
-
-
-def _pack_work(work: Work) -> pa.Table:
-    rejected = [[row, why.reason, why.detail] for row, why in work.rejected.items()]
-    return _pack_result([work.start, work.encoded, rejected], work.keys.tobytes(), failed=False)
-
-
-def _pack_failure(what: str, fix: str, kind: str) -> pa.Table:
-    return _pack_result([what, fix, kind], b"", failed=True)
-
-
-def _pack_result(content: list[Any], keys: bytes, *, failed: bool) -> pa.Table:
-    return pa.table({"content": [json.dumps(content)], "keys": [keys], "failed": [failed]})
-
-
-def _unpack(result: dict[str, Any]) -> Work:
-    content = json.loads(result["content"])
-    if result["failed"]:
-        _raise(*content)
-    start, encoded, rejected = content
-    keys = np.frombuffer(result["keys"], np.uint8).reshape(-1, 16)
-    return Work(start, keys, {row: Rejection(*why) for row, *why in rejected}, encoded)
-
-
-def _raise(what: str, fix: str, kind: str) -> NoReturn:
-    """Raise here what was raised on a node."""
-    if not kind:
-        error = RuntimeError(what)
-        error.add_note(fix)
-        raise error
-    raise _RAISED.get(kind, PipelineError)(what, fix)
-
-
-_RAISED = {one.__name__: one for one in (InputError, ModelError, ResourceError)}
-
-
-def _spread(
-    job: _Job, tasks: list[pa.Table], resources: dict[str, Any], workers: int
-) -> Generator[dict[str, Any]]:
-    """What the workers make of the tasks, as it comes."""
-    import ray.data
-
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = -1  # a shard takes as long as it takes
-    pool = ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=_QUEUE)
-    with ray.data.DataContext.current(context), _reports_cluster():
-        _silence(logging.getLogger("ray.data"))
-        data = ray.data.from_arrow(tasks).map_batches(
-            _Worker,
-            fn_constructor_args=(job,),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=pool,
-            **resources,
-        )
-        try:
-            yield from _rows(ray, data)
-        finally:
-            _stop_executors()
-
-
-def _rows(ray: Any, data: Any) -> Iterator[dict[str, Any]]:
-    """All rows, read by this thread: `iter_rows` leaves threads behind that go on asking Ray."""
-    for bundle in data.iter_internal_ref_bundles():
-        for block in bundle.block_refs:
-            yield from ray.get(block).to_pylist()
-
-
-def _stop_executors() -> None:
-    """End Ray Data's threads: one that asks Ray once it is shut down ends the process unheard."""
-    executors: list[Any] = [
-        thread for thread in threading.enumerate() if thread.name.startswith("StreamingExecutor")
-    ]
-    for executor in executors:
-        executor.shutdown(force=True)
-        executor.join()
-
-
-def _silence(logger: logging.Logger) -> None:
-    """Leave Ray Data's log to its file; what matters of it is raised, or shown by our own bar."""
-    for handler in logger.handlers:
-        if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.CRITICAL + 1)
-
-
 def _find_slots(ray: Any) -> tuple[dict[str, Any], int]:
     """What a worker takes, and how many of them the cluster has room for."""
     found = ray.cluster_resources()
@@ -405,24 +284,14 @@ def _find_slots(ray: Any) -> tuple[dict[str, Any], int]:
     raise ResourceError("the Ray cluster has neither GPUs nor CPUs.", "start nodes that have some.")
 
 
-def _import_ray() -> Any:
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise ParamsError(
-            f"features.engine is ray, which is not installed ({error}).",
-            "run `pip install -e '.[cluster]'`, or set features.engine to local.",
-        ) from None
-    return ray
-
-
 @contextlib.contextmanager
 def _connected() -> Iterator[None]:
-    """Connect to the cluster, or start one; a connection that is there already is left alone."""
+    """Connect to the cluster, or start one; an existing connection is left alone."""
     address = os.environ.get(ADDRESS) or _LOCAL
     with _environment(_QUIET | (_closed() if address == _LOCAL else {})):
-        ray = _import_ray()
+        require_extra("cluster", "features.engine: ray", "ray")
+        import ray
+
         if ray.is_initialized():
             yield
             return
@@ -445,23 +314,23 @@ def _connect(ray: Any, address: str) -> None:
 
 
 def _closed() -> dict[str, str]:
-    """Settings that keep others out of a cluster of ours; Ray would put a token into the home."""
+    """Settings that keep others out of our cluster, with a token that Ray writes nowhere."""
     return _CLOSED | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def _require_reachable(address: str) -> None:
-    """Find out within seconds, where Ray would try for minutes.
+    """Fail within seconds, where Ray would try for minutes.
 
     Raises:
-        ParamsError: it is no address, or one of Ray Client, which Ray Data does not work through.
-        ResourceError: nobody listens there.
+        ParamsError: it is not an address, or that of a Ray Client server.
+        ResourceError: nothing listens there.
     """
     if address in {_LOCAL, "auto"}:
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "://" in address:
         raise ParamsError(
-            f"{ADDRESS}={address} is no address of a Ray cluster.",
+            f"{ADDRESS}={address} is not the address of a Ray cluster.",
             "name it as HOST:PORT, such as 10.0.0.1:6379, or auto; run on one of its nodes.",
         )
     try:
@@ -474,22 +343,24 @@ def _require_reachable(address: str) -> None:
 
 
 @contextlib.contextmanager
-def _reports_cluster() -> Iterator[None]:
-    """Turn what Ray raises into one error."""
+def _reports_cluster(*passed: type[Exception]) -> Iterator[None]:
+    """Turn what Ray raises into one error, but for the classes that are passed on."""
     try:
         yield
+    except passed:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ResourceError(
             f"the Ray cluster failed: {reason}",
-            "check `ray status` and Ray's logs, and run the same command again; what was encoded "
-            "is kept.",
+            "check `ray status` and Ray's logs, and run the same command again; finished shards "
+            "stay.",
         ) from error
 
 
 @contextlib.contextmanager
 def _keeps_handlers() -> Iterator[None]:
-    """Put back the signal handlers that ray.init replaces by one that leaves without a word."""
+    """Restore the signal handlers that ray.init replaces by one that exits without a message."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -509,7 +380,7 @@ def _keeps_handlers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment(additions: dict[str, str]) -> Iterator[None]:
-    """Set variables that are not set, for as long as the block runs."""
+    """Set variables that are not set yet, for as long as the block runs."""
     before = dict(os.environ)
     os.environ.update({name: value for name, value in additions.items() if name not in before})
     try:

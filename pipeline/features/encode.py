@@ -1,8 +1,8 @@
-"""Read -> decode -> encode -> write: rows become shards of the cache, by one process.
+"""Read -> decode -> encode -> write: rows become shards of the cache, in one process.
 
-Images are read and decoded by threads while the teacher encodes; shards are written by another.
-Which rows make a shard, and which a batch, depends on the rows and on what the cache holds at its
-start only. A run that was killed therefore goes on with the very batches it would have come to.
+Threads read and decode images while the teacher encodes; another thread writes shards. Which rows
+make a shard, and which a batch, depends only on the rows and on what the cache holds at the start.
+A run that was killed therefore resumes with the same batches that it would have encoded next.
 """
 
 import contextlib
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Work:
-    """What became of one shard's worth of rows: of images, consecutive ones."""
+class ShardResult:
+    """The outcome of the rows of one shard; of images, these are consecutive."""
 
     start: int
-    """The first row that it may be of; no two works share it."""
+    """The first row that the shard may hold; no two results share it."""
     keys: Keys
-    """Of all rows; those of rejected ones are 0."""
+    """Of all rows; those of rejected rows are 0."""
     rejected: dict[int, Rejection]
     """By row, counted from `start`."""
     encoded: int
     """Rows that the teacher had to encode."""
 
 
-class Encoder:
+class FeatureExtractor:
     """A teacher with its cache.
 
     Args:
@@ -69,29 +69,32 @@ class Encoder:
         self.params = params
         self._show = show_progress
 
-    def encode_images(self, images: PackedImages) -> Iterator[Work]:
-        """Cache the features of all images; yields an account of each shard's rows.
+    def encode_images(self, images: PackedImages, known: KeySet) -> Iterator[ShardResult]:
+        """Cache the features of all images, shard by shard.
+
+        Args:
+            images: the images.
+            known: keys of images that need not be encoded; new ones are added.
 
         Raises:
             InputError: an archive is missing or damaged as a whole.
             ModelError: the teacher gives features that are not finite.
         """
-        known = self.cache.known("images")
         rows, size = range(len(images)), self.params.shard_rows
         prepared = ahead(
             _Prepare(images, self.teacher.decode, known),
             progress(rows, what="images", unit="image", show=self._show),
             threads=self.params.workers,
-            depth=self._depth,
+            depth=2 * self.params.batch_size + self.params.workers,
         )
         with _Writer(self.cache, "images") as writer, contextlib.closing(prepared):
             for start in rows[::size]:
                 shard = self._encode_shard(prepared, len(rows[start : start + size]), known)
                 known.add(shard.new_keys)
                 writer.write(shard.new_keys, shard.features)
-                yield Work(start, shard.keys, shard.rejected, len(shard.new_keys))
+                yield ShardResult(start, shard.keys, shard.rejected, len(shard.new_keys))
 
-    def encode_captions(self, captions: "NewCaptions") -> Iterator[Work]:
+    def encode_captions(self, captions: "NewCaptions") -> Iterator[ShardResult]:
         """Cache the features of captions, shard by shard.
 
         Raises:
@@ -102,13 +105,13 @@ class Encoder:
         with _Writer(self.cache, "captions") as writer, contextlib.closing(tokenized), bar:
             for shard, tokens in tokenized:
                 writer.write(shard.keys, self._encode_tokens(tokens, bar))
-                yield Work(shard.start, shard.keys, {}, len(shard.keys))
+                yield ShardResult(shard.start, shard.keys, {}, len(shard.keys))
 
     def _tokenize(self, shard: "CaptionShard") -> tuple["CaptionShard", Any]:
         return shard, self.teacher.tokenize(shard.captions)
 
     def _encode_tokens(self, tokens: Any, bar: "tqdm[Any]") -> Float16[np.ndarray, "rows dim"]:
-        """Encode in the order of the lengths, so that a batch is cut to captions of like length."""
+        """Encode captions sorted by length, so that batches are cut to captions of like length."""
         lengths = self.teacher.lengths(tokens).tolist()
         batches, parts = length_batches(lengths, self.params.batch_size), []
         for rows in batches:
@@ -116,11 +119,6 @@ class Encoder:
             bar.update(len(rows))
         features: NDArray[np.float16] = np.concatenate(parts)
         return features[np.argsort(np.concatenate(batches))]
-
-    @property
-    def _depth(self) -> int:
-        """Images that may wait decoded: two batches, and one for every thread."""
-        return 2 * self.params.batch_size + self.params.workers
 
     def _encode_shard(
         self, prepared: Iterator["_Prepared"], rows: int, known: KeySet
@@ -134,7 +132,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class CaptionShard:
-    """Captions that make one shard, and the first of their rows, for the account."""
+    """Captions that make one shard, and the first row that it may hold."""
 
     start: int
     captions: list[str]
@@ -142,13 +140,13 @@ class CaptionShard:
 
 
 class NewCaptions:
-    """Captions that are to be encoded, as shards: rows of one stretch of the table each.
+    """Captions to be encoded, as shards; each is of `shard_rows` consecutive rows of the table.
 
     Args:
         captions: the whole column.
         keys: of all rows.
         wanted: which rows are to be encoded.
-        shard_rows: rows of a stretch.
+        shard_rows: rows of the table that a shard covers.
     """
 
     def __init__(
@@ -174,7 +172,7 @@ class NewCaptions:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """An image that was read: its key, and its pixels where the cache does not have it."""
+    """An image that was read: its key, and its pixels if they are to be encoded."""
 
     key: Keys | None = None
     pixels: Tensor | None = None
@@ -225,7 +223,7 @@ class _ImageShard:
         return np.concatenate(self._features or [np.empty((0, 0), np.float16)])
 
     def take(self, row: int, item: _Prepared, known: KeySet) -> None:
-        """Take the next row; it is encoded if nobody has it yet."""
+        """Take the next row; it is encoded if it is neither cached nor in this shard already."""
         if item.rejection is not None or item.key is None:
             self.rejected[row] = item.rejection or Rejection("unreadable", "")
             return
@@ -239,7 +237,7 @@ class _ImageShard:
             self.encode_pending()
 
     def encode_pending(self) -> None:
-        """Encode what waits, as one batch."""
+        """Encode the images that wait, as one batch."""
         if self._pending:
             features = self._teacher.encode_images(torch.stack(self._pending))
             self._features.append(_to_float16(features))
@@ -247,7 +245,7 @@ class _ImageShard:
 
 
 class _Writer:
-    """Writes shards in a thread, one at a time; a shard that was begun is finished in any case."""
+    """Writes shards in a thread, one at a time; a shard that was begun is always finished."""
 
     def __init__(self, cache: FeatureCache, kind: Kind) -> None:
         self._cache = cache
@@ -266,7 +264,7 @@ class _Writer:
             self._wait()
 
     def write(self, keys: Keys, features: Float16[np.ndarray, "rows dim"]) -> None:
-        """Write a shard once the one before is written, whose error, if any, is raised here."""
+        """Write a shard after the previous one, whose error, if any, is raised here."""
         self._wait()
         self._pending = self._thread.submit(self._cache.write, self._kind, keys, features)
 

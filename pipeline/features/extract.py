@@ -1,5 +1,6 @@
-"""The teacher's features of all rows: what the cache lacks is encoded, then all are joined."""
+"""The teacher's features of all rows: missing ones are encoded, then all are joined."""
 
+import contextlib
 import time
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
@@ -8,18 +9,18 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Int64
-from numpy.typing import NDArray
+from jaxtyping import Bool
 
 from pipeline.core.errors import InputError
 from pipeline.core.progress import log
 from pipeline.download.packed_images import PackedImages, Rejection
 from pipeline.download.records import Pairs
-from pipeline.features.cache import FeatureCache, Keys, first_of_each, text_keys
-from pipeline.features.encode import NewCaptions, Work
+from pipeline.features.cache import FeatureCache, Keys, KeySet, first_of_each, text_keys
+from pipeline.features.encode import FeatureExtractor, NewCaptions, ShardResult
 from pipeline.features.hdf5 import DamagedFeaturesError
 from pipeline.features.rows import Features
 from pipeline.features.store import write_features
+from pipeline.features.teacher import Teacher
 from pipeline.params.features import FeaturesParams
 
 REJECTED = ("kind", "image_id", "caption_id", "archive", "member", "reason", "detail")
@@ -28,23 +29,39 @@ REJECTED = ("kind", "image_id", "caption_id", "archive", "member", "reason", "de
 
 @runtime_checkable
 class Engine(Protocol):
-    """Who encodes: one process (`Encoder`), or a cluster.
+    """Encodes rows into the cache: one process (`FeatureExtractor`), or a cluster.
 
-    Works come in any order; each row that is to be encoded is in one of them, and in no other.
-    Where a work belongs is said by its `start`.
+    Results come in any order; each row to be encoded is in exactly one of them. The `start` of a
+    result says which rows it is about.
     """
 
-    def encode_images(self, images: PackedImages) -> Iterator[Work]:
-        """See `Encoder.encode_images`."""
+    def encode_images(self, images: PackedImages, known: KeySet) -> Iterator[ShardResult]:
+        """See `FeatureExtractor.encode_images`."""
         ...
 
-    def encode_captions(self, captions: NewCaptions) -> Iterator[Work]:
-        """See `Encoder.encode_captions`."""
+    def encode_captions(self, captions: NewCaptions) -> Iterator[ShardResult]:
+        """See `FeatureExtractor.encode_captions`."""
         ...
+
+
+@contextlib.contextmanager
+def make_engine(params: FeaturesParams, teacher: Teacher, cache: FeatureCache) -> Iterator[Engine]:
+    """The engine that `params.engine` names, for as long as the block runs.
+
+    Raises:
+        ResourceError: ray is wanted and not installed, or the cluster cannot be reached.
+    """
+    if params.engine == "local":
+        yield FeatureExtractor(teacher, cache, params)
+        return
+    from pipeline.features.cluster import ray_engine
+
+    with ray_engine(params, teacher, cache) as engine:
+        yield engine
 
 
 class TooManyRejectedError(InputError):
-    """More rows were rejected than is borne; `rejected` lists them, with the columns REJECTED."""
+    """More rows were rejected than allowed; `rejected` lists them, with the columns REJECTED."""
 
     def __init__(self, what: str, fix: str, rejected: pd.DataFrame) -> None:
         super().__init__(what, fix)
@@ -53,19 +70,19 @@ class TooManyRejectedError(InputError):
 
 @dataclass(frozen=True)
 class Extraction:
-    """Features of everything readable, and an account of the rest."""
+    """Features of all readable rows, and why the others have none."""
 
     features: Features
     rejected: pd.DataFrame
     """One row an unusable image or caption, with the columns REJECTED."""
     metrics: dict[str, Any]
     times: dict[str, int | float]
-    """What differs from run to run: what was encoded this time, and how fast."""
+    """Values that differ from run to run: how many rows were encoded, and how fast."""
 
 
 @dataclass(frozen=True)
 class _Encoded:
-    """One side: the keys of its rows, those that were rejected, and what it took."""
+    """Images or captions: the keys of all rows, the rejected ones, and the time it took."""
 
     keys: Keys
     rejected: dict[int, Rejection]
@@ -74,7 +91,7 @@ class _Encoded:
 
     @property
     def rate(self) -> float:
-        """Computed rows a second; 0 where there was nothing to compute."""
+        """Computed rows per second; 0 if there was nothing to compute."""
         return round(self.computed / self.seconds, 1) if self.computed else 0.0
 
     @property
@@ -88,29 +105,29 @@ class _Encoded:
 def extract_features(
     pairs: Pairs, engine: Engine, cache: FeatureCache, params: FeaturesParams
 ) -> Extraction:
-    """Encode what the cache does not hold yet, and join all features of the pairs.
+    """Encode rows that the cache does not hold yet, and join all features of the pairs.
 
-    Captions of rejected images are left out. The features of the result are read from the cache
-    when they are asked for, which verifies them.
+    Captions of rejected images are left out. The features of the result are read from the cache,
+    and verified, when they are asked for.
 
     Args:
         pairs: images and captions.
         engine: encodes into the cache.
-        cache: the teacher's.
-        params: sizes, and the share of rejected rows that is borne.
+        cache: of the teacher.
+        params: sizes, and the share of rows that may be rejected.
 
     Raises:
-        TooManyRejectedError: more images or captions than `max_rejected` cannot be used, or none is
-            left.
-        InputError: there are none, or rows that the cache held a moment ago are gone.
+        TooManyRejectedError: the share of images or captions that cannot be used is above
+            `max_rejected`, or none is left.
+        InputError: there are no rows, or the cache lost some during the run.
     """
-    images = _encode_images(pairs, engine)
-    rejected_images = _rejected_images(pairs.images, images.rejected)
+    images = _encode_images(pairs, engine, cache)
+    rejected_images = _rejected_table("image", pairs.images, images.rejected)
     _check_share(rejected_images, rejected_images, len(images.keys), params.max_rejected)
     kept_images = pairs.images[images.kept]
     table = pairs.captions[pairs.captions["image_id"].isin(kept_images["image_id"])]
     captions = _encode_captions(table["caption"], engine, cache, params.shard_rows)
-    rejected_captions = _rejected_captions(table, captions.rejected)
+    rejected_captions = _rejected_table("caption", table, captions.rejected)
     rejected = pd.concat([rejected_images, rejected_captions], ignore_index=True)
     _check_share(rejected_captions, rejected, len(captions.keys), params.max_rejected)
     kept_captions = table[captions.kept]
@@ -120,7 +137,9 @@ def extract_features(
         image_ids=image_ids,
         captions=cache.rows("captions", captions.keys[captions.kept]),
         caption_ids=kept_captions["caption_id"].to_numpy(np.int64),
-        caption_image=_rows_of(kept_captions["image_id"].to_numpy(np.int64), image_ids),
+        caption_image=pd.Index(image_ids)
+        .get_indexer(pd.Index(kept_captions["image_id"]))
+        .astype(np.int64),
     )
     repeated = _count_repeated(kept_images, images.keys[images.kept])
     metrics = _account(features, rejected) | repeated
@@ -128,32 +147,19 @@ def extract_features(
 
 
 def write_extraction(
-    out: Path,
-    pairs: Pairs,
-    engine: Engine,
-    cache: FeatureCache,
-    params: FeaturesParams,
-    *,
-    show_progress: bool = True,
+    out: Path, pairs: Pairs, engine: Engine, cache: FeatureCache, params: FeaturesParams
 ) -> Extraction:
-    """Extract features and write them to `out`; shards found damaged on the way are made again.
+    """Extract features and write them to `out`; damaged shards are computed again.
 
     Raises:
-        InputError: as `extract_features`; a shard is damaged again right after it was made.
+        InputError: as `extract_features`; or a shard is damaged again right after it was computed.
         ResourceError: a shard cannot be read, or `out` cannot be written.
     """
     dropped: set[Path] = set()
     while True:
         try:
             extraction = extract_features(pairs, engine, cache, params)
-            write_features(
-                out,
-                extraction.features,
-                cache.teacher,
-                pairs.fingerprint(),
-                params.layout,
-                show_progress=show_progress,
-            )
+            write_features(out, extraction.features, cache.teacher, pairs.fingerprint())
         except DamagedFeaturesError as error:
             if error.path in dropped:
                 raise
@@ -163,23 +169,23 @@ def write_extraction(
             return extraction
 
 
-def _encode_images(pairs: Pairs, engine: Engine) -> _Encoded:
+def _encode_images(pairs: Pairs, engine: Engine, cache: FeatureCache) -> _Encoded:
     members, archives = pairs.images["member"].array, pairs.images["archive"].array
     keys, computed = np.zeros((len(members), 16), np.uint8), 0
     rejected: dict[int, Rejection] = {}
     started = time.perf_counter()
-    works = engine.encode_images(PackedImages(pairs.folder, archives, members))
-    for work in _each_row_once(works, len(members)):
-        keys[work.start : work.start + len(work.keys)] = work.keys
-        rejected |= {work.start + row: why for row, why in work.rejected.items()}
-        computed += work.encoded
+    packed, known = PackedImages(pairs.folder, archives, members), cache.known("images")
+    for result in _each_row_once(engine.encode_images(packed, known), len(members)):
+        keys[result.start : result.start + len(result.keys)] = result.keys
+        rejected |= {result.start + row: why for row, why in result.rejected.items()}
+        computed += result.encoded
     return _Encoded(keys, rejected, computed, time.perf_counter() - started)
 
 
 def _encode_captions(
     captions: "pd.Series[str]", engine: Engine, cache: FeatureCache, shard_rows: int
 ) -> _Encoded:
-    """Encode the captions that are neither empty, nor cached, nor the second of their text."""
+    """Encode the captions that are neither empty, nor cached, nor duplicates of earlier ones."""
     keys = np.zeros((len(captions), 16), np.uint8)
     empty = np.zeros(len(captions), dtype=bool)
     for start in range(0, len(captions), shard_rows):
@@ -188,8 +194,8 @@ def _encode_captions(
         empty[start : start + len(texts)] = [not text.strip() for text in texts]
     new = first_of_each(keys) & ~empty & ~cache.known("captions").contains(keys)
     started = time.perf_counter()
-    works = engine.encode_captions(NewCaptions(captions, keys, new, shard_rows))
-    computed = sum(work.encoded for work in _each_row_once(works, int(new.sum())))
+    results = engine.encode_captions(NewCaptions(captions, keys, new, shard_rows))
+    computed = sum(result.encoded for result in _each_row_once(results, int(new.sum())))
     rejected = dict.fromkeys(np.flatnonzero(empty).tolist(), _EMPTY)
     return _Encoded(keys, rejected, computed, time.perf_counter() - started)
 
@@ -197,49 +203,33 @@ def _encode_captions(
 _EMPTY = Rejection("empty", "the caption holds no text")
 
 
-def _each_row_once(works: Iterator[Work], rows: int) -> Iterator[Work]:
-    """The works as they come.
+def _each_row_once(results: Iterator[ShardResult], rows: int) -> Iterator[ShardResult]:
+    """The results as they come.
 
     Raises:
-        RuntimeError: the engine does not keep its contract; the keys of rows that it left out would
-            be taken for those of other rows.
+        RuntimeError: the engine does not keep its contract; rows that it left out would get the
+            keys of others.
     """
     starts: set[int] = set()
     given = 0
-    for work in works:
-        if work.start in starts:
-            raise RuntimeError(f"the engine gave the rows from {work.start} twice")
-        starts.add(work.start)
-        given += len(work.keys)
-        yield work
+    for result in results:
+        if result.start in starts:
+            raise RuntimeError(f"the engine gave the rows from {result.start} twice")
+        starts.add(result.start)
+        given += len(result.keys)
+        yield result
     if given != rows:
         raise RuntimeError(f"the engine gave {given} of {rows} rows")
 
 
-def _rows_of(
-    ids: Int64[np.ndarray, " captions"], table: Int64[np.ndarray, " images"]
-) -> Int64[np.ndarray, " captions"]:
-    rows: NDArray[np.int64] = pd.Index(table).get_indexer(pd.Index(ids)).astype(np.int64)
-    return rows
-
-
-def _rejected_images(images: pd.DataFrame, rejected: dict[int, Rejection]) -> pd.DataFrame:
-    rows = images.iloc[sorted(rejected)][["image_id", "archive", "member"]]
-    return _rejected_table("image", rows, rejected)
-
-
-def _rejected_captions(captions: pd.DataFrame, rejected: dict[int, Rejection]) -> pd.DataFrame:
-    rows = captions.iloc[sorted(rejected)][["image_id", "caption_id"]]
-    return _rejected_table("caption", rows, rejected)
-
-
 def _rejected_table(kind: str, rows: pd.DataFrame, rejected: dict[int, Rejection]) -> pd.DataFrame:
     reasons = [rejected[row] for row in sorted(rejected)]
-    table = rows.assign(
+    chosen = rows.iloc[sorted(rejected)].assign(
         kind=kind,
         reason=[why.reason for why in reasons],
         detail=[why.detail for why in reasons],
-    ).reindex(columns=list(REJECTED))
+    )
+    table = chosen.reindex(columns=list(REJECTED))
     for row in table.head(5).to_dict("records"):
         log.warning("rejected %s: %s (%s)", _name_row(row), row["reason"], row["detail"])
     return table
@@ -255,10 +245,10 @@ def _check_share(found: pd.DataFrame, rejected: pd.DataFrame, rows: int, limit: 
     """Refuse too many rejected images, or captions.
 
     Args:
-        found: those of one kind.
-        rejected: all of both kinds so far.
-        rows: of that kind, rejected or not.
-        limit: the largest share.
+        found: rejected rows of one kind.
+        rejected: rejected rows of both kinds so far.
+        rows: how many rows of that kind there are.
+        limit: the largest share that may be rejected.
     """
     if not rows:
         raise InputError(
@@ -278,13 +268,13 @@ def _check_share(found: pd.DataFrame, rejected: pd.DataFrame, rows: int, limit: 
         raise TooManyRejectedError(
             f"{len(found)} of {rows} {what} were rejected, more than features.max_rejected = "
             f"{limit:g} allows, {why}.",
-            "mend the source of the pairs, or raise features.max_rejected.",
+            "repair the source of the pairs, or raise features.max_rejected.",
             rejected,
         )
 
 
 def _count_repeated(images: pd.DataFrame, keys: Keys) -> dict[str, int]:
-    """How many pictures are equal to an earlier one, and how many stand in several splits."""
+    """How many pictures are equal to an earlier one, and how many are in several splits."""
     _, first, which = np.unique(keys.view(np.uint64)[:, 0], return_index=True, return_inverse=True)
     splits = pd.factorize(images["split"])[0]
     placed = np.unique(which.astype(np.int64) * _MOST_SPLITS + splits)
@@ -292,8 +282,8 @@ def _count_repeated(images: pd.DataFrame, keys: Keys) -> dict[str, int]:
     if across.size:
         row = images.iloc[first[across[0]]]
         log.warning(
-            "%s pictures are in several splits, byte for byte, such as %s of %s: what is learnt of "
-            "them helps their scores",
+            "%s pictures are in several splits, byte for byte, such as %s of %s: training on them "
+            "raises their scores",
             f"{across.size:,}",
             row["member"],
             Path(row["archive"]).name,
@@ -308,7 +298,7 @@ _MOST_SPLITS = 4
 
 
 def _account(features: Features, rejected: pd.DataFrame) -> dict[str, Any]:
-    """Counts that are the same whatever the cache held."""
+    """Counts that do not depend on what the cache held."""
     return {
         "images": len(features.images),
         "captions": len(features.captions),
@@ -319,6 +309,6 @@ def _account(features: Features, rejected: pd.DataFrame) -> dict[str, Any]:
 
 
 def _times(**sides: _Encoded) -> dict[str, int | float]:
-    """How many rows of each side were computed, and how many a second."""
+    """How many images and captions were computed, and how many per second."""
     counts = {f"{side}_encoded": one.computed for side, one in sides.items()}
     return counts | {f"{side}_per_second": one.rate for side, one in sides.items()}

@@ -1,4 +1,4 @@
-"""From a corpus and its student to an index; see layout.py for what is written."""
+"""From a corpus and its student to an index; format.py says what is written."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,24 +13,21 @@ from pipeline.download.records import Pairs, write_table
 from pipeline.index.choose import Trial, choose_index, hold_out
 from pipeline.index.documents import Items
 from pipeline.index.embed import Parts
-from pipeline.index.layout import ROWS, SCHEMA, TARGET_OF, Space, write_manifest
+from pipeline.index.format import ROWS, SCHEMA, TARGET_OF, Space, Target, write_manifest
 from pipeline.index.queries import export_queries
 from pipeline.params.index import IndexParams
 from pipeline.student.directory import hash_student
 
-_Trials = dict[Space, list[Trial]]
-"""What was tried for each file of vectors; the first is what was taken."""
-
 
 class Built(NamedTuple):
-    """What a build tells of itself."""
+    """The reports of a build."""
 
     metrics: dict[str, Any]
-    """Rows, what they stand for, bytes, and of each space what was taken and finds."""
+    """Rows, what they stand for, bytes, and for each space the index taken and its recall."""
     curve: pd.DataFrame
     """Every trial as a row, with its space and whether it was taken."""
     times: dict[str, Any]
-    """What differs from run to run: of each space every trial with its speed, best first."""
+    """What differs from run to run: for each space every trial with its speed, best first."""
 
 
 def build_index(
@@ -53,32 +50,40 @@ def build_index(
         params: the index block.
         kept: where the exported student is kept.
 
-    Returns:
-        What was built, measured.
-
     Raises:
         InputError: there is nothing to index, or no index reaches the recall within the bytes.
         ResourceError: the disk is full, or the place cannot be written.
     """
     if not spaces:
         raise InputError("there is nothing to index.", "add captions to index.items.")
+    tables: dict[Target, pd.DataFrame] = {"texts": items.texts, "images": items.images}
+    tables = {TARGET_OF[space]: tables[TARGET_OF[space]] for space in spaces}
     with atomic_folder(folder) as target:
         trials = {
             space: choose_index(space, hold_out(spaces, space, params.seed), params, target)
             for space in spaces
         }
-        write_rows(target, items, spaces)
+        for name, rows in tables.items():
+            write_table(target / f"{name}.parquet", rows, ROWS)
         exported = export_queries(model, kept, target)
         write_manifest(target, describe(model, pairs, spaces, exported=exported))
-        # Before it has its final name, under which another run may replace it at any moment.
-        return Built(_measure(target, items, trials), _curve(trials), _times(trials))
-
-
-def write_rows(folder: Path, items: Items, spaces: Mapping[Space, Parts]) -> None:
-    """Write what the rows of each space are."""
-    tables: dict[str, pd.DataFrame] = {"texts": items.texts, "images": items.images}
-    for target in {TARGET_OF[space] for space in spaces}:
-        write_table(folder / f"{target}.parquet", tables[target], ROWS)
+        # Here, as another run may replace the folder as soon as it has its final name.
+        size = sum(path.stat().st_size for path in target.iterdir())
+    counts: dict[str, Any] = {
+        name: {"rows": len(one), "of": int(one["count"].sum())} for name, one in tables.items()
+    }
+    taken = {space: _without_speed(tried[0]) for space, tried in trials.items()}
+    curve = [
+        {"space": space, "taken": number == 0, **_without_speed(one)}
+        for space, tried in trials.items()
+        for number, one in enumerate(tried)
+    ]
+    times: dict[str, Any] = {
+        space: [{**asdict(one.setting), "kind": one.kind, **asdict(one.speed)} for one in tried]
+        for space, tried in trials.items()
+    }
+    metrics: dict[str, Any] = {**counts, "bytes": size, "spaces": taken}
+    return Built(metrics, pd.DataFrame(curve), times)
 
 
 def describe(
@@ -90,40 +95,16 @@ def describe(
         "model": hash_student(model),
         "corpus": pairs.fingerprint(),
         "spaces": list(spaces),
-        "rows": {space: len(parts) for space, parts in spaces.items()},
+        "rows": {space: parts.rows for space, parts in spaces.items()},
         "exported": exported,
     }
 
 
-def _measure(folder: Path, items: Items, trials: _Trials) -> dict[str, Any]:
-    tables = {"texts": items.texts, "images": items.images}
-    counted = {TARGET_OF[space]: tables[TARGET_OF[space]] for space in trials}
-    rows = {
-        name: {"rows": len(one), "of": int(one["count"].sum())} for name, one in counted.items()
-    }
+def _without_speed(trial: Trial) -> dict[str, Any]:
     return {
-        **{str(name): count for name, count in rows.items()},
-        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
-        "spaces": {space: _lasting(tried[0]) for space, tried in trials.items()},
+        "kind": trial.kind,
+        **asdict(trial.setting),
+        "recall": trial.recall,
+        "cost": trial.cost,
+        "bytes": trial.bytes,
     }
-
-
-def _curve(trials: _Trials) -> pd.DataFrame:
-    rows = [
-        {"space": space, "taken": number == 0, **_lasting(one)}
-        for space, tried in trials.items()
-        for number, one in enumerate(tried)
-    ]
-    return pd.DataFrame(rows)
-
-
-def _times(trials: _Trials) -> dict[str, Any]:
-    return {
-        space: [{**asdict(one.setting), "kind": one.kind, **asdict(one.speed)} for one in tried]
-        for space, tried in trials.items()
-    }
-
-
-def _lasting(trial: Trial) -> dict[str, Any]:
-    """A trial without its speed."""
-    return {name: value for name, value in asdict(trial).items() if name != "speed"}

@@ -1,9 +1,10 @@
 """The cheapest index that finds enough, by measurement.
 
-Every kind is built on all rows and searched with held-out queries at growing effort. Recall is the
-share of the k exact neighbours that it finds, where another row of the same cosine is as good. Of
-those that reach the recall asked for within the bytes allowed, the one whose queries read the
-fewest bytes is taken: unlike a time, that number is the same in every run. Times are reported.
+Every kind is built on all rows and searched with held-out queries, `nprobe` or `ef_search` doubling
+from trial to trial. Recall is the share of the k exact neighbours that it finds, where another row
+of the same cosine is as good. Of the trials that reach `index.target_recall` within
+`index.max_bytes`, the one whose queries read the fewest bytes is taken: unlike a time, that number
+is the same in every run. Times are reported.
 """
 
 import statistics
@@ -23,20 +24,20 @@ from pipeline.core.progress import log
 from pipeline.index import faiss_index, shards
 from pipeline.index.embed import Parts
 from pipeline.index.faiss_index import Setting
-from pipeline.index.layout import Space, Vectors
+from pipeline.index.format import Space, Vectors
 from pipeline.params.index import IndexParams, Kind
 
 K = 10
 """Neighbours that recall is of."""
 QUERIES = 1000
 _ENOUGH = 0.9995
-"""More effort is not tried beyond this recall."""
+"""A sweep ends at this recall."""
 _LARGEST_GRAPH = 200_000
-"""Rows up to which a graph is tried: by one thread, as equal bytes ask for, it takes 2 ms a row."""
+"""Rows up to which a graph is tried: equal bytes need one thread, which takes 2 ms a row."""
 _PATIENCE = 2
-"""Doublings of the effort that may find no more before the sweep ends."""
+"""Doublings without a rise of recall that end a sweep."""
 _RISE = 0.0005
-"""Recall that counts as more."""
+"""Of recall that counts."""
 _ALONE = 50
 """Queries that are timed one by one."""
 _TIE = 1e-6
@@ -58,22 +59,14 @@ class Trial:
     """One point of the curve."""
 
     kind: Kind
-    effort: int
-    """Clusters that are read, or candidates that are kept; 0: all rows."""
-    rerank: int
-    """Rows compared again, in numbers of k."""
+    setting: Setting
     recall: float
     cost: float
     """Bytes that a query reads."""
     speed: Speed
-    """Of this run; all else is the same in every run."""
+    """In this run; all else is the same in every run."""
     bytes: int = 0
     """Of the file."""
-
-    @property
-    def setting(self) -> Setting:
-        """What the index is to be told."""
-        return Setting(self.effort, self.rerank)
 
 
 @dataclass(frozen=True)
@@ -83,7 +76,8 @@ class Probe:
     Attributes:
         parts: the rows that are searched.
         queries: vectors that the index may or may not hold.
-        own: the row of each query in the index, which is no answer to it; -1: it is not in it.
+        own: the row of each query in the index, which does not count as an answer to it; -1: it is
+            not in the index.
     """
 
     parts: Parts
@@ -127,9 +121,9 @@ class Probe:
 
 
 def hold_out(spaces: Mapping[Space, Parts], space: Space, seed: int) -> Probe:
-    """Queries of the sort that a space is asked: texts by texts, pictures by texts, and back.
+    """Queries as users ask a space: texts for texts, texts for pictures, pictures for texts.
 
-    A text that is a query is no answer to itself; the other queries are not in the index at all.
+    A text is not an answer to itself; the other queries are not in the index at all.
     """
     asked_by: dict[Space, Space] = {"texts": "texts", "grounded": "images", "images": "grounded"}
     source = asked_by[space] if asked_by[space] in spaces else space
@@ -139,7 +133,7 @@ def hold_out(spaces: Mapping[Space, Parts], space: Space, seed: int) -> Probe:
 
 
 def choose_index(space: Space, probe: Probe, params: IndexParams, folder: Path) -> list[Trial]:
-    """Build the kinds in question, and leave the file of the cheapest that finds enough.
+    """Build the kinds in question, and keep the file of the cheapest that finds enough.
 
     Args:
         space: names the file.
@@ -151,10 +145,10 @@ def choose_index(space: Space, probe: Probe, params: IndexParams, folder: Path) 
         All that was tried; the first is what was taken.
 
     Raises:
-        InputError: nothing reaches `index.recall` within `index.max_bytes`.
+        InputError: nothing reaches `index.target_recall` within `index.max_bytes`.
     """
     trials: list[Trial] = []
-    for kind in _kinds_in_question(params, probe.parts.rows):
+    for kind in kinds_to_try(params, probe.parts.rows):
         log.info("trying a %s index of %s %s", kind, f"{probe.parts.rows:,}", space)
         trials += _try_kind(kind, probe, params, folder / f"{space}-{kind}")
     good = [one for one in trials if _finds_enough(one, params) and _is_small(one, params)]
@@ -167,7 +161,8 @@ def choose_index(space: Space, probe: Probe, params: IndexParams, folder: Path) 
     return [best, *(one for one in trials if one is not best)]
 
 
-def _kinds_in_question(params: IndexParams, rows: int) -> Sequence[Kind]:
+def kinds_to_try(params: IndexParams, rows: int) -> Sequence[Kind]:
+    """The kinds that are built for so many rows, in order."""
     if rows < faiss_index.LEAST_ROWS or (params.kind == "auto" and rows <= params.exact_until):
         return ["flat"]
     if params.kind != "auto":
@@ -177,12 +172,12 @@ def _kinds_in_question(params: IndexParams, rows: int) -> Sequence[Kind]:
 
 
 def _try_kind(kind: Kind, probe: Probe, params: IndexParams, path: Path) -> list[Trial]:
-    """Build one kind, measure it, and write it with the least effort that finds enough, if any."""
+    """Build one kind, measure it, and write it with the cheapest setting that finds enough."""
     index = shards.filled(kind, probe.parts, params.seed)
     trials = [
         one
-        for sweep in faiss_index.settings_of(kind, index)
-        for one in _sweep(kind, index, sweep, probe)
+        for settings in faiss_index.settings_of(kind, index)
+        for one in sweep(kind, index, settings, probe)
     ]
     found = [one for one in trials if _finds_enough(one, params)] or trials
     faiss_index.apply(kind, index, min(found, key=lambda one: one.cost).setting)
@@ -191,18 +186,19 @@ def _try_kind(kind: Kind, probe: Probe, params: IndexParams, path: Path) -> list
     return [replace(one, bytes=size) for one in trials]
 
 
-def _sweep(kind: Kind, index: Any, settings: Sequence[Setting], probe: Probe) -> Iterator[Trial]:
-    """Measure growing efforts until more of it finds no more."""
+def sweep(kind: Kind, index: Any, settings: Sequence[Setting], probe: Probe) -> Iterator[Trial]:
+    """Measure one setting after another until recall no longer rises."""
     recalls: list[float] = []
     for setting in settings:
-        trial = _try_setting(kind, index, setting, probe)
+        trial = measure(kind, index, setting, probe)
         recalls.append(trial.recall)
         yield trial
         if recalls[-1] >= _ENOUGH or _rose_by(recalls[-1 - _PATIENCE :]) < _RISE:
             return
 
 
-def _try_setting(kind: Kind, index: Any, setting: Setting, probe: Probe) -> Trial:
+def measure(kind: Kind, index: Any, setting: Setting, probe: Probe) -> Trial:
+    """Search with one setting; the index keeps it."""
     faiss_index.apply(kind, index, setting)
     start = time.perf_counter()
     k = min(probe.k + 1, index.ntotal)  # one more, as a query may find itself
@@ -210,16 +206,16 @@ def _try_setting(kind: Kind, index: Any, setting: Setting, probe: Probe) -> Tria
     rate = len(probe.queries) / (time.perf_counter() - start)
     cost = faiss_index.bytes_a_query(kind, index, setting, compared, probe.k)
     speed = Speed(round(rate, 1), round(_time_alone(index, probe), 4))
-    return Trial(kind, setting.effort, setting.rerank, probe.recall(rows), cost, speed)
+    return Trial(kind, setting, probe.recall(rows), cost, speed)
 
 
 def _rose_by(recalls: Sequence[float]) -> float:
-    """What the last doublings added; too few of them count as much."""
+    """What the last doublings added; much, if there were too few to tell."""
     return recalls[-1] - recalls[0] if len(recalls) > _PATIENCE else 1.0
 
 
 def _time_alone(index: Any, probe: Probe) -> float:
-    """The median milliseconds of a query that is alone."""
+    """The median milliseconds of queries that come alone."""
     alone = []
     for query in probe.queries[:_ALONE, None]:
         start = time.perf_counter()
@@ -229,7 +225,7 @@ def _time_alone(index: Any, probe: Probe) -> float:
 
 
 def _finds_enough(trial: Trial, params: IndexParams) -> bool:
-    return trial.kind == "flat" or trial.recall >= params.recall
+    return trial.kind == "flat" or trial.recall >= params.target_recall
 
 
 def _is_small(trial: Trial, params: IndexParams) -> bool:
@@ -241,11 +237,12 @@ def _nothing_is_good(space: Space, trials: Sequence[Trial], params: IndexParams)
     least = min((one.bytes for one in trials if _finds_enough(one, params)), default=None)
     if least is None:
         return InputError(
-            f"no index of {space} reaches index.recall {params.recall}: the best finds {most:.4f}.",
-            "lower index.recall, or set index.kind to flat.",
+            f"no index of {space} reaches index.target_recall {params.target_recall}: "
+            f"the best finds {most:.4f}.",
+            "lower index.target_recall, or set index.kind to flat.",
         )
     return InputError(
-        f"no index of {space} reaches index.recall {params.recall} within index.max_bytes "
-        f"{params.max_bytes:,}: that takes {least:,}.",
-        "raise index.max_bytes or lower index.recall.",
+        f"no index of {space} reaches index.target_recall {params.target_recall} within "
+        f"index.max_bytes {params.max_bytes:,}: that takes {least:,}.",
+        "raise index.max_bytes or lower index.target_recall.",
     )

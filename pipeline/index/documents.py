@@ -10,12 +10,12 @@ import pandas as pd
 from jaxtyping import Int64
 
 from pipeline.core.errors import InputError
+from pipeline.core.files import reports_unreadable
 from pipeline.core.plaintext import is_blank, read_lines
-from pipeline.download.archives import reports_unreadable
 from pipeline.download.records import Pairs
 from pipeline.features.rows import Features
 from pipeline.features.store import blocks
-from pipeline.index.layout import ROWS
+from pipeline.index.format import ROWS
 from pipeline.params.index import IndexParams
 from pipeline.params.places import why_missing
 
@@ -41,10 +41,10 @@ def find_items(
         params: the index block.
         pairs: captions and images.
         features: of the images that the teacher could see.
-        sentences: the text-only ones; not looked at where `items` does not name them.
+        sentences: the text-only ones; ignored if `items` does not name them.
 
     Raises:
-        InputError: the file of own texts is no text, or holds none.
+        InputError: the file of own texts does not exist, is not a text, or holds none.
         ResourceError: it cannot be read.
     """
     tables: list[pd.DataFrame] = []
@@ -65,7 +65,7 @@ def find_items(
 
 
 def _merge_equal(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """One row for all equal texts: the first, with their number."""
+    """One row for all equal texts: the first, with the number of them."""
     if not tables:
         return pd.DataFrame(ROWS.empty_table().to_pandas(use_threads=False))
     table = pd.concat(tables, ignore_index=True)
@@ -108,7 +108,7 @@ def _hash_features(features: Features) -> list[bytes]:
 
 
 def _read_texts(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of the user's file in which there is something, with their numbers from 1."""
+    """The lines of the user's file that are not blank, with their numbers from 1."""
     empty = True
     with reports_unreadable(path), path.open("rb") as stream:
         for number, line in read_lines(stream, str(path)):

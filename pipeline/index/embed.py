@@ -1,10 +1,10 @@
 """The vectors of an index, embedded part by part and kept: a kill loses one part at most.
 
-    <kept>/<key>/<space>-00000.npy   float32, ROWS_A_PART rows, as the student gives them
-    <kept>/query-<model hash>        the student for queries (query.py)
+    <kept>/<key>/<space>-00000.npy          float32, ROWS_A_PART rows, as the student gives them
+    <kept>/query-<schema>-<model hash>      the student exported for queries (queries.py)
 
-The key stands for the student, the texts and the features, so that another kind of index, or one
-more machine, finds what is there. Nothing but time is lost when the folder is deleted.
+The key is a hash of the student, the texts and the features, so that another kind of index, or
+another machine, finds the parts that exist. Deleting the folder costs nothing but time.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from pipeline.core.files import atomic_file, save_array
 from pipeline.core.progress import counter
 from pipeline.features.rows import Features
 from pipeline.index.documents import Items
-from pipeline.index.layout import SCHEMA, Space, Vectors, normalise
+from pipeline.index.format import SCHEMA, Space, Vectors, normalise
 from pipeline.student.encoder import Student
 
 ROWS_A_PART = 1 << 14
@@ -31,23 +31,23 @@ Embed = Callable[[slice], Vectors]
 
 
 @dataclass(frozen=True)
-class Share:
+class Partition:
     """Which parts one of several machines embeds.
 
     Attributes:
-        number: of the machine, from 1.
-        of: machines.
+        number: the number of the machine, from 1.
+        of: the number of machines.
     """
 
     number: int
     of: int
 
     @classmethod
-    def read(cls, text: str) -> "Share":
+    def read(cls, text: str) -> "Partition":
         """Read `3/16`.
 
         Raises:
-            InputError: it is no such share.
+            InputError: it is something else.
         """
         number, _, of = text.partition("/")
         if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
@@ -57,13 +57,10 @@ class Share:
 
 @dataclass(frozen=True)
 class Parts:
-    """The vectors of one space, mapped from their files."""
+    """The vectors of one space, memory-mapped."""
 
     files: list[Path]
     rows: int
-
-    def __len__(self) -> int:
-        return self.rows
 
     @property
     def dim(self) -> int:
@@ -90,12 +87,8 @@ class Parts:
         """Where an index of these rows is kept."""
         return self.files[0].with_name(f"{self.name}-{name}.faiss")
 
-    def is_complete(self) -> bool:
-        """Whether all parts are there, and whole."""
-        return not self.missing()
-
     def missing(self) -> list[int]:
-        """The parts that are not there, or damaged."""
+        """The parts that do not exist, or are damaged."""
         return [part for part, path in enumerate(self.files) if not is_whole(path)]
 
     def take(self, rows: Int64[np.ndarray, " wanted"]) -> Vectors:
@@ -123,9 +116,9 @@ def embed_items(
     items: Items,
     features: Features,
     batch_size: int,
-    share: Share | None = None,
+    part: Partition | None = None,
 ) -> dict[Space, Parts]:
-    """Embed all items, except what is there already.
+    """Embed all items whose vectors do not exist yet.
 
     Args:
         kept: where parts are kept.
@@ -134,7 +127,7 @@ def embed_items(
         items: what to embed.
         features: of the images.
         batch_size: texts a forward pass.
-        share: the parts to embed here, the others are left to other machines; None: all.
+        part: the machine whose parts are embedded; None: all parts are.
 
     Returns:
         The vectors of every space that has any.
@@ -155,25 +148,25 @@ def embed_items(
     def ground_images(rows: slice) -> Vectors:
         return student.ground_images(np.asarray(features.images[items.features[rows]]))
 
-    spaces: dict[Space, Parts] = {"texts": _fill(folder, "texts", len(texts), embed_texts, share)}
+    spaces: dict[Space, Parts] = {"texts": _fill(folder, "texts", len(texts), embed_texts, part)}
     if student.sees_images:
-        spaces["grounded"] = _fill(folder, "grounded", len(texts), ground_texts, share)
-        spaces["images"] = _fill(folder, "images", len(items.images), ground_images, share)
+        spaces["grounded"] = _fill(folder, "grounded", len(texts), ground_texts, part)
+        spaces["images"] = _fill(folder, "images", len(items.images), ground_images, part)
     return {space: parts for space, parts in spaces.items() if parts.rows}
 
 
-def _fill(folder: Path, space: Space, rows: int, embed: Embed, share: Share | None) -> Parts:
-    """Embed the parts that are this machine's and not there."""
+def _fill(folder: Path, space: Space, rows: int, embed: Embed, machine: Partition | None) -> Parts:
+    """Embed the missing parts that are this machine's."""
     starts = range(0, rows, ROWS_A_PART)
-    files = [folder / f"{space}-{part:05d}.npy" for part in range(len(starts))]
-    parts = Parts(files, rows)
+    parts = Parts([folder / f"{space}-{part:05d}.npy" for part in range(len(starts))], rows)
     missing = parts.missing()
-    own = [part for part in missing if share is None or part % share.of == share.number - 1]
-    bar = counter(f"embedding {space}", "part", len(files), done=len(files) - len(missing))
-    with bar:
-        for part in own:
+    done = len(starts) - len(missing)
+    with counter(f"embedding {space}", "part", len(starts), done=done) as bar:
+        for part in missing:
+            if machine is not None and part % machine.of != machine.number - 1:
+                continue
             vectors = embed(slice(starts[part], min(starts[part] + ROWS_A_PART, rows)))
-            with atomic_file(files[part]) as temporary:
+            with atomic_file(parts.files[part]) as temporary:
                 save_array(temporary, vectors)
                 add_checksum(temporary)
             bar.update()
@@ -181,7 +174,7 @@ def _fill(folder: Path, space: Space, rows: int, embed: Embed, share: Share | No
 
 
 def _key(model_hash: str, items: Items, features: Features) -> str:
-    """A name for the vectors: which student, which texts, which images."""
+    """A name for the vectors of one student, its texts and its images."""
     digest = hashlib.sha256(f"{SCHEMA} {ROWS_A_PART} {model_hash} {features.digest}".encode())
     digest.update(items.features.tobytes())
     digest.update(hash_strings(items.texts["text"]).encode())

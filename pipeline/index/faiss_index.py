@@ -9,9 +9,8 @@ All compare by inner product. What is built depends on the vectors, the kind and
 so that equal ones give equal bytes on one machine.
 """
 
-import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from pipeline.core.files import output_file
-from pipeline.index.layout import Vectors, unusable
+from pipeline.index.format import Vectors, unusable
 from pipeline.params.index import Kind
 
 _IP = faiss.METRIC_INNER_PRODUCT
@@ -35,29 +34,33 @@ _POINTS_A_CLUSTER = 64
 """Rows that k-means looks at for a cluster; FAISS asks for 39 to 256."""
 _ITERATIONS = 10
 """Of k-means."""
+_LEAST_SAMPLE = 1 << 16
+"""For codes of 16 values a part; also what k-means on few clusters may see."""
 _TUNED_FOR = 10
-"""Rows that a query asks for while effort is measured."""
+"""Rows that a query asks for while settings are measured."""
 _DEPTH = 4
-"""How many times the rows asked for are to be in the clusters that are read."""
+"""The clusters that are read hold this many times the rows asked for."""
 _MOST_RERANKED = 65_536
-"""Rows that are compared again for one query, where more than ten are asked for."""
+"""Rows re-ranked for one query, where more than ten are asked for."""
 LEAST_ROWS = 256
 """Fewer are always searched exactly."""
 _FEW_CLUSTERS = 64
-"""So many may all be read; of more, an eighth, beyond which exact search is as good."""
+"""So many may all be read; of more, an eighth: beyond that, exact search is as good."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How hard a search tries.
+    """FAISS' search parameters; 0 where a kind has none.
 
     Attributes:
-        effort: clusters that are read (ivf), or candidates that are kept (hnsw); 0: flat.
-        rerank: rows compared again, in numbers of k; 0: none.
+        nprobe: clusters that are read (ivf).
+        ef_search: candidates that are kept (hnsw).
+        k_factor: rows that are re-ranked, as a multiple of k (ivf-pq).
     """
 
-    effort: int = 0
-    rerank: int = 0
+    nprobe: int = 0
+    ef_search: int = 0
+    k_factor: int = 0
 
 
 def clusters_of(rows: int) -> int:
@@ -79,15 +82,25 @@ def train(kind: Kind, sample: Vectors, rows: int, seed: int) -> Any:
     if kind == "flat":
         return faiss.IndexFlatIP(dim)
     if kind == "hnsw":
-        return _graph(dim)
+        graph: Any = faiss.IndexHNSWFlat(dim, _LINKS, _IP)
+        graph.hnsw.efConstruction = _CONSTRUCTION
+        return graph
     index = _clusters(kind, dim, clusters_of(rows), sample, seed)
-    return index if kind == "ivf-sq8" else _reranked(index, sample[:1])
+    if kind == "ivf-sq8":
+        return index
+    precise: Any = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, _IP)
+    precise.train(sample[:1])
+    ranked: Any = faiss.IndexRefine(index, precise)
+    ranked.own_fields = ranked.own_refine_index = True
+    index.this.disown()
+    precise.this.disown()
+    return ranked
 
 
 def finish(kind: Kind, index: Any) -> Any:
     """The index as it is saved, once all rows are in: product codes are laid out for FastScan.
 
-    They are not before, as lists in that layout cannot be merged.
+    Only then, as lists in that layout cannot be merged.
     """
     if kind != "ivf-pq":
         return index
@@ -101,33 +114,26 @@ def finish(kind: Kind, index: Any) -> Any:
     return index
 
 
-def _reranked(index: Any, any_row: Vectors) -> Any:
-    precise: Any = faiss.IndexScalarQuantizer(index.d, faiss.ScalarQuantizer.QT_fp16, _IP)
-    precise.train(any_row)
-    ranked = faiss.IndexRefine(index, precise)
-    ranked.own_fields = ranked.own_refine_index = True
-    index.this.disown()
-    precise.this.disown()
-    return ranked
-
-
-def _graph(dim: int) -> Any:
-    index = faiss.IndexHNSWFlat(dim, _LINKS, _IP)
-    index.hnsw.efConstruction = _CONSTRUCTION
-    return index
-
-
 def _clusters(kind: Kind, dim: int, clusters: int, sample: Vectors, seed: int) -> Any:
+    """Clusters around the centroids of spherical k-means, which runs on GPUs if there are any."""
+    seed &= 0x7FFFFFFF  # FAISS takes an int of C
+    means = faiss.Clustering(dim, clusters)
+    means.seed = seed
+    means.niter = _ITERATIONS
+    means.max_points_per_centroid = _POINTS_A_CLUSTER
+    means.spherical = True
+    means.train(sample, on_gpus(faiss.IndexFlatIP(dim)))
     coarse: Any = faiss.IndexFlatIP(dim)
-    _find_centroids(coarse, clusters, sample, seed)
+    coarse.add(faiss.vector_to_array(means.centroids).reshape(clusters, -1))
     index: Any
     if kind == "ivf-sq8":
         bits = faiss.ScalarQuantizer.QT_8bit
         index = faiss.IndexIVFScalarQuantizer(coarse, dim, clusters, bits, _IP, True)
-    else:
-        index = faiss.IndexIVFPQ(coarse, dim, clusters, _code_parts(dim), 4, _IP)
+    else:  # codes of two dimensions each, where the width can be halved
+        codes = next(parts for parts in range(dim // 2, 0, -1) if dim % parts == 0)
+        index = faiss.IndexIVFPQ(coarse, dim, clusters, codes, 4, _IP)
         index.by_residual = False
-        index.pq.cp.seed = _as_int(seed)
+        index.pq.cp.seed = seed
     index.own_fields = True
     coarse.this.disown()
     index.quantizer_trains_alone = 1  # the centroids are there already
@@ -135,34 +141,9 @@ def _clusters(kind: Kind, dim: int, clusters: int, sample: Vectors, seed: int) -
     return index
 
 
-def _find_centroids(coarse: Any, clusters: int, sample: Vectors, seed: int) -> None:
-    """k-means on the sphere, on GPUs where there are any; the centroids are put into `coarse`."""
-    means = faiss.Clustering(sample.shape[1], clusters)
-    means.seed = _as_int(seed)
-    means.niter = _ITERATIONS
-    means.max_points_per_centroid = _POINTS_A_CLUSTER
-    means.spherical = True
-    means.train(sample, on_gpus(faiss.IndexFlatIP(sample.shape[1])))
-    coarse.add(faiss.vector_to_array(means.centroids).reshape(clusters, -1))
-
-
-def _as_int(seed: int) -> int:
-    """A seed as C has it."""
-    return seed & 0x7FFFFFFF
-
-
-def _code_parts(dim: int) -> int:
-    """Parts that a vector is coded in: of two dimensions each, where its width can be halved."""
-    return next(parts for parts in range(dim // 2, 0, -1) if dim % parts == 0)
-
-
 def sample_size(rows: int) -> int:
     """Rows that training an index of so many reads."""
     return min(rows, max(_LEAST_SAMPLE, _POINTS_A_CLUSTER * clusters_of(rows)))
-
-
-_LEAST_SAMPLE = 1 << 16
-"""Of codes of 16 values a part; also what k-means on few clusters may see."""
 
 
 def on_gpus(index: Any) -> Any:
@@ -174,9 +155,13 @@ def on_gpus(index: Any) -> Any:
 
 def fill(index: Any, kind: Kind, blocks: Iterable[Vectors]) -> None:
     """Add rows, in order; to a graph by one thread, as its links depend on who comes first."""
-    with one_thread() if kind == "hnsw" else contextlib.nullcontext():
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1 if kind == "hnsw" else before)
+    try:
         for block in blocks:
             index.add(block)
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def merge(index: Any, shard: Any) -> None:
@@ -192,39 +177,27 @@ def merge(index: Any, shard: Any) -> None:
     index.merge_from(shard, index.ntotal if isinstance(index, faiss.IndexIVF) else 0)
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Run FAISS on one thread."""
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
-
-
 def settings_of(kind: Kind, index: Any) -> list[list[Setting]]:
-    """What to try, in sweeps from the least effort to the most, each twice the one before."""
+    """What to try, in sweeps; each setting of a sweep costs twice the one before."""
     if kind == "flat":
         return [[Setting()]]
     if kind == "hnsw":
-        return [[Setting(1 << power) for power in range(4, 11)]]
-    most = max(_FEW_CLUSTERS, _inverted(index).nlist // 8)
-    efforts = [
-        1 << power for power in range(most.bit_length()) if 1 << power <= _inverted(index).nlist
-    ]
-    reranks = (0,) if kind == "ivf-sq8" else (4, 16, 64)
-    return [[Setting(effort, rerank) for effort in efforts] for rerank in reranks]
+        return [[Setting(ef_search=1 << power) for power in range(4, 11)]]
+    clusters = _inverted(index).nlist
+    most = min(clusters, max(_FEW_CLUSTERS, clusters // 8))
+    probes = [1 << power for power in range(most.bit_length())]
+    factors = (0,) if kind == "ivf-sq8" else (4, 16, 64)
+    return [[Setting(nprobe=nprobe, k_factor=factor) for nprobe in probes] for factor in factors]
 
 
 def apply(kind: Kind, index: Any, setting: Setting) -> None:
-    """Make searches try that hard; it is saved with the index."""
+    """Make searches use a setting; it is saved with the index."""
     if kind == "hnsw":
-        index.hnsw.efSearch = setting.effort
+        index.hnsw.efSearch = setting.ef_search
     elif kind != "flat":
-        _inverted(index).nprobe = setting.effort
-    if setting.rerank:
-        index.k_factor = setting.rerank
+        _inverted(index).nprobe = setting.nprobe
+    if setting.k_factor:
+        index.k_factor = setting.k_factor
 
 
 def _inverted(index: Any) -> Any:
@@ -235,9 +208,9 @@ def _inverted(index: Any) -> Any:
 def search_counted(
     kind: Kind, index: Any, queries: Vectors, k: int
 ) -> tuple[Int64[np.ndarray, "queries found"], float]:
-    """The rows found for each query, and with how many rows a query was compared, as FAISS counts.
+    """The rows found for each query, and how many rows FAISS compared a query with.
 
-    Of a re-ranked index, those that are compared again are not counted.
+    Rows that are re-ranked are not counted.
     """
     counted = _FAISS.cvar
     counts = counted.hnsw_stats if kind == "hnsw" else counted.indexIVF_stats
@@ -261,7 +234,7 @@ def bytes_a_query(kind: Kind, index: Any, setting: Setting, compared: float, k: 
     if kind in {"flat", "hnsw"}:
         return float(compared * width)
     clusters = _inverted(index)
-    again = setting.rerank * k * 2 * index.d
+    again = setting.k_factor * k * 2 * index.d
     return float(clusters.nlist * width + compared * clusters.code_size + again)
 
 
@@ -270,11 +243,10 @@ def search(
 ) -> tuple[Float32[np.ndarray, "queries found"], Int64[np.ndarray, "queries found"]]:
     """Cosines and rows of the k nearest rows, best first; -1 where none is left.
 
-    Effort is tuned for ten rows. Where more are asked for, it grows with them, so that the clusters
+    The saved setting is for ten rows. For more, `nprobe` and `ef_search` grow, so that the clusters
     that are read hold several times k rows and as many candidates are kept.
     """
-    deeper = None if k <= _TUNED_FOR else _deeper(index, k)
-    found: Any = index.search(queries, k, params=deeper)
+    found: Any = index.search(queries, k, params=None if k <= _TUNED_FOR else _deeper(index, k))
     return found[0], found[1]
 
 
@@ -288,12 +260,12 @@ def _deeper(index: Any, k: int) -> Any:
     probe = _FAISS.SearchParametersIVF(nprobe=min(clusters.nlist, max(clusters.nprobe, wanted)))
     if clusters is index:
         return probe
-    rerank = max(1.0, min(index.k_factor, _MOST_RERANKED / k))
-    return _FAISS.IndexRefineSearchParameters(k_factor=rerank, base_index_params=probe)
+    factor = max(1.0, min(index.k_factor, _MOST_RERANKED / k))
+    return _FAISS.IndexRefineSearchParameters(k_factor=factor, base_index_params=probe)
 
 
 def write(index: Any, path: Path) -> None:
-    """Write an index; FAISS by itself does not notice when the last bytes find no room.
+    """Write an index; FAISS itself does not notice if the last bytes do not fit on the disk.
 
     Raises:
         OSError: the system's, such as a full disk.

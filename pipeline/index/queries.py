@@ -1,17 +1,13 @@
-"""Queries as vectors: the student exported once to ONNX, which starts much faster than torch.
+"""Queries as vectors: by the student exported to ONNX, which starts much faster than torch.
 
-The export is a copy of the student, not another model: `export_queries` holds its vectors against
-the student's own and leaves none where they differ.
+The export is verified against the student's own vectors; where they differ, there is no export.
 """
 
-import contextlib
-import logging
 import shutil
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
@@ -21,7 +17,7 @@ from pipeline.core.errors import InputError, ResourceError
 from pipeline.core.files import atomic_folder
 from pipeline.core.progress import log
 from pipeline.core.redact import first_line
-from pipeline.index.layout import (
+from pipeline.index.format import (
     QUERY,
     REBUILD,
     SCHEMA,
@@ -34,15 +30,11 @@ from pipeline.index.layout import (
 from pipeline.student.directory import hash_student
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from pipeline.student.encoder import Student
 
 _BATCH = 64
 _TOLERANCE = 1e-4
 """Largest difference of a value of normalised vectors; float32 sums in another order give 1e-6."""
-_MOST_BYTES = 2_000_000_000
-"""Of weights; protobuf's limit of 2 GiB is that of a whole file."""
 _PROBES = (
     "",
     "a",
@@ -54,15 +46,15 @@ _PROBES = (
 
 @runtime_checkable
 class Queries(Protocol):
-    """What makes a query's vector."""
+    """Embeds queries."""
 
     def embed(self, texts: Sequence[str], target: Target) -> Vectors:
-        """A vector a text.
+        """One vector per text.
 
         Args:
             texts: the queries.
-            target: `texts` gives sentence embeddings, `images` vectors of the shared space; of a
-                student that never saw pictures, sentence embeddings too.
+            target: `texts` gives sentence embeddings, `images` vectors of the shared space; for a
+                student trained without pictures, sentence embeddings too.
         """
 
 
@@ -78,7 +70,7 @@ class ExportedQueries:
         """Open what `export_queries` wrote into an index.
 
         Raises:
-            InputError: a file is missing, is not what was written, or its library refuses it.
+            InputError: a file is missing, damaged, or refused by its library.
         """
         import onnxruntime
         from tokenizers import Tokenizer
@@ -94,13 +86,10 @@ class ExportedQueries:
 
     def embed(self, texts: Sequence[str], target: Target) -> Vectors:
         """As `Queries.embed`."""
-        parts = [
-            self._embed_batch(texts[start : start + _BATCH], target)
-            for start in range(0, len(texts), _BATCH)
-        ]
-        return np.concatenate(parts)
+        starts = range(0, len(texts), _BATCH)
+        return np.concatenate([self._embed(texts[at : at + _BATCH], target) for at in starts])
 
-    def _embed_batch(self, texts: Sequence[str], target: Target) -> Vectors:
+    def _embed(self, texts: Sequence[str], target: Target) -> Vectors:
         encoded = [one.ids for one in self.tokenizer.encode_batch(list(texts))]
         lengths = np.array([len(ids) for ids in encoded])
         mask = np.arange(lengths.max()) < lengths[:, None]
@@ -108,8 +97,7 @@ class ExportedQueries:
         ids[mask] = np.concatenate(encoded)
         tokens = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
         with unusable(Path(QUERY)):
-            (found,) = self.session.run([target], tokens)
-            vectors = np.asarray(found, dtype=np.float32)
+            vectors = np.asarray(self.session.run([target], tokens)[0], dtype=np.float32)
         if not np.isfinite(vectors).all():
             raise InputError(f"{QUERY} gave a vector that is not finite.", REBUILD)
         return vectors
@@ -130,7 +118,7 @@ class StudentQueries:
 
 
 def export_queries(model: Path, kept: Path, folder: Path) -> bool:
-    """Write the student for queries into the index, with its tokenizer.
+    """Write the exported student, with its tokenizer, into an index.
 
     Args:
         model: the student.
@@ -138,7 +126,7 @@ def export_queries(model: Path, kept: Path, folder: Path) -> bool:
         folder: the index, which exists.
 
     Returns:
-        Whether it is there: not, with a warning, where the encoder cannot be exported or its
+        Whether it was written: not, with a warning, if the encoder cannot be exported or its
         export gives other vectors.
 
     Raises:
@@ -170,105 +158,19 @@ def _opens(folder: Path) -> bool:
 
 
 def _export(model: Path, folder: Path) -> None:
+    """Export a student, and compare the vectors of both."""
     import torch
-    from tokenizers import Tokenizer
 
     from pipeline.student.encoder import load_student
+    from pipeline.student.export import export_student
 
     student = load_student(model, torch.device("cpu"))
-    encoder = student.encoder
-    _require_one_file(student)
-    tokenizer = Tokenizer.from_str(encoder.tokenizer.backend_tokenizer.to_str())
-    side = encoder.tokenizer.truncation_side
-    tokenizer.enable_truncation(encoder.max_length, direction=side)
-    tokenizer.no_padding()
-    (folder / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
-    # onnxruntime reads no data file behind a link, which files of a DVC cache may be.
-    _export_graph(student).save(folder / QUERY, external_data=False)
-    _compare(student, ExportedQueries.open(folder))
-    write_checksums(folder, *(path.name for path in folder.iterdir()))
-
-
-def _require_one_file(student: "Student") -> None:
-    """Refuse what one ONNX file and one tokenizer cannot hold.
-
-    Raises:
-        ValueError: saying what that is.
-    """
-    if student.encoder.prompt:
-        msg = "its prompt is no part of its tokenizer"
-        raise ValueError(msg)
-    parts = (*student.encoder.parameters(), *student.heads.parameters())
-    size = sum(part.numel() * part.element_size() for part in parts)
-    if size > _MOST_BYTES:
-        msg = f"its weights take {size:,} bytes, and an ONNX file holds {_MOST_BYTES:,}"
-        raise ValueError(msg)
-
-
-def _export_graph(student: "Student") -> Any:
-    """The graph, in memory: its exporter would not say why a file cannot be written.
-
-    The exporter notes at each node which lines of which files it comes of. That is taken out: the
-    same student gives the same bytes wherever the project lies.
-    """
-    import torch
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-
-    ids = torch.tensor([[2, 3, 4], [5, 6, 7]])
-    tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    with warnings.catch_warnings(), torch.inference_mode(), _quiet():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            _as_module(student),
-            kwargs=tokens,
-            input_names=list(tokens),
-            output_names=["texts", "images"],
-            dynamic_shapes=dict.fromkeys(tokens, free),
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None  # as it is by dynamo
-    ClearMetadataAndDocStringPass()(program.model)
-    return program
-
-
-def _as_module(student: "Student") -> "nn.Module":
-    from torch import Tensor, nn
-
-    class BothSpaces(nn.Module):
-        """Sentence embeddings, and the same in the shared space."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = student.encoder
-            self.heads = student.heads
-
-        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-            vectors = self.encoder({"input_ids": input_ids, "attention_mask": attention_mask})
-            if not student.sees_images:
-                return vectors, vectors.clone()
-            return vectors, self.heads.ground_sentences(vectors)
-
-    return BothSpaces().eval()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's reports off the user's screen."""
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def _compare(student: "Student", exported: ExportedQueries) -> None:
-    targets: tuple[Target, ...] = ("texts", "images")
-    for target in targets:
-        own = StudentQueries(student).embed(_PROBES, target)
-        other = exported.embed(_PROBES, target)
-        length = np.linalg.norm(own, axis=1, keepdims=True)
-        if not np.abs((own - other) / length).max() <= _TOLERANCE:
+    export_student(student, folder / QUERY, folder / TOKENIZER)
+    exported, own = ExportedQueries.open(folder), StudentQueries(student)
+    for target in get_args(Target):
+        expected, found = own.embed(_PROBES, target), exported.embed(_PROBES, target)
+        lengths = np.linalg.norm(expected, axis=1, keepdims=True)
+        if not np.abs((expected - found) / lengths).max() <= _TOLERANCE:
             msg = "the exported encoder gives other vectors"
             raise ValueError(msg)
+    write_checksums(folder, TOKENIZER, QUERY)

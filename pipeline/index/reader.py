@@ -1,4 +1,4 @@
-"""An index in files, opened: faiss finds the rows, Parquet says what they are."""
+"""An open index in files: FAISS finds the rows, Parquet says what they are."""
 
 import threading
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int64
 
 from pipeline.core.errors import InputError
 from pipeline.index import faiss_index
-from pipeline.index.layout import (
+from pipeline.index.format import (
     REBUILD,
     ROWS,
     TARGET_OF,
@@ -31,9 +31,9 @@ from pipeline.index.layout import (
 
 @dataclass(frozen=True)
 class RowTable:
-    """What the vectors are; a row group is read when one of its rows is found.
+    """The rows behind the vectors; a row group is read when one of its rows is found.
 
-    Threads may share it: Arrow's reader is of one thread, so they take turns.
+    Threads may share it: Arrow's reader is not safe in threads, so they take turns.
     """
 
     file: pq.ParquetFile
@@ -74,20 +74,15 @@ class RowTable:
         groups = np.searchsorted(self._starts, wanted, side="right") - 1
         found: dict[int, dict[str, Any]] = {}
         for group in np.unique(groups).tolist():
-            chosen = wanted[groups == group]
-            values = self._read(group, chosen - self._starts[group])
-            found |= zip(chosen.tolist(), values, strict=True)
+            own = wanted[groups == group]
+            with unusable(self.path):
+                with self._turn:
+                    table = self.file.read_row_group(group, use_threads=False)
+                chosen = table.take(own - self._starts[group])
+                found |= zip(own.tolist(), chosen.to_pylist(), strict=True)  # may not be UTF-8
+            if empty := [name for name in chosen.column_names if chosen[name].null_count]:
+                raise InputError(f"{self.path} has a row without {empty[0]}.", REBUILD)
         return found
-
-    def _read(self, group: int, rows: Int64[np.ndarray, " chosen"]) -> list[dict[str, Any]]:
-        with unusable(self.path):
-            with self._turn:
-                table = self.file.read_row_group(group, use_threads=False)
-            chosen = table.take(rows)
-            values: list[dict[str, Any]] = chosen.to_pylist()  # its texts may be no UTF-8
-        if empty := [name for name in chosen.column_names if chosen[name].null_count]:
-            raise InputError(f"{self.path} has a row without {empty[0]}.", REBUILD)
-        return values
 
 
 @dataclass(frozen=True)
@@ -100,19 +95,19 @@ class FileIndex:
 
     @classmethod
     def open(cls, folder: Path, spaces: Sequence[Space]) -> "FileIndex":
-        """Map the files, but for the codes of ivf-pq, which are read.
+        """Map the files; only the codes of ivf-pq are read.
 
         Args:
             folder: the index.
             spaces: what its manifest says it holds.
 
         Raises:
-            InputError: a file is missing, not what was written or refused by its library, or two
-                do not belong together.
+            InputError: a file is missing, damaged or refused by its library, or two do not belong
+                together.
         """
         targets = {TARGET_OF[space] for space in spaces}
-        require_whole(folder, *(f"{name}.faiss" for name in spaces))
-        require_whole(folder, *(f"{target}.parquet" for target in targets))
+        vectors = [f"{space}.faiss" for space in spaces]
+        require_whole(folder, *vectors, *(f"{target}.parquet" for target in targets))
         tables = {target: RowTable.open(folder / f"{target}.parquet") for target in targets}
         searchers = {space: faiss_index.read(folder / f"{space}.faiss") for space in spaces}
         for space, searcher in searchers.items():
@@ -128,40 +123,31 @@ class FileIndex:
         return list(self.searchers)
 
     def search(self, space: Space, queries: Vectors, window: Window) -> list[list[Hit]]:
-        """As `Index.search`."""
+        """As `Index.search`.
+
+        Raises:
+            InputError: the index holds no such vectors, or they are of another width.
+        """
         require_space(space, self.searchers)
-        found = self.nearest(space, queries, window.offset + window.k)
-        kept = [_cut(*one, window) for one in zip(*found, strict=True)]
+        searcher = self.searchers[space]
+        if searcher.d != queries.shape[1]:
+            raise InputError(f"{space}.faiss is of another width than its queries.", REBUILD)
+        k = min(window.offset + window.k, searcher.ntotal)
+        found = zip(*faiss_index.search(searcher, normalise(queries), k), strict=True)
+        kept = [_cut(*one, window) for one in found]
         rows = self.tables[TARGET_OF[space]].take(row for one in kept for row in one)
         return [
             [
-                _as_hit(rank, score, rows[row])
+                Hit(rank=rank, score=score, **rows[row])
                 for rank, (row, score) in enumerate(one.items(), start=window.offset + 1)
             ]
             for one in kept
         ]
 
-    def nearest(
-        self, space: Space, queries: Vectors, k: int
-    ) -> tuple[Float32[np.ndarray, "queries found"], Int64[np.ndarray, "queries found"]]:
-        """Cosines and row numbers of the k nearest vectors, best first; -1 where none is left.
-
-        Raises:
-            InputError: the vectors are of another width than the queries.
-        """
-        searcher = self.searchers[space]
-        if searcher.d != queries.shape[1]:
-            raise InputError(f"{space}.faiss is of another width than its queries.", REBUILD)
-        return faiss_index.search(searcher, normalise(queries), min(k, searcher.ntotal))
-
 
 def _cut(
     scores: Float32[np.ndarray, " found"], rows: Int64[np.ndarray, " found"], window: Window
 ) -> dict[int, float]:
-    """The cosines of the wanted rows, in order."""
+    """The cosines of the wanted rows, in order; FAISS gives row -1 where none is left."""
     found = zip(rows[window.offset :].tolist(), scores[window.offset :].tolist(), strict=True)
     return {row: score for row, score in found if row >= 0 and score >= window.min_score}
-
-
-def _as_hit(rank: int, score: float, row: dict[str, Any]) -> Hit:
-    return Hit(rank=rank, score=score, **row)

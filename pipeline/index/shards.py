@@ -1,17 +1,17 @@
 """Filling an index shard by shard, on one machine or several, and merging the shards.
 
-    <kept>/<key>/<space>-<kind>-<seed>.faiss              trained on a sample, without rows
+    <kept>/<key>/<space>-<kind>-<seed>.faiss               trained on a sample, without rows
     <kept>/<key>/<space>-<kind>-<seed>-<hash>-00000.faiss  the rows of one shard of that training
 
-Shards are kept beside the vectors, so that a kill loses one of them at most and other machines can
-make them. All use the one training that was there first. An index of one shard is filled at once;
-so are a graph, whose rows cannot be merged, and a flat index, which is the vectors themselves.
+Shards are kept beside the vectors, so that a kill loses one of them at most and several machines
+can make them. All use the same trained index, the first one made. A flat index, a graph, whose rows
+cannot be merged, and an index of one shard are filled at once.
 """
 
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from pipeline.core.files import atomic_file, reports_unwritable
 from pipeline.core.progress import progress
 from pipeline.core.redact import first_line
 from pipeline.index import faiss_index
-from pipeline.index.embed import Parts, Share
-from pipeline.index.layout import Space, Vectors
+from pipeline.index.embed import Partition, Parts
+from pipeline.index.format import Space
 from pipeline.params.index import IndexParams, Kind
 
 PARTS_A_SHARD = 64
@@ -32,14 +32,14 @@ PARTS_A_SHARD = 64
 
 
 def filled(kind: Kind, parts: Parts, seed: int) -> Any:
-    """An index of a kind with all rows, from the shards that are there and those it makes.
+    """An index of a kind with all rows, from its shards, which are made where they are missing.
 
     Raises:
         InputError: a shard has other rows than it should.
         ResourceError: the disk is full, or the place cannot be written.
     """
-    if _is_whole(kind, parts):
-        index = faiss_index.train(kind, _sample(parts, seed), parts.rows, seed)
+    if not _has_shards(kind, parts):
+        index = _trained(kind, parts, seed)
         faiss_index.fill(index, kind, parts.blocks())
         return faiss_index.finish(kind, index)
     index = _read(_train(kind, parts, seed))
@@ -51,48 +51,49 @@ def filled(kind: Kind, parts: Parts, seed: int) -> Any:
     return faiss_index.finish(kind, index)
 
 
-def make_shards(spaces: Mapping[Space, Parts], params: IndexParams, share: Share) -> bool:
-    """Make one machine's share of the shards, where all vectors are there.
+def make_shards(spaces: Mapping[Space, Parts], params: IndexParams, machine: Partition) -> bool:
+    """Make one machine's part of the shards, once all vectors exist.
 
     Args:
         spaces: the vectors.
         params: the index block; only a kind that is named and can be merged has shards.
-        share: whose shards.
+        machine: whose shards.
 
     Returns:
-        Whether there was anything to be made.
+        Whether there was anything to make.
 
     Raises:
         ResourceError: the disk is full, or the place cannot be written.
     """
-    if params.kind == "auto" or not all(parts.is_complete() for parts in spaces.values()):
+    if params.kind == "auto" or any(parts.missing() for parts in spaces.values()):
         return False
-    sharded = [parts for parts in spaces.values() if not _is_whole(params.kind, parts)]
+    sharded = [parts for parts in spaces.values() if _has_shards(params.kind, parts)]
     for parts in sharded:
-        own = range(share.number - 1, _count(parts), share.of)
+        own = range(machine.number - 1, _count(parts), machine.of)
         for number in progress(own, what=f"shards of {parts.name}", unit="shard"):
             _make(params.kind, parts, params.seed, number)
     return bool(sharded)
 
 
-def _is_whole(kind: Kind, parts: Parts) -> bool:
-    return kind in {"flat", "hnsw"} or _count(parts) == 1
+def _has_shards(kind: Kind, parts: Parts) -> bool:
+    return kind not in {"flat", "hnsw"} and _count(parts) > 1
 
 
 def _count(parts: Parts) -> int:
     return -(-len(parts.files) // PARTS_A_SHARD)
 
 
-def _sample(parts: Parts, seed: int) -> Vectors:
-    return parts.take(parts.draw(faiss_index.sample_size(parts.rows), seed))
+def _trained(kind: Kind, parts: Parts, seed: int) -> Any:
+    sample = parts.take(parts.draw(faiss_index.sample_size(parts.rows), seed))
+    return faiss_index.train(kind, sample, parts.rows, seed)
 
 
 def _train(kind: Kind, parts: Parts, seed: int) -> Path:
-    """The file of the trained index; of several machines that train, the first one's stays."""
+    """The file of the trained index; if several machines train, the first one's is kept."""
     path = parts.beside(f"{kind}-{seed}")
     if not is_whole(path):
         path.unlink(missing_ok=True)
-        index = faiss_index.train(kind, _sample(parts, seed), parts.rows, seed)
+        index = _trained(kind, parts, seed)
         with reports_unwritable(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
             faiss_index.write(index, Path(folder) / path.name)
             add_checksum(Path(folder) / path.name)
@@ -107,7 +108,8 @@ def _make(kind: Kind, parts: Parts, seed: int, number: int) -> Path:
     path = parts.beside(f"{kind}-{seed}-{hash_file(trained)[:12]}-{number:05d}")
     if not is_whole(path):
         index = _read(trained)
-        faiss_index.fill(index, kind, _rows(parts, number))
+        own = range(number * PARTS_A_SHARD, (number + 1) * PARTS_A_SHARD)
+        faiss_index.fill(index, kind, parts.blocks(own))
         with atomic_file(path) as temporary:
             faiss_index.write(index, temporary)
             add_checksum(temporary)
@@ -123,7 +125,3 @@ def _read(path: Path) -> Any:
             f"{path} cannot be used: {first_line(error)}.",
             "delete it and run the same command again.",
         ) from None
-
-
-def _rows(parts: Parts, number: int) -> Iterator[Vectors]:
-    return parts.blocks(range(number * PARTS_A_SHARD, (number + 1) * PARTS_A_SHARD))

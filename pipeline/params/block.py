@@ -1,20 +1,29 @@
 """Strict, typed parameter blocks, and one message for all faults of params.yaml."""
 
 import difflib
-import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 from pydantic_core import ErrorDetails
 
 from pipeline.core.errors import ParamsError
 from pipeline.core.redact import one_line
+from pipeline.params.yaml import read_yaml
 
 B = TypeVar("B", bound="Block")
 T = TypeVar("T")
+
+NUMBER_TEXT = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
+"""Text that stands for a number: digits, a point, an exponent."""
 
 
 class Block(BaseModel):
@@ -28,30 +37,29 @@ class Block(BaseModel):
         use_attribute_docstrings=True,
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_number(cls, value: object, info: Any) -> object:
+        """Read text such as `1e-5`, which YAML 1.1 writers leave as a string, as its number."""
+        is_number = cls.model_fields[info.field_name or ""].annotation is Number
+        if is_number and isinstance(value, str) and re.fullmatch(NUMBER_TEXT, value, re.ASCII):
+            return float(value)
+        return value
 
-def _number(value: object) -> object:
-    """Read text such as `1e-5`, which YAML 1.1 writers leave as a string, as its number."""
-    if isinstance(value, str) and re.fullmatch(NUMBER_TEXT, value, re.ASCII):
-        return float(value)
-    return value
 
-
-NUMBER_TEXT = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
-"""Text that stands for a number: digits, a point, an exponent."""
-
-Number = Annotated[float, BeforeValidator(_number)]
-"""A float that may stand in YAML as an integer or in scientific notation."""
+Number = float
+"""A number that may stand in YAML as an integer or in scientific notation."""
 
 Text = Annotated[str, Field(min_length=1, max_length=8192, pattern=r"^[^\x00]*$")]
-"""A name, path or address, for which the operating system can be asked."""
+"""A name, path or address that the operating system accepts."""
 
 
 UNIQUE = Field(json_schema_extra={"uniqueItems": True})
-"""What `distinct` asks for, in the words of JSON schema."""
+"""The rule of `distinct` in JSON schema."""
 
 
 def distinct(values: list[T]) -> list[T]:
-    """A validator of lists whose values may come once only."""
+    """A validator of lists that may name a value only once."""
     if len(set(values)) < len(values):
         msg = "a value is named twice"
         raise ValueError(msg)
@@ -71,107 +79,129 @@ def load_params(path: Path, schema: type[B]) -> B:
     """Read and check a whole params file.
 
     Args:
-        path: the YAML file (YAML 1.2, so `off` is a word and `1e-5` a number).
+        path: the YAML file.
         schema: the block whose fields are the file's top-level keys.
-
-    Returns:
-        The checked parameters.
 
     Raises:
         ParamsError: naming every fault of the file at once.
+        ResourceError: the file cannot be read.
     """
-    from pipeline.params.yaml import read_plain_yaml
-
-    content = read_plain_yaml(path)
+    content = read_yaml(path)
     if content is None:
         raise ParamsError(f"{path}: the file is empty.", "run `git checkout params.yaml`.")
-    try:
-        return schema.model_validate(content)
-    except ValidationError as error:
+    if faults := find_faults(content, schema):
         raise ParamsError(
-            f"{path}: {_list_faults(error, schema)}.",
-            f"mend {path}, or pass another value with `dvc exp run -S KEY=VALUE`.",
-        ) from None
+            f"{path}: {'; '.join(faults)}.",
+            f"correct {path}, or pass another value with `dvc exp run -S KEY=VALUE`.",
+        )
+    return schema.model_validate(content)
+
+
+def find_faults(content: object, schema: type[Block]) -> list[str]:
+    """Every fault of the content of a params file, in words; empty where it is valid.
+
+    Blocks have defaults for users of the library, but a file has to name every key of its blocks,
+    so that DVC sees every value.
+    """
+    faults = list(_find_missing(content, schema))
+    try:
+        schema.model_validate(content)
+    except ValidationError as error:
+        faults += [_describe(fault, schema) for fault in error.errors(include_url=False)]
+    faults = list(dict.fromkeys(faults))
+    more = len(faults) - _MOST_FAULTS
+    return [*faults[:_MOST_FAULTS], f"and {more:,} more"] if more > 0 else faults
 
 
 _MOST_FAULTS = 40
 
 
-def _list_faults(error: ValidationError, schema: type[Block]) -> str:
-    faults = error.errors(include_url=False)
-    shown = [_describe(fault, schema) for fault in faults[:_MOST_FAULTS]]
-    more = [f"and {len(faults) - _MOST_FAULTS:,} more"] if len(faults) > _MOST_FAULTS else []
-    return "; ".join(shown + more)
+def _find_missing(content: object, schema: type[Block], above: str = "") -> Iterator[str]:
+    for name in schema.model_fields if isinstance(content, Mapping) else ():
+        inner = _inner_block(schema, name)
+        if name not in content and (above or inner):
+            yield f"{above}{name} is missing"
+        elif inner:
+            yield from _find_missing(content[name], inner, f"{above}{name}.")
+
+
+def _inner_block(block: type[Block], name: str) -> type[Block] | None:
+    field = block.model_fields.get(name)
+    annotation: Any = field.annotation if field else None
+    is_block = isinstance(annotation, type) and issubclass(annotation, Block)
+    return annotation if is_block else None
 
 
 def _describe(fault: ErrorDetails, schema: type[Block]) -> str:
-    location = [part for part in fault["loc"] if isinstance(part, str)]
-    shown = one_line(".".join(_without_union_tags(location, schema)), _LONGEST) or "the file"
+    keys, known = _locate(fault["loc"], schema)
+    shown = one_line(".".join(keys), _LONGEST) or "the file"
+    value = one_line(repr(fault["input"]), _LONGEST)
     if fault["type"] == "extra_forbidden":
-        return f"unknown key {shown}{_did_you_mean(location, schema)}"
+        return f"unknown key {shown} ({_hint(keys, known)})"
     if fault["type"] == "missing":
         return f"{shown} is missing"
     if fault["type"] == "invalid_key":
-        return f"a key is {_shorten(fault['input'])}, which is no text"
-    return f"{shown}: {_reason(fault)}, got {_shorten(fault['input'])}{_did_you_mean_value(fault)}"
-
-
-def _reason(fault: ErrorDetails) -> str:
-    if fault["type"] in _REASONS:
-        return _REASONS[fault["type"]]
-    reason = fault["msg"].removeprefix("Value error, ")
-    return f"{reason[0].lower()}{reason[1:]}"
+        return f"a key is {value}, which is not text"
+    reason = _REASONS.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
+    hint = ""
+    if fault["type"] == "literal_error" and isinstance(fault["input"], str):
+        hint = _did_you_mean(fault["input"], re.findall("'([^']*)'", fault["ctx"]["expected"]))
+    return f"{shown}: {reason[0].lower()}{reason[1:]}, got {value}" + (f" ({hint})" if hint else "")
 
 
 _REASONS = {
     "model_type": "input should be keys with values",
     "string_pattern_mismatch": "input should be text without NUL",
 }
-"""Reasons that the library words for programmers."""
+"""Better words than those of the library."""
+
+_LONGEST = 60
+"""Characters of a key or value in a message."""
 
 
-def _did_you_mean_value(fault: ErrorDetails) -> str:
-    if fault["type"] != "literal_error" or not isinstance(fault["input"], str):
-        return ""
-    known = re.findall("'([^']*)'", fault["ctx"]["expected"])
-    close = difflib.get_close_matches(fault["input"][:_LONGEST], known, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]}?)" if close else ""
+def _locate(location: tuple[int | str, ...], schema: type[Block]) -> tuple[list[str], list[str]]:
+    """The keys that lead to a fault, and the known keys of the block that the last one stands in.
 
-
-def _without_union_tags(location: list[str], schema: type[Block]) -> list[str]:
-    """Drop the member names that pydantic appends to the location of a union's fault."""
-    kept: list[str] = []
+    The location that pydantic gives ends with its own names of list items and of union members.
+    """
+    keys: list[str] = []
+    known: list[str] = []
     block: type[Block] | None = schema
     for part in location:
         if block is None:
             break
-        kept.append(part)
-        block = _inner_block(block, part)
-    return kept
+        keys.append(str(part))
+        known = list(block.model_fields)
+        block = _inner_block(block, str(part))
+    return keys, known
 
 
-def _inner_block(block: type[Block], name: str) -> type[Block] | None:
-    field = block.model_fields.get(name)
-    annotation: Any = field.annotation if field else None
-    if isinstance(annotation, type) and issubclass(annotation, Block):
-        return annotation
-    return None
+def _hint(keys: list[str], known: list[str]) -> str:
+    """What to write instead of an unknown key."""
+    key = ".".join(keys)
+    if key in RENAMED:
+        return f"did you mean {RENAMED[key]}? It was renamed"
+    if key in REMOVED:
+        return f"it was removed: {REMOVED[key]}"
+    return _did_you_mean(keys[-1], known) or f"known: {', '.join(known)}"
 
 
-def _did_you_mean(location: list[str], schema: type[Block]) -> str:
-    block: type[Block] | None = schema
-    for part in location[:-1]:
-        block = _inner_block(block, part) if block else None
-    known = list(block.model_fields) if block else []
-    close = difflib.get_close_matches(location[-1][:_LONGEST], known, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(known)})"
+def _did_you_mean(written: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(written[:_LONGEST], known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else ""
 
 
-def _shorten(value: object) -> str:
-    if isinstance(value, float) and math.isnan(value):
-        return "nan"
-    return one_line(repr(value), _LONGEST)
+RENAMED: dict[str, str] = {
+    "index.recall": "index.target_recall",
+    "loss.weight": "loss.grounding_weight",
+    "train.accumulate": "train.gradient_accumulation_steps",
+    "train.buckets": "train.length_buckets",
+    "train.chunk": "train.mini_batch_size",
+    "train.track": "train.report_to",
+}
+"""Old dotted keys of params.yaml, each with its new one, which the error names."""
 
-
-_LONGEST = 60
-"""Characters of a key or value in a message."""
+REMOVED: dict[str, str] = {
+    "features.layout": "features.h5 always holds all features; delete the line",
+}
+"""Keys of params.yaml that are gone, each with the reason and what to do."""

@@ -7,45 +7,47 @@ from pydantic import Field, model_validator
 from pipeline.params.block import Block, Number, Text
 from pipeline.params.places import PathText
 
+Pairs = Literal["scenes", "flickr8k", "flickr30k", "coco", "folder", "webdataset", "hub"]
+PathTexts = Annotated[list[PathText], Field(min_length=1, max_length=10_000)]
 Fraction = Annotated[Number, Field(ge=0, lt=1)]
 
 
 class FolderParams(Block):
     """A folder of images and a table of captions."""
 
-    images: PathText | None
+    images: PathText | None = None
     """The folder of the images."""
-    captions: PathText | None
+    captions: PathText | None = None
     """The table: .csv, .tsv, .txt, .jsonl or .parquet."""
-    image_column: Text
+    image_column: Text = "image"
     """The column of an image's path, relative to `images`."""
-    caption_column: Text
+    caption_column: Text = "caption"
     """The column of a caption, or of a list of captions."""
-    split_column: Text | None
+    split_column: Text | None = None
     """The column of the split; None: drawn by `splits`."""
 
 
 class WebdatasetParams(Block):
     """Shards as img2dataset writes them."""
 
-    shards: PathText | Annotated[list[PathText], Field(min_length=1, max_length=10_000)] | None
+    shards: PathText | PathTexts | None = None
     """Local paths or http(s) URLs, with ranges such as {00000..00331}; local ones may be globs."""
-    damaged: Literal["error", "skip"]
+    damaged: Literal["error", "skip"] = "error"
     """What to do about a damaged shard: stop, or leave out the whole shard."""
 
 
 class HubParams(Block):
     """A data set of the Hugging Face Hub, in Parquet files or webdataset shards."""
 
-    dataset: Text | None
+    dataset: Text | None = None
     """Its name there, ORG/NAME."""
-    revision: Text | None
+    revision: Text | None = None
     """A branch, tag or commit; None: the newest commit of the main branch."""
-    files: Text | None
+    files: Text | None = None
     """A glob of the files to read, in which * stands for / too; None: all, of one config."""
-    image_column: Text
+    image_column: Text = "image"
     """The column of the images' bytes, in Parquet files."""
-    caption_column: Text
+    caption_column: Text = "caption"
     """The column of a caption or of a list of captions, in Parquet files."""
     split_column: Text | None = "split"
     """The column of the split, where a Parquet file has it as text; else, or where None, the name
@@ -55,9 +57,9 @@ class HubParams(Block):
 class SplitsParams(Block):
     """Fractions of the images for a source that names no splits; the rest is train."""
 
-    val: Fraction
+    val: Fraction = 0.01
     """Fraction of the images in val, 0 to below 1."""
-    test: Fraction
+    test: Fraction = 0.01
     """Fraction of the images in test, 0 to below 1."""
 
     @model_validator(mode="after")
@@ -71,36 +73,36 @@ class SplitsParams(Block):
 class ScenesParams(Block):
     """Size of the embedded world; each part is drawn from `seed` on its own."""
 
-    images: Annotated[int, Field(ge=100, le=200_000)]
+    images: Annotated[int, Field(ge=100, le=200_000)] = 4600
     """Images to render."""
-    captions_per_image: Annotated[int, Field(ge=1, le=10)]
+    captions_per_image: Annotated[int, Field(ge=1, le=10)] = 5
     """Differently worded captions of each image."""
-    sentences: Annotated[int, Field(ge=100, le=2_000_000)]
+    sentences: Annotated[int, Field(ge=100, le=2_000_000)] = 10000
     """Text-only sentences."""
-    sts_pairs: Annotated[int, Field(ge=300, le=100_000)]
+    sts_pairs: Annotated[int, Field(ge=300, le=100_000)] = 3000
     """Graded sentence pairs of train, dev and test together; the transfer tasks grow with it."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the whole world, no unit."""
 
 
 class DownloadParams(Block):
     """Which corpora to fetch, and the size of those the project makes itself."""
 
-    pairs: Literal["scenes", "flickr8k", "flickr30k", "coco", "folder", "webdataset", "hub"]
+    pairs: Pairs = "scenes"
     """Images with captions."""
-    text: Literal["scenes", "wiki1m"]
+    text: Literal["scenes", "wiki1m"] = "scenes"
     """Text-only sentences."""
-    evaluation: Literal["scenes", "senteval", "mteb"]
+    evaluation: Literal["scenes", "senteval", "mteb"] = "scenes"
     """STS and transfer tasks; `mteb` is senteval plus the cased STS-B."""
-    folder: FolderParams
+    folder: FolderParams = FolderParams()
     """Your images and captions, where pairs is `folder`."""
-    webdataset: WebdatasetParams
+    webdataset: WebdatasetParams = WebdatasetParams()
     """Your shards, where pairs is `webdataset`."""
-    hub: HubParams
+    hub: HubParams = HubParams()
     """A data set of the Hub, where pairs is `hub`."""
-    splits: SplitsParams
+    splits: SplitsParams = SplitsParams()
     """The splits of your own pairs."""
-    scenes: ScenesParams
+    scenes: ScenesParams = ScenesParams()
     """The embedded world, where one of the three above asks for it."""
 
     @model_validator(mode="after")

@@ -14,13 +14,17 @@ PARTS: tuple[Part, ...] = get_args(Part)
 class EvaluateParams(Block):
     """Settings of scoring."""
 
-    tasks: Annotated[list[Part], Field(min_length=1), AfterValidator(distinct), UNIQUE]
+    tasks: Annotated[list[Part], Field(min_length=1), AfterValidator(distinct), UNIQUE] = [
+        "sts",
+        "transfer",
+        "retrieval",
+    ]
     """What is measured; retrieval is left out for a model that cannot."""
-    convention: Convention
+    convention: Convention = "senteval"
     """Whose pairs and text STS-B and SICK-R are scored on."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 1111
     """Seed of the transfer classifiers and of the bootstrap, no unit."""
-    resamples: Annotated[int, Field(ge=100, le=100_000)]
+    resamples: Annotated[int, Field(ge=100, le=100_000)] = 1000
     """Bootstrap samples of an interval."""
-    batch_size: Annotated[int, Field(ge=1, le=65_536)]
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 128
     """Sentences a forward pass; changes no score beyond rounding."""

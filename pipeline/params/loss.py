@@ -16,15 +16,15 @@ Term = Literal["image", "caption"]
 class FilterParams(Block):
     """Which pairs are no negatives, by the teacher's similarity."""
 
-    kind: Literal["off", "cosine", "dot", "percentile"]
+    kind: Literal["off", "cosine", "dot", "percentile"] = "off"
     """What `threshold` is: a cosine, a raw dot product of features (released code), or a percentile
     of the batch's own cosines."""
-    similarity: Similarity
+    similarity: Similarity = "cross-modal"
     """Teacher similarity that decides: caption to image, image to image, caption to caption."""
-    drop: Literal["above", "below"]
+    drop: Literal["above", "below"] = "above"
     """Remove the negatives above the threshold (false negatives; released code), or those below it
     (easy negatives; the paper's indicator as it is printed)."""
-    threshold: Annotated[Number, Field(ge=-1e6, le=1e6)]
+    threshold: Annotated[Number, Field(ge=-1e6, le=1e6)] = 0.9
     """A cosine (-1 to 1), a dot product or a percentile (0 to 100), as `kind` says;
     no unit."""
 
@@ -48,22 +48,25 @@ _THRESHOLDS = {
 class LossParams(Block):
     """The terms of the training loss."""
 
-    margin: Margin
+    margin: Margin = 0.15
     """Margin m of the grounded losses at Delta = 1, radians (Delta = 1 - teacher cosine)."""
-    margin_kind: Literal["none", "fixed", "adaptive"]
+    margin_kind: Literal["none", "fixed", "adaptive"] = "adaptive"
     """none: no margin (InfoNCE); fixed: m for every negative; adaptive: m * Delta."""
-    gate: Gate
+    gate: Gate = "margin"
     """Negatives that get their margin: at an angle above m (`margin`; released code), or above
     m * Delta (`shift`)."""
-    text_margin: Margin
+    text_margin: Margin = 0.0
     """Fixed margin m1 of the text loss, radians."""
-    temperature: Annotated[Number, Field(gt=0, le=10)]
+    temperature: Annotated[Number, Field(gt=0, le=10)] = 0.05
     """tau of all losses, which divides cosines; no unit."""
-    weight: Annotated[Number, Field(ge=0, le=1000)]
+    grounding_weight: Annotated[Number, Field(ge=0, le=1000)] = 0.1
     """lambda: weight of the grounded losses against the text loss, no unit."""
-    terms: Annotated[list[Term], Field(min_length=1), AfterValidator(distinct), UNIQUE]
+    terms: Annotated[list[Term], Field(min_length=1), AfterValidator(distinct), UNIQUE] = [
+        "image",
+        "caption",
+    ]
     """The grounded losses of kdmcse."""
-    combine: Literal["sum", "average"]
+    combine: Literal["sum", "average"] = "sum"
     """How two grounded losses become one: their sum (released code), or their average (paper)."""
-    filter: FilterParams
+    filter: FilterParams = FilterParams()
     """The noise filter of the grounded losses."""

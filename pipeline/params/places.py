@@ -1,4 +1,4 @@
-"""Paths as people write them, and what to say of those that lead nowhere."""
+"""Paths as people write them, and clear errors for those that do not exist."""
 
 import os
 import re
@@ -14,14 +14,14 @@ _FILE = re.compile(r"file:(//(localhost)?)?(?=/)", re.IGNORECASE)
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://|pipe:", re.IGNORECASE)
 _FOLDER_OF_MODEL = re.compile(r"(?:local-dir:|transformers:)?")
 _COPIES = (".dvc", "tmp", "exps")
-"""Where DVC copies the project to for experiments that leave the folder alone."""
+"""Where DVC copies the project for experiments that do not touch the working folder."""
 
 
 def expanded(written: str) -> str:
     """A path with the home folder for `~`, and with the values of `$VARIABLES`.
 
-    What follows `local-dir:` or `transformers:` is such a path too, and so is that of a `file:`
-    address. Other addresses, and names of the hub, stay as they are.
+    This also applies to the path after `local-dir:`, `transformers:` or `file:`. Other addresses,
+    and names of the hub, stay as they are.
     """
     if found := _FILE.match(written):
         return unquote(written[found.end() :])
@@ -32,32 +32,32 @@ def expanded(written: str) -> str:
 
 
 def is_address(written: str) -> bool:
-    """Whether it is an address, such as https://..., s3://... or pipe:..., and no path."""
+    """Whether it is an address, such as https://..., s3://... or pipe:..., rather than a path."""
     return bool(_ADDRESS.match(written))
 
 
 PathText = Annotated[Text, AfterValidator(expanded)]
-"""A path, or a name that may be one, after `expanded`."""
+"""A path, or a name that may be one; it is expanded."""
 
 
 def why_missing(written: str, key: str, what: str = "does not exist") -> tuple[str, str]:
-    """What is wrong, and what to do, where a path is none.
+    """What is wrong, and what to do, where nothing usable is at a path.
 
     Args:
         written: the path as it was written.
         key: the param, option or variable that names it.
-        what: it does.
+        what: what is wrong with it.
     """
     if is_address(written):
         return (
-            f"{written} is an address, which {key} does not take.",
+            f"{written} is an address, which {key} does not accept.",
             f"copy it to this machine, and set {key} to the path there.",
         )
     if Path(written).is_absolute():
         return f"{written} {what}.", f"check {key}."
     here = Path.cwd()
     if (project := _project_of(here)) is None:
-        return f"{written} {what}.", f"check {key}; relative paths are seen from {here}."
+        return f"{written} {what}.", f"check {key}; relative paths start at {here}."
     return (
         f"{written} {what} in the copy of the project that this experiment runs in.",
         f"set {key} to an absolute path, such as {project / written}.",
@@ -65,7 +65,7 @@ def why_missing(written: str, key: str, what: str = "does not exist") -> tuple[s
 
 
 def _project_of(folder: Path) -> Path | None:
-    """The project that a folder is a copy of; None where DVC has not copied it."""
+    """The project that a folder is a copy of; None where it is not a copy by DVC."""
     parts = folder.parts
     for end in range(len(parts) - len(_COPIES)):
         if parts[end : end + len(_COPIES)] == _COPIES:

@@ -14,11 +14,11 @@ from pipeline.params.train import TrainParams
 class Params(Block):
     """All blocks; every stage checks the whole file, so that all faults come at once."""
 
-    download: DownloadParams
-    teacher: TeacherParams
-    features: FeaturesParams
-    student: StudentParams
-    loss: LossParams
-    train: TrainParams
-    evaluate: EvaluateParams
-    index: IndexParams
+    download: DownloadParams = DownloadParams()
+    teacher: TeacherParams = TeacherParams()
+    features: FeaturesParams = FeaturesParams()
+    student: StudentParams = StudentParams()
+    loss: LossParams = LossParams()
+    train: TrainParams = TrainParams()
+    evaluate: EvaluateParams = EvaluateParams()
+    index: IndexParams = IndexParams()

@@ -11,15 +11,15 @@ from pipeline.params.places import PathText
 class StudentParams(Block):
     """A BERT-like encoder, its pooling and its heads."""
 
-    encoder: PathText
+    encoder: PathText = "data/demo/student"
     """A transformers directory or hub name."""
-    pooling: Literal["cls", "mean"]
+    pooling: Literal["cls", "mean"] = "mean"
     """Sentence vector: the first token, or the mean over all tokens that are not padding."""
-    max_length: Annotated[int, Field(ge=4, le=8192)]
+    max_length: Annotated[int, Field(ge=4, le=8192)] = 32
     """Tokens a training sentence is cut to (scoring and search never cut below the model's own)."""
-    grounding_dim: Annotated[int, Field(ge=2, le=8192)]
+    grounding_dim: Annotated[int, Field(ge=2, le=8192)] = 256
     """Dimensions of the space shared with the teacher."""
-    matryoshka: Annotated[list[Annotated[int, Field(ge=2, le=8192)]], UNIQUE]
+    matryoshka: Annotated[list[Annotated[int, Field(ge=2, le=8192)]], UNIQUE] = []
     """Shorter embeddings, by their first dimensions, that are trained along (arXiv 2205.13147);
     empty: the whole vector only."""
 

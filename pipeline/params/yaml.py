@@ -1,172 +1,103 @@
-"""The text of params.yaml: plain YAML 1.2 of sane size and depth, or one clear line."""
+"""YAML as data: plain values of bounded size, or one clear line on what is wrong."""
 
-import re
-from collections.abc import Iterable, Iterator
+import itertools
+import warnings
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import (
-    AliasEvent,
-    CollectionEndEvent,
-    CollectionStartEvent,
-    DocumentStartEvent,
-    Event,
-    ScalarEvent,
-)
+from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
+from ruamel.yaml.nodes import Node, ScalarNode, SequenceNode
 
 from pipeline.core.errors import ParamsError
+from pipeline.core.files import reports_unreadable
 from pipeline.core.redact import one_line
 
 LARGEST = 256 << 10
-"""Bytes of the file; reading takes a few seconds then."""
-DEEPEST = 32
-"""Blocks and lists within each other."""
+"""Bytes of a file; reading it takes a few seconds."""
 MOST = 100_000
 """Values, with every alias written out."""
 
 _LONGEST_NUMBER = 100
-_DIGITS = re.compile(r"[-+]?(0[xob])?[0-9a-fA-F_]*\.?[0-9_]*([eE][-+]?[0-9_]*)?")
-_GROUPED = re.compile(r"[-+]?[0-9][0-9_]*\.?[0-9_]*([eE][-+]?[0-9]+)?")
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_OF_CONSTRUCTORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""Errors of the library where a value is not of the kind that it looks like."""
 
 
-def read_plain_yaml(path: Path) -> object:
-    """Read a small YAML file that consists of plain blocks, lists and values.
-
-    Args:
-        path: the file, YAML 1.2, UTF-8 with or without a byte order mark. Aliases are followed.
-
-    Returns:
-        Its content; None for an empty file.
+def read_yaml(path: Path) -> Any:
+    """Read a small YAML file in UTF-8, with or without a byte order mark; see `parse_yaml`.
 
     Raises:
-        ParamsError: the file is not there, is no YAML, names a key or an anchor twice, has a tag or
-            a directive, is larger than `LARGEST`, deeper than `DEEPEST`, or stands for more than
-            `MOST` values.
+        ParamsError: the file does not exist, is not YAML, or is larger than `LARGEST`.
+        ResourceError: it cannot be read.
     """
-    text = _read_text(path)
-    try:
-        _check(_yaml().parse(text))
-        return _yaml().load(text)
-    except _PlainTextError as error:
-        raise _unreadable(path, str(error)) from None
-    except MarkedYAMLError as error:
-        raise _unreadable(path, _describe(error)) from None
-    except (YAMLError, RecursionError, *_OF_CONSTRUCTORS) as error:
-        raise _unreadable(path, str(error)) from None
-
-
-_OF_CONSTRUCTORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What the library lets pass where a value is not of the kind that it looks like."""
-
-
-class _PlainTextError(Exception):
-    """The text is YAML, but not plain."""
-
-
-def _yaml() -> YAML:
-    return YAML(typ="safe", pure=True)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(LARGEST + 1)
-        text = content.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise ParamsError(
-            f"{path} does not exist.", "run the command in the project's folder."
-        ) from None
-    except UnicodeDecodeError as error:
-        reason = f"byte {error.start} is no UTF-8 text"
-        raise ParamsError(f"{path} cannot be read: {reason}.", "save it as UTF-8.") from None
-    except OSError as error:
-        raise ParamsError(
-            f"{path} cannot be read: {error.strerror}.", "make it a readable file."
-        ) from None
+    if not path.exists():
+        raise ParamsError(f"{path} does not exist.", "run the command in the project's folder.")
+    with reports_unreadable(path), path.open("rb") as stream:
+        content = stream.read(LARGEST + 1)
     if len(content) > LARGEST:
-        raise _unreadable(path, f"it is larger than {LARGEST:,} bytes")
-    return text
+        raise ParamsError(f"{path} is larger than {LARGEST:,} bytes.", "check the file.")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ParamsError(
+            f"{path} cannot be read: byte {error.start} is not UTF-8.", "save it as UTF-8."
+        ) from None
+    return parse_yaml(text, path)
 
 
-def _unreadable(path: Path, reason: str) -> ParamsError:
-    return ParamsError(
-        f"{path} cannot be read: {one_line(' '.join(reason.split()), 300)}.", "mend the YAML."
-    )
+def parse_yaml(text: str, name: Path | str) -> Any:
+    """The content of a YAML 1.2 document: `off` is a word, `1e-5` a number; aliases are followed.
+
+    Args:
+        text: the document.
+        name: of its file, for errors.
+
+    Returns:
+        Its content; None where it is empty.
+
+    Raises:
+        ParamsError: it is not YAML, names a key or an anchor twice, has a tag of another language,
+            a number that is not plain, or stands for more than `MOST` values.
+    """
+    reader = YAML(typ="safe", pure=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ReusedAnchorWarning)
+            _count(reader.compose(text), {})
+            return reader.load(text)
+    except RecursionError:
+        reason = "it is nested too deep"
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        reason = error.problem or error.context or "it is not YAML"
+        reason = f"line {mark.line + 1}, column {mark.column + 1}: {reason}" if mark else reason
+    except (YAMLError, ReusedAnchorWarning, *_OF_CONSTRUCTORS) as error:
+        reason = str(error)
+    reason = one_line(" ".join(reason.split()), 300)
+    raise ParamsError(f"{name} cannot be read: {reason}.", "correct the YAML.")
 
 
-def _describe(error: MarkedYAMLError) -> str:
-    mark = error.problem_mark or error.context_mark
-    reason = error.problem or error.context or "it is no YAML"
-    return f"{_place(mark.line, mark.column)}: {reason}" if mark else reason
+def _count(node: Node | None, counted: dict[int, int]) -> int:
+    """The values that a node stands for; refuses too many before anything is built of them."""
+    if node is None or isinstance(node, ScalarNode):
+        _check_number(node)
+        return 1
+    if id(node) not in counted:
+        counted[id(node)] = MOST  # for a node that contains itself
+        parts = node.value if isinstance(node, SequenceNode) else itertools.chain(*node.value)
+        counted[id(node)] = 1 + sum(_count(part, counted) for part in parts)
+        if counted[id(node)] > MOST:
+            raise YAMLError(f"it stands for more than {MOST:,} values")
+    return counted[id(node)]
 
 
-def _place(line: int, column: int) -> str:
-    return f"line {line + 1}, column {column + 1}"
-
-
-def _check(events: Iterable[Event]) -> None:
-    """Refuse, before anything is built of it, what plain parameters do not need."""
-    total = 0
-    named: set[str] = set()
-    opened: list[tuple[str | None, int]] = []
-    sizes: dict[str | None, int] = {}
-    for event in events:
-        for reason in _foreign(event):
-            mark = event.start_mark
-            raise _PlainTextError(f"{_place(mark.line, mark.column)}: {reason}")
-        _name(event, named)
-        if isinstance(event, CollectionStartEvent):
-            opened.append((event.anchor, total))
-        elif isinstance(event, CollectionEndEvent):
-            anchor, before = opened.pop()
-            sizes[anchor] = total - before
-        total += _size(event, sizes)
-        _check_size(total, len(opened))
-
-
-def _name(event: Event, named: set[str]) -> None:
-    """Note the anchor of a value; a second of its name would take its place unseen."""
-    anchor = getattr(event, "anchor", None)
-    if anchor is None or isinstance(event, AliasEvent):
+def _check_number(node: ScalarNode | None) -> None:
+    """Refuse numbers that Python cannot hold, or that other readers of YAML take for text."""
+    if node is None or node.tag not in _NUMBERS:
         return
-    if anchor in named:
-        mark = event.start_mark
-        reason = f"the anchor &{anchor} is given a second time"
-        raise _PlainTextError(f"{_place(mark.line, mark.column)}: {reason}")
-    named.add(anchor)
-
-
-def _size(event: Event, sizes: dict[str | None, int]) -> int:
-    """How many values an event adds; it notes the size of a value with an anchor."""
-    if isinstance(event, AliasEvent):
-        if event.anchor not in sizes:
-            raise _PlainTextError(f"*{event.anchor} stands for no whole value before it")
-        return sizes[event.anchor]
-    if isinstance(event, ScalarEvent):
-        sizes[event.anchor] = 1
-    return 1
-
-
-def _check_size(values: int, depth: int) -> None:
-    if depth > DEEPEST:
-        raise _PlainTextError(f"blocks are nested deeper than {DEEPEST}")
-    if values > MOST:
-        raise _PlainTextError(f"it stands for more than {MOST:,} values")
-
-
-def _foreign(event: Event) -> Iterator[str]:
-    """Why an event is not of plain YAML 1.2, if it is not."""
-    if isinstance(event, DocumentStartEvent) and (event.version or event.tags):
-        yield "directives such as %YAML are not read"
-    if isinstance(event, ScalarEvent | CollectionStartEvent) and event.ctag is not None:
-        yield f"tags such as {event.tag} are not read"
-    if isinstance(event, ScalarEvent) and event.style is None:
-        yield from _foreign_number(event.value)
-
-
-def _foreign_number(value: str) -> Iterator[str]:
-    if len(value) > _LONGEST_NUMBER and _DIGITS.fullmatch(value):
-        yield f"a number of {len(value):,} digits"
-    if "_" in value and _GROUPED.fullmatch(value):
-        yield f"{value} is no number of YAML 1.2, write {value.replace('_', '')}"
+    if len(node.value) > _LONGEST_NUMBER or "_" in node.value:
+        raise MarkedYAMLError(
+            problem=f"write numbers without _ and in at most {_LONGEST_NUMBER} digits",
+            problem_mark=node.start_mark,
+        )

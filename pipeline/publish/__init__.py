@@ -1,1 +1,1 @@
-"""A student as others get it: the folder, its card, its provenance."""
+"""A student as others receive it: the folder, its card, its provenance."""

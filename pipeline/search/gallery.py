@@ -1,4 +1,4 @@
-"""Search results as one web page that needs no other file: pictures are in it."""
+"""Search results as one web page that needs no other file: it contains the pictures."""
 
 import base64
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.core.files import atomic_file
 from pipeline.download.packed_images import PackedImages, Rejection
-from pipeline.index.layout import Hit
+from pipeline.index.format import Hit
 from pipeline.search.searcher import Answer, require_corpus
 from pipeline.search.thumbnails import shrink
 
@@ -31,12 +31,12 @@ def save_gallery(path: Path, answers: Sequence[Answer], folder: Path, corpus: st
     Args:
         path: the .html file.
         answers: in the order of the page.
-        folder: the pairs, with the image archives that are named without a folder.
+        folder: the pairs, and the image archives that are named without a folder.
         corpus: fingerprint of the pairs that the index was built from.
 
     Raises:
         StaleArtifactError: the folder holds other pairs.
-        InputError: an archive cannot be read; a single picture that cannot is left out, and named.
+        InputError: an archive cannot be read. A picture that cannot is left out, and named.
         ResourceError: the page cannot be written.
     """
     require_corpus(folder, corpus)

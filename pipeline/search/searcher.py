@@ -1,18 +1,16 @@
-"""From queries, texts or pictures, to hits; returns values, prints nothing."""
+"""From queries, which are texts or pictures, to hits."""
 
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from jaxtyping import Float32
+from typing import TYPE_CHECKING
 
 from pipeline.core.errors import InputError, StaleArtifactError
+from pipeline.core.files import reports_unreadable
 from pipeline.core.plaintext import MARK, is_blank, read_lines
-from pipeline.index.layout import Hit, Index, Target, Window, read_manifest
+from pipeline.index.format import Hit, Index, Space, Target, Window, read_manifest
 from pipeline.index.queries import ExportedQueries, Queries, StudentQueries
 
 if TYPE_CHECKING:
@@ -27,7 +25,7 @@ MAX_IMAGE_BYTES = 64 * 1024**2
 
 @dataclass(frozen=True)
 class Answer:
-    """What one query found."""
+    """The hits of one query."""
 
     query: str
     hits: list[Hit]
@@ -35,7 +33,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Searcher:
-    """A student and its index, opened once for many queries; threads may share it."""
+    """A student and its index, opened once for many queries; safe in threads."""
 
     model: Path
     index: Index
@@ -45,25 +43,29 @@ class Searcher:
 
     @classmethod
     def open(cls, model: Path, folder: Path, vectors: Index | None = None) -> "Searcher":
-        """Open an index for the queries of its student, on the CPU, without torch where it can.
+        """Open an index and its student's queries, on the CPU, without torch if it is exported.
 
         Args:
             model: the student.
             folder: its index.
-            vectors: where the rows are, if not in the folder.
+            vectors: the rows, if they are not in the folder.
 
         Raises:
             MissingArtifactError: there is no index.
             StaleArtifactError: another student made it, or another version of the project.
-            InputError: a file is not what was written or is refused by its library, or files do not
-                belong together.
+            InputError: there is no such student, or a file is damaged, refused by its library or
+                does not fit the others.
         """
         manifest = read_manifest(folder, model)
         if vectors is None:
             from pipeline.index.reader import FileIndex
 
             vectors = FileIndex.open(folder, manifest["spaces"])
-        queries = _open_queries(model, folder, manifest)
+        queries: Queries
+        if manifest.get("exported"):
+            queries = ExportedQueries.open(folder)
+        else:
+            queries = StudentQueries(_load_student(model))
         return cls(model, vectors, queries, str(manifest.get("corpus")))
 
     def search(
@@ -75,7 +77,7 @@ class Searcher:
             queries: texts.
             target: `texts` compares sentence embeddings; `images` compares through the grounding
                 heads.
-            window: which of them.
+            window: which of the ranked results.
 
         Raises:
             InputError: as `check_query`, or the index holds no such rows.
@@ -94,35 +96,40 @@ class Searcher:
             picture: a file's bytes.
             teacher: the one whose features the heads were trained on.
             target: what to rank.
-            window: which of them.
+            window: which of the ranked results.
 
         Raises:
             InputError: the picture cannot be used, or the index holds no such rows.
-            StaleArtifactError: the teacher is another one.
+            StaleArtifactError: it is another teacher.
             ModelError: the student was trained without pictures.
         """
+        from pipeline.download.packed_images import Rejection
+
         self._student.require_teacher(teacher.identity.weights)
-        vector = self._student.ground_images(_features(picture, teacher))
-        space = "grounded" if target == "texts" else target
-        return self.index.search(space, vector, window)[0]
+        pixels = teacher.decode(picture)
+        if isinstance(pixels, Rejection):
+            raise InputError(
+                f"the picture cannot be used ({pixels.reason}): {pixels.detail}", "use another one."
+            )
+        vector = self._student.ground_images(teacher.encode_images(pixels[None]).numpy())
+        return self.index.search(grounded_space(target), vector, window)[0]
 
     @cached_property
     def _student(self) -> "Student":
-        import torch
-
-        from pipeline.student.encoder import load_student
-
-        return load_student(self.model, torch.device("cpu"))
+        return _load_student(self.model)
 
 
-def _open_queries(model: Path, folder: Path, manifest: dict[str, Any]) -> Queries:
-    if manifest.get("exported"):
-        return ExportedQueries.open(folder)
+def grounded_space(target: Target) -> Space:
+    """The vectors that a picture is compared with."""
+    return "grounded" if target == "texts" else target
+
+
+def _load_student(model: Path) -> "Student":
     import torch
 
     from pipeline.student.encoder import load_student
 
-    return StudentQueries(load_student(model, torch.device("cpu")))
+    return load_student(model, torch.device("cpu"))
 
 
 def require_corpus(pairs: Path, corpus: str) -> None:
@@ -134,7 +141,7 @@ def require_corpus(pairs: Path, corpus: str) -> None:
 
     Raises:
         MissingArtifactError: there are no pairs.
-        StaleArtifactError: they are others.
+        StaleArtifactError: the index was built from others.
     """
     from pipeline.download.records import read_pairs
 
@@ -148,41 +155,27 @@ def read_picture(path: Path) -> bytes:
     """The bytes of an image file.
 
     Raises:
-        InputError: it is not there, no file, or larger than 64 MiB.
+        InputError: it is not a file, or larger than 64 MiB.
         ResourceError: it cannot be read.
     """
-    from pipeline.download.archives import reports_unreadable
-
     if not path.is_file():
-        raise InputError(f"{path} is no file.", "name a picture.")
+        raise InputError(f"{path} is not a file.", "name a picture.")
     with reports_unreadable(path):
         if path.stat().st_size > MAX_IMAGE_BYTES:
             raise InputError(f"{path} is larger than 64 MiB.", "use a smaller picture.")
         return path.read_bytes()
 
 
-def _features(picture: bytes, teacher: "Teacher") -> Float32[np.ndarray, "1 teacher"]:
-    from pipeline.download.packed_images import Rejection
-
-    pixels = teacher.decode(picture)
-    if isinstance(pixels, Rejection):
-        raise InputError(
-            f"the picture cannot be used ({pixels.reason}): {pixels.detail}", "use another one."
-        )
-    features: Any = teacher.encode_images(pixels[None]).numpy()
-    return features  # type: ignore[no-any-return]
-
-
 def check_query(query: str) -> None:
     """Refuse a text that cannot be searched for.
 
     Raises:
-        InputError: it is empty, longer than 10,000 characters or no text.
+        InputError: it is empty, not a text, or longer than 10,000 characters.
     """
     if is_blank(query):
         raise InputError("the query is empty.", 'search for something, such as "a red circle".')
     if not query.isascii() and query.encode("utf-8", "replace").decode() != query:
-        raise InputError("the query is no UTF-8 text.", "type it again.")
+        raise InputError("the query is not UTF-8 text.", "type it again.")
     if "\0" in query:
         raise InputError("the query holds NUL, which no text does.", "type it again.")
     if len(query) > MAX_QUERY_CHARACTERS:
@@ -200,7 +193,7 @@ def read_queries(content: bytes, source: str) -> list[str]:
         source: its name, for errors.
 
     Raises:
-        InputError: it is no text, holds no query, or a line is too long.
+        InputError: it is not a text, holds no query, or a line is too long.
     """
     lines = read_lines(io.BytesIO(content), source)
     queries = {number: line.rstrip("\n") for number, line in lines if not is_blank(line)}

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.core.batching import fetched, length_batches
+from pipeline.core.device import choose_device
 from pipeline.core.errors import (
     InputError,
     MissingArtifactError,
@@ -46,6 +47,9 @@ from pipeline.student.directory import (
     write_student_checksums,
 )
 from pipeline.student.settings import POOLING_KEYS, Pooling, Settings, read_settings
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Tokens = Mapping[str, Int[Tensor, "batch tokens"]]
 RunBackbone = Callable[[nn.Module, Tokens], Tensor]
@@ -349,6 +353,57 @@ class Student:
     """Shorter embeddings, by their first dimensions, that were trained along."""
     teacher: str = ""
     """sha256 over the weights of the teacher whose features the heads read; empty: not recorded."""
+
+    @classmethod
+    def load(cls, folder: str | Path, device: torch.device | None = None) -> "Student":
+        """Read a student directory; `load_student` with a device chosen: the first GPU or the CPU.
+
+        Raises:
+            MissingArtifactError: the directory does not exist.
+            ModelError, InputError: as `load_student`.
+        """
+        return load_student(Path(folder), device or choose_device())
+
+    def encode(
+        self, texts: Sequence[str], *, batch_size: int = 128, show_progress: bool = False
+    ) -> Float32[np.ndarray, "texts dim"]:
+        """Embed texts; the rows are compared by cosine.
+
+        Raises:
+            ModelError: the model gave a value that is not finite.
+        """
+        return self.encoder.encode(texts, batch_size=batch_size, show_progress=show_progress)
+
+    def search(
+        self, queries: Sequence[str], texts: Sequence[str], *, k: int = 10, batch_size: int = 128
+    ) -> "pd.DataFrame":
+        """The k nearest of some texts to each query, by comparing all; without an index.
+
+        Args:
+            queries: what to look for.
+            texts: where, as many as fit into memory; `pipeline.search_index` searches more.
+            k: results a query at most.
+            batch_size: texts a forward pass.
+
+        Returns:
+            A table with query, rank (from 1), score (cosine), row (in `texts`) and text, best first
+            for each query.
+        """
+        import pandas as pd
+
+        wanted, found = (
+            F.normalize(torch.from_numpy(self.encode(some, batch_size=batch_size)), dim=-1)
+            for some in (queries, texts)
+        )
+        scores, rows = (wanted @ found.T).topk(min(k, len(texts)))
+        return pd.DataFrame(
+            [
+                {"query": query, "rank": rank, "score": score, "row": row, "text": texts[row]}
+                for query, *best in zip(queries, scores.tolist(), rows.tolist(), strict=True)
+                for rank, (score, row) in enumerate(zip(*best, strict=True), start=1)
+            ],
+            columns=["query", "rank", "score", "row", "text"],
+        )
 
     def require_teacher(self, weights: str) -> None:
         """Refuse features of another teacher than the heads were trained on.

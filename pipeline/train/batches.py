@@ -1,24 +1,18 @@
 """Two streams of batches, text-only sentences and pairs, and the schedule that mixes them."""
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
-from torch import Tensor
+from jaxtyping import Int64
 
 from pipeline.core.errors import InputError
-from pipeline.features.rows import Features
+from pipeline.features.teacher_rows import SplitPairs, TeacherRows
 from pipeline.params.train import TrainParams
 from pipeline.train.mining import hard_negative_order
-from pipeline.train.objective import loss_of
 from pipeline.train.run_params import RunParams
-
-if TYPE_CHECKING:
-    from pipeline.download.records import Pairs
 
 Rows = Int64[np.ndarray, " batch"]
 Lengths = Int64[np.ndarray, " rows"]
@@ -28,60 +22,11 @@ Epoch = Int64[np.ndarray, "batches batch_size"]
 
 
 @dataclass(frozen=True)
-class TrainingPairs:
-    """The captions of the train split, with the feature row of each and of its image."""
-
-    captions: list[str]
-    caption_rows: Int64[np.ndarray, " captions"]
-    image_rows: Int64[np.ndarray, " captions"]
-    features: Features
-
-    def __len__(self) -> int:
-        return len(self.captions)
-
-    def teacher(
-        self, rows: Rows, device: torch.device
-    ) -> tuple[Float[Tensor, "batch teacher"], Float[Tensor, "batch teacher"]]:
-        """float32 teacher features of images and captions, for captions `rows`."""
-        images = self.features.images[self.image_rows[rows]]
-        captions = self.features.captions[self.caption_rows[rows]]
-        return (
-            torch.as_tensor(images).to(device).float(),
-            torch.as_tensor(captions).to(device).float(),
-        )
-
-
-@dataclass(frozen=True)
 class TrainingData:
-    """Both streams."""
+    """Text-only sentences, and image-caption pairs of the train split."""
 
     sentences: list[str]
-    pairs: TrainingPairs
-
-
-def training_pairs(pairs: "Pairs", features: Features) -> TrainingPairs:
-    """Join the captions of the train split with their feature rows, by id.
-
-    Captions without features (their image was rejected) are left out.
-
-    Raises:
-        InputError: no caption is left.
-    """
-    import pandas as pd
-
-    table = pairs.captions_of("train")
-    rows = pd.Index(features.caption_ids).get_indexer(pd.Index(table["caption_id"]))
-    known = rows >= 0
-    if not known.any():
-        raise InputError(
-            "no caption of the train split has features.", "run `dvc repro -f features`."
-        )
-    return TrainingPairs(
-        captions=list(table["caption"][known]),
-        caption_rows=rows[known],
-        image_rows=features.caption_image[rows[known]],
-        features=features,
-    )
+    pairs: SplitPairs
 
 
 class Stream:
@@ -92,14 +37,12 @@ class Stream:
 
     Args:
         make_epoch: draws the batches of one epoch, (batches, batch_size) rows.
-        seed: tells this stream from others.
-        position: batches that were taken before.
+        seed: sets this stream apart from others.
     """
 
-    def __init__(
-        self, make_epoch: Callable[[np.random.Generator], Epoch], seed: list[int], position: int = 0
-    ) -> None:
-        self.position = position
+    def __init__(self, make_epoch: Callable[[np.random.Generator], Epoch], seed: list[int]) -> None:
+        self.position = 0
+        """Batches taken so far; may be set."""
         self._make_epoch = make_epoch
         self._seed = seed
         self._number = 0
@@ -120,14 +63,13 @@ class Stream:
         return self._make_epoch(np.random.default_rng([*self._seed, number]))
 
 
-def text_stream(lengths: Lengths, params: TrainParams, seed: int, position: int = 0) -> Stream:
+def text_stream(lengths: Lengths, params: TrainParams, seed: int) -> Stream:
     """Batches of sentence rows: every epoch a new order, its incomplete rest left out.
 
     Args:
-        lengths: tokens of every sentence, for `train.buckets`.
+        lengths: tokens of every sentence, for `train.length_buckets`.
         params: sizes.
         seed: of the order.
-        position: batches that were taken before.
 
     Raises:
         InputError: there are fewer rows than one batch takes.
@@ -137,15 +79,15 @@ def text_stream(lengths: Lengths, params: TrainParams, seed: int, position: int 
     def epoch(rng: np.random.Generator) -> Epoch:
         return bucketed(rng.permutation(len(lengths)), lengths, params, rng)
 
-    return Stream(epoch, [seed, 0], position)
+    return Stream(epoch, [seed, 0])
 
 
 def bucketed(rows: Rows, lengths: Lengths, params: TrainParams, rng: np.random.Generator) -> Epoch:
     """Batches of near-equal length, in random order; the incomplete rest is left out.
 
-    The rows of `train.buckets` successive batches are sorted by length before they are cut into
-    batches. Which rows meet is random but for their length: negatives are about as long as their
-    anchor, so that length alone does not tell them from the positive.
+    The rows of `train.length_buckets` successive batches are sorted by length before they are cut
+    into batches. Apart from length, chance decides which rows meet: negatives are about as long as
+    their anchor, so that length alone does not tell them from the positive.
 
     Args:
         rows: in random order.
@@ -154,103 +96,76 @@ def bucketed(rows: Rows, lengths: Lengths, params: TrainParams, rng: np.random.G
         rng: of the batches' order.
     """
     batches = _cut(rows, params.batch_size)
-    if params.buckets == 1 or not len(batches):
+    size = params.length_buckets
+    if size == 1 or not len(batches):
         return batches
-    pools = (
-        batches[n : n + params.buckets].ravel() for n in range(0, len(batches), params.buckets)
-    )
+    pools = (batches[n : n + size].ravel() for n in range(0, len(batches), size))
     ordered = np.concatenate([pool[np.argsort(lengths[pool], kind="stable")] for pool in pools])
     shuffled: Epoch = rng.permutation(_cut(ordered, params.batch_size))
     return shuffled
 
 
-def pair_stream(
-    pairs: TrainingPairs, lengths: Lengths, params: RunParams, seed: int, position: int = 0
-) -> Stream:
+def pair_stream(pairs: SplitPairs, lengths: Lengths, params: RunParams, seed: int) -> Stream:
     """Batches of caption rows, as `train.pairs` says.
 
     With `captions: all` an epoch goes through the images once for every caption they have: each
     round takes another caption of each image, in a new order, and leaves out its incomplete rest;
     with `one` it is one round, of captions drawn at random. Unless `unique_images` is off, no batch
     holds two captions of one image. Hard negatives regroup the captions of a round and lose none;
-    they take the place of `train.buckets`.
+    they take the place of `train.length_buckets`.
 
     Args:
         pairs: captions with the rows of their images.
         lengths: tokens of every caption.
         params: sizes, and the make-up of batches.
         seed: of the order.
-        position: batches that were taken before.
 
     Raises:
         InputError: there are fewer images, or captions, than one batch takes.
     """
     size, settings = params.train.batch_size, params.train.pairs
     by_image = _captions_by_image(pairs.image_rows)
-    if settings.captions == "all" and not settings.unique_images:
+    is_mixed = settings.captions == "all" and not settings.unique_images
+    if is_mixed:
         _require(len(pairs), size, "training captions")
-        epoch = functools.partial(_mixed_epoch, pairs, lengths, params)
     else:
         _require(len(by_image), size, "training images")
-        epoch = functools.partial(_pair_epoch, pairs, by_image, lengths, params)
-    return Stream(epoch, [seed, 1], position)
 
+    def epoch(rng: np.random.Generator) -> Epoch:
+        if is_mixed:
+            return _group(pairs, rng.permutation(len(pairs)), lengths, params, rng)
+        shuffled = [rng.permutation(captions) for captions in by_image]
+        rounds = max(map(len, shuffled)) if settings.captions == "all" else 1
+        batches = []
+        for number in range(rounds):
+            rows = np.array([captions[number] for captions in shuffled if number < len(captions)])
+            rng.shuffle(rows)
+            batches.append(_group(pairs, rows, lengths, params, rng))
+        return np.concatenate(batches)
 
-def _pair_epoch(
-    pairs: TrainingPairs,
-    by_image: list[OfImage],
-    lengths: Lengths,
-    params: RunParams,
-    rng: np.random.Generator,
-) -> Epoch:
-    shuffled = [rng.permutation(captions) for captions in by_image]
-    most = max(len(captions) for captions in shuffled)
-    rounds = range(most if params.train.pairs.captions == "all" else 1)
-    batches = []
-    for number in rounds:
-        rows = np.array([captions[number] for captions in shuffled if number < len(captions)])
-        rng.shuffle(rows)
-        batches.append(_group(pairs, rows, lengths, params, rng))
-    return np.concatenate(batches)
-
-
-def _mixed_epoch(
-    pairs: TrainingPairs, lengths: Lengths, params: RunParams, rng: np.random.Generator
-) -> Epoch:
-    return _group(pairs, rng.permutation(len(pairs)), lengths, params, rng)
+    return Stream(epoch, [seed, 1])
 
 
 def _group(
-    pairs: TrainingPairs,
-    rows: Rows,
-    lengths: Lengths,
-    params: RunParams,
-    rng: np.random.Generator,
+    pairs: SplitPairs, rows: Rows, lengths: Lengths, params: RunParams, rng: np.random.Generator
 ) -> Epoch:
-    """Rows in random order as batches: of hard negatives where they are asked for, or buckets."""
-    if not params.train.pairs.hard_negatives:
+    """Rows in random order as batches; a few of these at a time are regrouped by hard negatives."""
+    settings, size = params.train.pairs, params.train.batch_size
+    if not settings.hard_negatives:
         return bucketed(rows, lengths, params.train, rng)
-    return _bring_hard_negatives(pairs, _cut(rows, params.train.batch_size), params, rng)
-
-
-def _bring_hard_negatives(
-    pairs: TrainingPairs, batches: Epoch, params: RunParams, rng: np.random.Generator
-) -> Epoch:
-    """Regroup the captions of a few batches at a time."""
-    settings = params.train.pairs
-    noise = loss_of(params.train.objective, params.loss).filter
-    grouped = []
+    batches, teacher = _cut(rows, size), TeacherRows(pairs, torch.device("cpu"))
+    grouped = [batches[:0]]
     for start in range(0, len(batches), settings.pool):
-        rows = batches[start : start + settings.pool].ravel()
+        pool = batches[start : start + settings.pool].ravel()
         order = hard_negative_order(
-            *pairs.teacher(rows, torch.device("cpu")),
-            batch_size=params.train.batch_size,
+            *teacher(pool),
+            batch_size=size,
             neighbours=settings.hard_negatives,
-            noise=noise,
-            image_rows=pairs.image_rows[rows],
+            noise=params.loss.filter,
+            image_rows=pairs.image_rows[pool],
         )
-        grouped.append(rng.permutation(_cut(rows[order], params.train.batch_size)))
-    return np.concatenate(grouped) if grouped else batches
+        grouped.append(rng.permutation(_cut(pool[order], size)))
+    return np.concatenate(grouped)
 
 
 def _cut(rows: Rows, batch_size: int) -> Epoch:
@@ -291,7 +206,7 @@ def make_schedule(
     return Schedule(max(2, pair_batches // text_batches + 1), inverted=True)
 
 
-def epoch_batches(pairs: TrainingPairs, params: TrainParams) -> int:
+def epoch_batches(pairs: SplitPairs, params: TrainParams) -> int:
     """Batches of pairs in one epoch, counted as METHOD does: captions read, by the batch size."""
     one = params.pairs.captions == "one"
     read = len(np.unique(pairs.image_rows)) if one else len(pairs)

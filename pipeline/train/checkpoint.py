@@ -11,13 +11,12 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pipeline.core.checksums import hash_strings, hash_weights
 from pipeline.core.device import choose_device
 from pipeline.core.files import atomic_file, output_file
 from pipeline.core.progress import log
-from pipeline.features.rows import Features
+from pipeline.core.redact import one_line
 from pipeline.student.encoder import SentenceEncoder
 from pipeline.train.batches import TrainingData
 from pipeline.train.code import hash_code
@@ -32,7 +31,7 @@ State = dict[str, Any]
 
 _PACKAGE = Path(__file__).parents[1]
 _CODE = ("pipeline.train.loop", "pipeline.evaluate.selection")
-"""What takes the steps and what selects the student. A run of other code is another run."""
+"""What trains and what selects the student. Other code makes another run."""
 _FORMAT = 1
 _NAME = 16
 _UNREADABLE = (
@@ -54,7 +53,7 @@ class Checkpoint:
     Args:
         folder: where the file is, `FINGERPRINT.pt`; it is replaced as a whole.
         fingerprint: of all that the run depends on (`run_fingerprint`).
-        every: seconds from one saving to the next.
+        every: seconds between two saves.
     """
 
     def __init__(self, folder: Path, fingerprint: str, every: float) -> None:
@@ -65,33 +64,34 @@ class Checkpoint:
         self._saved = time.monotonic()
 
     def load(self) -> State | None:
-        """The state to go on from; None where there is none, or it belongs to another run."""
+        """The state to resume from; None where there is none, or it belongs to another run."""
         try:
-            _require_whole(self._path)
+            with zipfile.ZipFile(self._path) as file:  # torch does not check its CRC-32s
+                if damaged := file.testzip():
+                    raise ValueError(f"{damaged} is damaged")
             content = torch.load(self._path, map_location="cpu", weights_only=True)
             key, state = content["key"], content["state"]
         except FileNotFoundError:
             return None
         except _UNREADABLE as error:
-            reason = " ".join(str(error).split())[:100]
+            reason = one_line(str(error), 100)
             log.warning("%s cannot be read (%s): training starts anew", self._path, reason)
             return None
         if differing := [name for name in self._key if key.get(name) != self._key[name]]:
             log.warning("%s is of another %s: training starts anew", self._path, differing[0])
             return None
-        log.info("training goes on after step %d, from %s", state["step"], self._path)
+        log.info("training resumes after step %d, from %s", state["step"], self._path)
         return dict(state)
 
     def is_due(self) -> bool:
-        """Whether the last saving is as long ago as it should be at most."""
+        """Whether it is time to save again."""
         return time.monotonic() - self._saved >= self._every
 
     def save(self, state: State) -> None:
         """Replace the file.
 
         Raises:
-            ResourceError: the disk is full, or the place cannot be written; the file of before
-                stays.
+            ResourceError: the disk is full, or the place cannot be written; the old file stays.
         """
         with atomic_file(self._path) as temporary, output_file(temporary) as stream:
             torch.save({"key": self._key, "state": state}, cast(IO[bytes], stream))
@@ -103,24 +103,18 @@ class Checkpoint:
         self._clean()
 
     def _clean(self) -> None:
-        """Remove what a kill in the middle of a saving left."""
+        """Remove what a kill while saving left."""
         for leftover in self._path.parent.glob(f".{self._path.name}.*"):
             leftover.unlink(missing_ok=True)
 
 
-def _require_whole(path: Path) -> None:
-    """Hold every record against its CRC-32, which torch writes and does not look at.
-
-    Raises:
-        ValueError: one is another than was written.
-        OSError, BadZipFile: the file cannot be read.
-    """
-    with zipfile.ZipFile(path) as file:
-        if damaged := file.testzip():
-            raise ValueError(f"{damaged} is damaged")
-
-
-def run_fingerprint(data: TrainingData, params: RunParams, seed: int, dev: "pd.DataFrame") -> str:
+def run_fingerprint(
+    data: TrainingData,
+    params: RunParams,
+    seed: int,
+    dev: "pd.DataFrame",
+    encoder: SentenceEncoder,
+) -> str:
     """A hash of what decides the bits of a trained student, on one kind of machine.
 
     Args:
@@ -128,12 +122,14 @@ def run_fingerprint(data: TrainingData, params: RunParams, seed: int, dev: "pd.D
         params: the blocks of training.
         seed: of the run.
         dev: the pairs that select the student, and no others.
+        encoder: what training starts from.
     """
     blocks = (params.student, params.loss, params.train)
-    settings = [block.model_dump_json(exclude={"seeds", "track"}) for block in blocks]
-    encoder = SentenceEncoder.load(params.student.encoder, params.student.pooling)
+    settings = [block.model_dump_json(exclude={"seeds", "report_to"}) for block in blocks]
     features = data.pairs.features
-    arrays = (data.pairs.caption_rows, data.pairs.image_rows)
+    arrays = [data.pairs.caption_rows, data.pairs.image_rows]
+    if not features.digest:  # they were never in a file
+        arrays += [features.images[:], features.captions[:]]
     return hash_strings(
         [
             *settings,
@@ -145,19 +141,10 @@ def run_fingerprint(data: TrainingData, params: RunParams, seed: int, dev: "pd.D
             hash_weights(encoder),
             str(cast(Any, encoder.backbone).config),
             *tokenizer_parts(encoder),
-            *(_hash_array(array) for array in arrays),
-            features.digest or _hash_features(features),
+            *(hashlib.sha256(np.ascontiguousarray(one).data).hexdigest() for one in arrays),
+            features.digest,
             hash_strings(data.pairs.captions),
             hash_strings(data.sentences),
             dev.to_csv(index=False),
         ]
     )
-
-
-def _hash_features(features: Features) -> str:
-    """For features that were never in a file; those of a file carry their digest."""
-    return hash_strings(_hash_array(rows[:]) for rows in (features.images, features.captions))
-
-
-def _hash_array(array: NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()

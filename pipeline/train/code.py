@@ -1,4 +1,4 @@
-"""What the project's own code does for a run, as a hash: comments and docstrings do not count."""
+"""A hash of the project's own code that a run depends on; comments and docstrings do not count."""
 
 import ast
 from collections.abc import Iterator
@@ -17,12 +17,6 @@ def hash_code(package: Path, *modules: str) -> str:
         package: its folder, such as `pipeline`.
         modules: where to begin, such as `pipeline.train.loop`.
     """
-    trees = _closure(package, modules)
-    return hash_strings(part for name in sorted(trees) for part in (name, _meaning(trees[name])))
-
-
-def _closure(package: Path, modules: tuple[str, ...]) -> dict[str, ast.Module]:
-    """The syntax trees of modules and of what they import, by path within the package."""
     found: dict[str, ast.Module] = {}
     left = list(modules)
     while left:
@@ -31,21 +25,22 @@ def _closure(package: Path, modules: tuple[str, ...]) -> dict[str, ast.Module]:
             if name not in found:
                 found[name] = ast.parse(file.read_bytes())
                 left += _imports(found[name])
-    return found
+    without_text = _WithoutText()
+    meanings = {name: ast.dump(without_text.visit(tree)) for name, tree in found.items()}
+    return hash_strings(part for name in sorted(meanings) for part in (name, meanings[name]))
 
 
 def _files(package: Path, module: str) -> Iterator[Path]:
-    """The files that run when a module is imported; none where it is not of the package."""
+    """The files that run when a module is imported; none where it is not part of the package."""
     first, *rest = module.split(".")
-    if first != package.name:
-        return
-    folders = [package.joinpath(*rest[:depth]) for depth in range(len(rest) + 1)]
-    files = [folder / "__init__.py" for folder in folders]
-    yield from filter(Path.is_file, [*files, *(path.with_suffix(".py") for path in folders[1:])])
+    if first == package.name:
+        paths = [package.joinpath(*rest[:depth]) for depth in range(len(rest) + 1)]
+        files = [*(path / "__init__.py" for path in paths), *(p.with_suffix(".py") for p in paths)]
+        yield from filter(Path.is_file, files)
 
 
 def _imports(node: ast.AST) -> Iterator[str]:
-    """What the code at and below a node imports, but for the eyes of a type checker alone."""
+    """What the code at and below a node imports, except for type checkers alone."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom) and node.module:
@@ -55,12 +50,8 @@ def _imports(node: ast.AST) -> Iterator[str]:
             yield from _imports(child)
 
 
-def _meaning(tree: ast.Module) -> str:
-    return ast.dump(_WithoutText().visit(tree))
-
-
 class _WithoutText(ast.NodeTransformer):
-    """Drops strings that stand alone: docstrings, of attributes too."""
+    """Drops strings that stand alone: docstrings, including those of attributes."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
         is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -19,18 +19,18 @@ _CURVES = {
     "masked_share": "masked_share",
     "applied_margin": "applied_margin",
 }
-"""Terms of a loss, and the curves that they make."""
+"""Terms of a loss, and the names of their curves."""
 
 
 class Curves:
-    """Every point so far; terms since the last one stay on the device, so that no step waits."""
+    """All points so far; terms since the last one stay on the device, so that no step waits."""
 
     def __init__(self) -> None:
         self.points: list[Point] = []
         self._terms: dict[str, list[Tensor]] = {}
 
     def add(self, losses: Sequence[StepLoss]) -> None:
-        """Take the terms of a step's batches; those they do not have are left out."""
+        """Collect the terms of a step's batches; those that are None are left out."""
         for term, curve in _CURVES.items():
             values = [getattr(loss, term) for loss in losses]
             if values[0] is not None:
@@ -62,6 +62,6 @@ class Curves:
         return {"points": [list(point) for point in self.points], "terms": self._terms}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`."""
+        """Continue from `state`."""
         self.points = [(step, curve, value) for step, curve, value in state["points"]]
         self._terms = {name: list(terms) for name, terms in state["terms"].items()}

@@ -1,4 +1,4 @@
-"""What the teacher's similarities are, what the noise filter removes, and how angles move."""
+"""The teacher's similarities, what the noise filter removes, and how training moves angles."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,22 +7,20 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pipeline.core.progress import log
+from pipeline.features.teacher_rows import SplitPairs, TeacherRows
 from pipeline.params.loss import FilterParams, Similarity
-from pipeline.student.encoder import Student
-from pipeline.train.batches import Rows, TrainingPairs
+from pipeline.train.batches import Rows
 from pipeline.train.gradients import split_tokens
-from pipeline.train.loop import build_model
 from pipeline.train.losses import applied_margins, cosines
 from pipeline.train.noise import filter_limit, passes, teacher_cosines, teacher_dots
 from pipeline.train.objective import Distillation
-from pipeline.train.run_params import RunParams
 
 SAMPLE_IMAGES = 400
-"""Images whose captions, all of them, are looked at."""
+"""Images whose captions are all looked at."""
 TABLE_ROWS = 100
 """Masked pairs that the table shows."""
 
@@ -40,16 +38,20 @@ Pairwise = Bool[Tensor, "captions captions"]
 class Sample:
     """Captions of the training pairs, all those of some images."""
 
-    pairs: TrainingPairs
+    pairs: SplitPairs
     rows: Rows
     """Of the captions, in `pairs`."""
-    scores: Mapping[Similarity, Square]
-    """Teacher cosines by similarity; the row of a cross-modal one is the caption, the column the
+    cosines: Mapping[Similarity, Square]
+    """The teacher's, by similarity; for a cross-modal one the row is the caption, the column the
     image of a caption."""
     dots: Mapping[Similarity, Square]
     same_image: Pairwise
     other: Pairwise
     """Pairs of different captions."""
+
+    def scores(self, params: FilterParams) -> Square:
+        """What a filter compares with its threshold."""
+        return (self.dots if params.kind == "dot" else self.cosines)[params.similarity]
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class FilterEffect:
     masked: Pairwise
     """Pairs of different captions that it removes."""
     share: float
-    """Of pairs of different images, 0 to 1: what it takes from batches of different images."""
+    """Share of the pairs of different images that it removes, 0 to 1."""
     recall: float
     """Share of the pairs of one image, known false negatives, that it removes, 0 to 1."""
     precision: float
@@ -74,13 +76,13 @@ class FilterEffect:
         return {f"filter_{name}": round(getattr(self, name), 6) for name in names}
 
 
-def draw_sample(pairs: TrainingPairs, seed: int) -> Sample:
+def draw_sample(pairs: SplitPairs, seed: int) -> Sample:
     """All captions of up to SAMPLE_IMAGES images, drawn at random."""
     images = np.unique(pairs.image_rows)
     rng = np.random.default_rng([seed, 2])
     drawn = rng.permutation(images)[:SAMPLE_IMAGES]
     rows = np.flatnonzero(np.isin(pairs.image_rows, drawn))
-    features = pairs.teacher(rows, torch.device("cpu"))
+    features = TeacherRows(pairs, torch.device("cpu"))(rows)
     image = torch.from_numpy(pairs.image_rows[rows])
     return Sample(
         pairs,
@@ -100,7 +102,7 @@ def similarity_histograms(sample: Sample) -> pd.DataFrame:
         (the middle of a bin) and share (of the relation's pairs). An image with itself is left out.
     """
     tables = []
-    for similarity, scores in sample.scores.items():
+    for similarity, scores in sample.cosines.items():
         relations = {"different images": ~sample.same_image}
         if similarity != "image":
             own = sample.same_image & (sample.other | (similarity == "cross-modal"))
@@ -115,15 +117,17 @@ def filter_effect(sample: Sample, params: FilterParams) -> FilterEffect | None:
     """What the filter would remove from the sample; None where it is off."""
     if params.kind == "off":
         return None
-    scores = (sample.dots if params.kind == "dot" else sample.scores)[params.similarity]
+    scores = sample.scores(params)
     negatives = scores[~sample.same_image]
     masked = ~passes(scores, filter_limit(negatives, params), params) & sample.other
     share = float(masked[~sample.same_image].float().mean())
     known = sample.same_image & sample.other
     recall = float(masked[known].float().mean()) if known.any() else 0.0
-    return FilterEffect(
-        masked, share, recall, _precision(sample.pairs, share, recall), _suggest(negatives, params)
-    )
+    percentile = 100 * (_SUGGESTED_SHARE if params.drop == "below" else 1 - _SUGGESTED_SHARE)
+    suggestion = percentile
+    if params.kind != "percentile":
+        suggestion = float(np.percentile(negatives.numpy(), percentile))
+    return FilterEffect(masked, share, recall, _precision(sample.pairs, share, recall), suggestion)
 
 
 def warn_of_useless_filter(effect: FilterEffect | None, params: FilterParams) -> None:
@@ -148,7 +152,7 @@ def masked_pairs(
 
     Args:
         sample: where they are from.
-        effect: the filter's.
+        effect: of the filter.
         params: the filter.
         names: what images are called, by image_id.
 
@@ -159,20 +163,32 @@ def masked_pairs(
     columns = ["score", "same_image", "caption_1", "caption_2", "image_1", "image_2"]
     if effect is None:
         return pd.DataFrame(columns=columns)
-    scores = (sample.dots if params.kind == "dot" else sample.scores)[params.similarity]
+    pairs, scores = sample.pairs, sample.scores(params)
     found = effect.masked.triu().nonzero().numpy()
-    drawn = np.random.default_rng(0).permutation(found)[:TABLE_ROWS]
-    rows = [_describe(sample, scores, pair, names) for pair in drawn]
+    rows: list[list[object]] = []
+    for first, second in np.random.default_rng(0).permutation(found)[:TABLE_ROWS].tolist():
+        captions = [int(sample.rows[index]) for index in (first, second)]
+        images = [int(pairs.features.image_ids[pairs.image_rows[row]]) for row in captions]
+        score, same = float(scores[first, second]), bool(sample.same_image[first, second])
+        texts = [pairs.captions[row] for row in captions]
+        shown = [names.get(image, str(image)) for image in images]
+        rows.append([round(score, 4), same, *texts, *shown])
     return pd.DataFrame(rows, columns=columns).sort_values("score", ascending=False)
 
 
 def angles_and_margins(
-    pairs: TrainingPairs, params: RunParams, seed: int, student: Student
+    model: Distillation, pairs: SplitPairs, *, max_length: int, seed: int, when: When
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Angles and margins as the losses see them, before training and after.
+    """Angles and margins as the losses see them, for one state of a model.
 
-    A sample of captions of different images, under dropout; the state of before is drawn again from
-    the seed.
+    A sample of captions of different images, under dropout; torch's random state stays as it was.
+
+    Args:
+        model: the model, which is in eval mode afterwards.
+        pairs: the training pairs.
+        max_length: tokens that a caption is cut to.
+        seed: of the sample.
+        when: whether the model is that of before training or of after.
 
     Returns:
         Angles: term (text, image, caption), relation (positive, negative), when, angle (radians,
@@ -182,33 +198,30 @@ def angles_and_margins(
     _, first = np.unique(pairs.image_rows, return_index=True)
     rows = np.random.default_rng([seed, 3]).permutation(first)[:SAMPLE_IMAGES]
     angles, margins = [], []
-    for when, model in _models(pairs, params, seed, student).items():
-        for term, cosine, alpha in _terms(model, pairs, rows, params.student.max_length):
-            about = {"term": term, "when": when}
-            angles += [table.assign(**about) for table in _angles(cosine)]
-            margins.append(_margins(model, term, cosine, alpha).assign(**about))
+    for term, cosine, alpha in _terms(model, pairs, rows, max_length):
+        angle = cosine.clamp(-1, 1).acos().cpu()
+        positive = torch.eye(len(angle), dtype=torch.bool)
+        for relation, values in {"positive": angle[positive], "negative": angle[~positive]}.items():
+            table = _histogram(values, low=0.0, high=np.pi, name="angle")
+            angles.append(table.assign(term=term, relation=relation, when=when))
+        is_text = term == "text"
+        margin = model.loss.text_margin if is_text else model.margin
+        similarity = alpha if is_text else model.margin_similarity(alpha)
+        gate = "margin" if is_text else model.loss.gate
+        shift = applied_margins(cosine, similarity, margin=margin, gate=gate).cpu()
+        table = _histogram(shift[~positive], low=0.0, high=max(2 * margin, 0.01), name="margin")
+        margins.append(table.assign(term=term, when=when))
     return (
         _together(angles, ["term", "relation", "when", "angle", "share"]),
         _together(margins, ["term", "when", "margin", "share"]),
     )
 
 
-def _models(
-    pairs: TrainingPairs, params: RunParams, seed: int, student: Student
-) -> dict[When, Distillation]:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        before = build_model(params, pairs.features.dim).to(student.encoder.device)
-    after = Distillation(student.encoder, student.heads, params.train.objective, params.loss)
-    return {"before": before, "after": after}
-
-
 @torch.no_grad()
 def _terms(
-    model: Distillation, pairs: TrainingPairs, rows: Rows, max_length: int
+    model: Distillation, pairs: SplitPairs, rows: Rows, max_length: int
 ) -> list[tuple[str, Square, Square]]:
     """The terms of the objective: name, cosines of anchors and candidates, teacher cosines."""
-    images, captions = pairs.teacher(rows, model.encoder.device)
     tokens = model.encoder.tokenize([pairs.captions[row] for row in rows], max_length)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -216,67 +229,29 @@ def _terms(
         views = [model.two_views(part) for part in split_tokens(tokens, _ENCODED_TOGETHER)]
         model.eval()
     first, second = (torch.cat(side) for side in zip(*views, strict=True))
-    alphas = teacher_cosines(images, captions)
     text = cosines(model.heads.text(first), model.heads.text(second))
-    terms = [("text", text, torch.zeros_like(text))]
-    if model.objective == "simcse":
-        return terms
+    host = TeacherRows(pairs, torch.device("cpu"))(rows)
+    images, captions = (side.to(first.device) for side in host)
+    alphas = teacher_cosines(images, captions)
     grounded = model.heads.ground_sentences(first)
     targets = {
         "image": (model.heads.ground_images(images), alphas.image),
         "caption": (model.heads.ground_captions(captions), alphas.caption),
     }
-    return terms + [
-        (term, cosines(grounded, targets[term][0]), targets[term][1]) for term in model.loss.terms
-    ]
+    terms = [("text", text, torch.zeros_like(text))]
+    for term in model.loss.terms:
+        target, alpha = targets[term]
+        terms.append((term, cosines(grounded, target), alpha))
+    return terms
 
 
-def _angles(cosine: Square) -> list[pd.DataFrame]:
-    angle = cosine.clamp(-1, 1).acos().cpu()
-    positive = torch.eye(len(angle), dtype=torch.bool)
-    relations = {"positive": angle[positive], "negative": angle[~positive]}
-    return [
-        _histogram(values, low=0.0, high=np.pi, name="angle").assign(relation=relation)
-        for relation, values in relations.items()
-    ]
-
-
-def _margins(model: Distillation, term: str, cosine: Square, alpha: Square) -> pd.DataFrame:
-    is_text = term == "text"
-    margin = model.loss.text_margin if is_text else model.margin
-    margin_similarity = alpha if is_text else model.margin_similarity(alpha)
-    gate = "margin" if is_text else model.loss.gate
-    shift = applied_margins(cosine, margin_similarity, margin=margin, gate=gate).cpu()
-    others = ~torch.eye(len(shift), dtype=torch.bool)
-    return _histogram(shift[others], low=0.0, high=max(2 * margin, 0.01), name="margin")
-
-
-def _precision(pairs: TrainingPairs, share: float, recall: float) -> float:
+def _precision(pairs: SplitPairs, share: float, recall: float) -> float:
     """Of what a filter masks in the whole split, the share that are pairs of one image."""
     counts = np.unique(pairs.image_rows, return_counts=True)[1].astype(float)
     same = (counts * (counts - 1)).sum()
     different = counts.sum() ** 2 - (counts**2).sum()
     masked = recall * same + share * different
     return float(recall * same / masked) if masked else 0.0
-
-
-def _suggest(negatives: Float[Tensor, " pairs"], params: FilterParams) -> float:
-    percentile = 100 * (_SUGGESTED_SHARE if params.drop == "below" else 1 - _SUGGESTED_SHARE)
-    if params.kind == "percentile":
-        return percentile
-    return float(np.percentile(negatives.numpy(), percentile))
-
-
-def _describe(
-    sample: Sample, scores: Square, pair: Int64[np.ndarray, " 2"], names: Mapping[int, str]
-) -> list[object]:
-    first, second = map(int, pair)
-    rows = [int(sample.rows[index]) for index in (first, second)]
-    images = [int(sample.pairs.features.image_ids[sample.pairs.image_rows[row]]) for row in rows]
-    captions = [sample.pairs.captions[row] for row in rows]
-    same = bool(sample.same_image[first, second])
-    score = round(float(scores[first, second]), 4)
-    return [score, same, *captions, *(names.get(image, str(image)) for image in images)]
 
 
 def _histogram(

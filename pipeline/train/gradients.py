@@ -7,13 +7,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from pipeline.features.teacher_rows import TeacherBatch
 from pipeline.student.encoder import Tokens
-from pipeline.train.objective import Distillation, StepLoss, TeacherBatch, Views
+from pipeline.train.objective import Distillation, StepLoss, Views
 
 Autocast = Callable[[], contextlib.AbstractContextManager[object]]
 Gather = Callable[[Views], Views]
-Parts = list[dict[str, Int[Tensor, "_ _"]]]
-"""Stretches of a batch's sentences."""
 
 
 def add_gradients(
@@ -22,75 +21,67 @@ def add_gradients(
     teacher: TeacherBatch | None,
     *,
     scale: float = 1.0,
-    chunk: int | None = None,
+    mini_batch_size: int | None = None,
     autocast: Autocast = contextlib.nullcontext,
     gather: Gather = lambda views: views,
 ) -> StepLoss:
     """Add the gradient of a batch's loss to the model's parameters.
 
-    In chunks, only the vectors of the batch are kept: the loss and its gradient with respect to
-    them are computed at once, over all negatives; each chunk is then encoded a second time, under
-    the same dropout, and takes its part of that gradient further (GradCache, arXiv 2101.06983).
-    The gradient is that of the whole batch; what is paid is a second forward pass.
+    With mini-batches, only the vectors of the batch are kept: the loss and its gradient with
+    respect to them are computed at once, over all negatives; each mini-batch is then encoded again,
+    under the same dropout, to propagate its part of that gradient (GradCache, arXiv 2101.06983).
+    The gradient is that of the whole batch, at the cost of a second forward pass.
 
     Args:
         model: encoder, heads and objective.
         tokens: (B, T), the sentences of this process.
         teacher: features of the batch, or None.
         scale: of the loss, before its gradient is taken.
-        chunk: sentences encoded at a time; None: all.
+        mini_batch_size: sentences encoded at a time; None: all.
         autocast: the precision of the forward pass.
-        gather: brings the vectors of other processes.
+        gather: adds the vectors of other processes.
 
     Returns:
         The loss and its terms, not scaled.
     """
-    if chunk is None or chunk >= len(tokens["input_ids"]):
+    if mini_batch_size is None or mini_batch_size >= len(tokens["input_ids"]):
         with autocast():
             loss = model.loss_of_views(gather(model.two_views(tokens)), teacher)
         torch.autograd.backward(loss.total * scale)
         return loss
-    parts = split_tokens(tokens, chunk)
-    states, views = _encode_without_gradient(model, parts, autocast)
+    parts = split_tokens(tokens, mini_batch_size)
+    device = tokens["input_ids"].device
+    states, encoded = [], []
+    for part in parts:
+        states.append(random_states(device))
+        with torch.no_grad(), autocast():
+            encoded.append(model.two_views(part))
+    first, second = (torch.cat(side).requires_grad_() for side in zip(*encoded, strict=True))
     with autocast():
-        loss = model.loss_of_views(gather(views), teacher)
+        loss = model.loss_of_views(gather((first, second)), teacher)
     torch.autograd.backward(loss.total * scale)
-    last = random_states(views[0].device)
-    for part, state, *gradients in zip(parts, states, *_gradients(views, chunk), strict=True):
-        set_random_states(state, views[0].device)
+    last = random_states(device)
+    gradients = [
+        torch.split(torch.zeros_like(view) if view.grad is None else view.grad, mini_batch_size)
+        for view in (first, second)
+    ]
+    for part, state, *gradient in zip(parts, states, *gradients, strict=True):
+        set_random_states(state, device)
         with autocast():
             again = model.two_views(part)
-        torch.autograd.backward(again, gradients)
-    set_random_states(last, views[0].device)
+        torch.autograd.backward(again, gradient)
+    set_random_states(last, device)
     return loss
 
 
-def _encode_without_gradient(
-    model: Distillation, parts: Parts, autocast: Autocast
-) -> tuple[list[dict[str, Tensor]], Views]:
-    """The random states before each part, and the vectors of all as leaves of the graph."""
-    states, views = [], []
-    for part in parts:
-        states.append(random_states(part["input_ids"].device))
-        with torch.no_grad(), autocast():
-            views.append(model.two_views(part))
-    first, second = (torch.cat(side).requires_grad_() for side in zip(*views, strict=True))
-    return states, (first, second)
-
-
-def _gradients(views: Views, chunk: int) -> list[tuple[Tensor, ...]]:
-    whole = (torch.zeros_like(view) if view.grad is None else view.grad for view in views)
-    return [torch.split(one, chunk) for one in whole]
-
-
-def split_tokens(tokens: Tokens, chunk: int) -> Parts:
-    """A batch in stretches of `chunk` sentences."""
-    parts = {key: torch.split(value, chunk) for key, value in tokens.items()}
+def split_tokens(tokens: Tokens, size: int) -> list[dict[str, Int[Tensor, "_ _"]]]:
+    """A batch in mini-batches of `size` sentences, the last of which may be smaller."""
+    parts = {key: torch.split(value, size) for key, value in tokens.items()}
     return [dict(zip(parts, part, strict=True)) for part in zip(*parts.values(), strict=True)]
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
-    """The states that dropout draws from."""
+    """The states of the generators that dropout draws from."""
     states = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
         states["device"] = torch.get_device_module(device).get_rng_state()
@@ -98,7 +89,7 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
-    """Go back to `random_states`."""
+    """Restore what `random_states` gave."""
     torch.set_rng_state(states["cpu"])
     if device.type != "cpu":
         torch.get_device_module(device).set_rng_state(states["device"])

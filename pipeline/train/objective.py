@@ -2,20 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.core.errors import ParamsError
+from pipeline.features.teacher_rows import TeacherBatch
 from pipeline.params.loss import LossParams
 from pipeline.student.encoder import GroundingHeads, SentenceEncoder, Tokens
 from pipeline.train.losses import adap_acse, simcse_loss
 from pipeline.train.noise import Keep, TeacherScores, filter_negatives, teacher_cosines
+from pipeline.train.run_params import RunParams
 
-Objective = Literal["simcse", "mcse", "kdmcse"]
-TeacherBatch = tuple[Float[Tensor, "batch teacher"], Float[Tensor, "batch teacher"]]
 Views = tuple[Float[Tensor, "batch student"], Float[Tensor, "batch student"]]
 
 
@@ -33,44 +33,29 @@ class StepLoss:
     """Mean margin over all negatives of the first grounded loss, radians; 0 at a closed gate."""
 
 
-def loss_of(objective: Objective, loss: LossParams) -> LossParams:
-    """The loss that an objective asks for: simcse and mcse are special cases of kdmcse.
-
-    mcse is the image loss alone, without margins or filter (arXiv 2204.10931); simcse reads the
-    text loss only.
-    """
-    if objective == "kdmcse":
-        return loss
-    plain = {"margin_kind": "none", "text_margin": 0.0, "terms": ["image"]}
-    no_filter = loss.filter.model_copy(update={"kind": "off"})
-    return loss.model_copy(update={**plain, "filter": no_filter})
-
-
 class Distillation(nn.Module):
     """Encoder and heads under one objective (METHOD, "The losses").
 
     Args:
         encoder: the sentence encoder.
         heads: its heads.
-        objective: which terms count: simcse is the text loss alone, also for captions.
-        loss: their settings.
+        loss: which terms count, and their settings; without grounded terms (`terms` empty) the text
+            loss alone, also for captions.
         matryoshka: shorter embeddings that are trained along. The loss is then the average over
-            the whole vector and these, each with the dimensions behind it 0 before the heads.
+            the whole vector and these, each with zeros behind its dimensions before the heads.
     """
 
     def __init__(
         self,
         encoder: SentenceEncoder,
         heads: GroundingHeads,
-        objective: Objective,
         loss: LossParams,
         matryoshka: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.heads = heads
-        self.objective = objective
-        self.loss = loss_of(objective, loss)
+        self.loss = loss
         self.dimensions = (encoder.dim, *matryoshka)
 
     @property
@@ -101,7 +86,7 @@ class Distillation(nn.Module):
 
     def loss_of_views(self, views: Views, teacher: TeacherBatch | None = None) -> StepLoss:
         """The loss of a batch's sentence vectors; see `forward`."""
-        grounding = None if self.objective == "simcse" else teacher
+        grounding = teacher if self.loss.terms else None
         return _average([self._loss(_shorten(views, d), grounding) for d in self.dimensions])
 
     def _loss(self, views: Views, teacher: TeacherBatch | None) -> StepLoss:
@@ -113,10 +98,6 @@ class Distillation(nn.Module):
         )
         if teacher is None:
             return StepLoss(total=text, text=text)
-        return self._add_grounded(text, views, teacher)
-
-    def _add_grounded(self, text: Tensor, views: Views, teacher: TeacherBatch) -> StepLoss:
-        """The losses against the teacher, with its margins and its filter."""
         images, captions = teacher
         alphas = teacher_cosines(images, captions)
         keep = filter_negatives(images, captions, self.loss.filter, alphas)
@@ -133,7 +114,7 @@ class Distillation(nn.Module):
         if self.loss.combine == "average":
             together = together / len(terms)
         return StepLoss(
-            text + self.loss.weight * together,
+            text + self.loss.grounding_weight * together,
             text,
             **{name: loss for name, (loss, _) in terms.items()},
             masked_share=None if keep is None else keep.masked_share(),
@@ -183,3 +164,22 @@ def _average(losses: Sequence[StepLoss]) -> StepLoss:
     names = [name for name, value in vars(losses[0]).items() if value is not None]
     means = {name: torch.stack([getattr(one, name) for one in losses]).mean() for name in names}
     return replace(losses[0], **means)
+
+
+def build_model(params: RunParams, teacher_dim: int) -> Distillation:
+    """The encoder with fresh heads, drawn from torch's random state, under its objective.
+
+    Raises:
+        ModelError: the encoder cannot be loaded.
+        ParamsError: a Matryoshka dimension is not below its width.
+    """
+    student = params.student
+    encoder = SentenceEncoder.load(student.encoder, student.pooling)
+    if student.matryoshka and student.matryoshka[0] >= encoder.dim:
+        raise ParamsError(
+            f"student.matryoshka names {student.matryoshka[0]} dimensions, but {student.encoder} "
+            f"has {encoder.dim}.",
+            f"name dimensions below {encoder.dim}.",
+        )
+    heads = GroundingHeads(encoder.dim, teacher_dim, student.grounding_dim)
+    return Distillation(encoder, heads, params.loss, student.matryoshka)

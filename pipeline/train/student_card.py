@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 from pipeline.params.teacher import TeacherParams
-from pipeline.train.objective import loss_of
 from pipeline.train.run_params import RunParams
 
 _TEMPLATE = """---
@@ -27,12 +26,12 @@ SentenceTransformer("this folder").encode(["a red circle above a blue square"])
 | teacher | `{teacher}` |
 | steps, batch size, learning rate, seed | {steps}, {batch_size}, {learning_rate:g}, {seed} |
 | margin and its kind, text margin (radians) | {margin:g} {margin_kind}, {text_margin:g} |
-| temperature, weight (lambda), grounded losses | {temperature:g}, {weight:g}, {terms} |
+| temperature, weight (lambda), grounded losses | {temperature:g}, {grounding_weight:g}, {terms} |
 | noise filter | {filter} |
 | STS dev, Spearman x100: before, after | {dev_before:.2f}, {dev_best:.2f} |
 
 Embeddings are the pooled token vectors, before any head and not normalised; compare them by
-cosine. `heads.safetensors` holds the grounding heads, which bring texts and the teacher's image
+cosine. `heads.safetensors` holds the grounding heads, which map texts and the teacher's image
 features into one space.
 """
 
@@ -41,17 +40,16 @@ def model_card(
     params: RunParams, teacher: TeacherParams, seed: int, metrics: Mapping[str, float | int]
 ) -> str:
     """The README of a student directory: what it is, how it was made, how it scores on dev."""
-    train = params.train
-    loss = loss_of(train.objective, params.loss)
+    train, loss = params.train, params.loss
     tag = f" ({teacher.pretrained})" if teacher.pretrained else ""
-    settings = {"margin", "margin_kind", "text_margin", "temperature", "weight"}
+    settings = {"margin", "margin_kind", "text_margin", "temperature", "grounding_weight"}
     return _TEMPLATE.format(
         objective=train.objective,
         encoder=params.student.encoder,
         pooling=params.student.pooling,
-        teacher="none" if train.objective == "simcse" else teacher.model + tag,
+        teacher=teacher.model + tag if loss.terms else "none",
         filter=loss.filter.kind,
-        terms="none" if train.objective == "simcse" else " and ".join(loss.terms),
+        terms=" and ".join(loss.terms) or "none",
         seed=seed,
         **train.model_dump(include={"batch_size", "learning_rate"}),
         **loss.model_dump(include=settings),

@@ -1,8 +1,8 @@
-"""Training text as token ids: tokenised once, packed, and mapped from disk ever after.
+"""Training text as token ids: tokenised once, packed, and mapped from disk in later runs.
 
-    KEY/ids.npy     (tokens,) int32, all sentences one behind the other
-    KEY/ends.npy    (sentences,) int64, where each ends
-    KEY/crc32       of both, as text
+    KEY/ids.npy           (tokens,) int32, all sentences one after another
+    KEY/ends.npy          (sentences,) int64, where each ends
+    KEY/checksums.json    of both
 
 KEY is a hash of the tokenizer and its library, the cut and the text, so that nothing stale is ever
 read.
@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,16 +22,20 @@ import torch
 from jaxtyping import Int32, Int64
 from torch import Tensor
 
-from pipeline.core.checksums import hash_strings
+from pipeline.core.checksums import CHECKSUMS, hash_strings, verify_checksums, write_checksums
+from pipeline.core.errors import InputError
 from pipeline.core.files import atomic_folder, save_array
 from pipeline.core.progress import log, progress
 from pipeline.student.encoder import SentenceEncoder
 
 _TOKENIZED_AT_ONCE = 1 << 16
 _KEPT_STORES = 8
-"""Stores that stay on disk: the last used ones."""
+"""Stores that stay on disk: those used last."""
+_FILES = ("ids.npy", "ends.npy")
 
 Rows = Int64[np.ndarray, " batch"]
+Arrays = tuple[Int32[np.ndarray, " tokens"], Int64[np.ndarray, " sentences"]]
+"""The ids, and where each sentence ends."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class PackedTokens:
     ids: Int32[np.ndarray, " tokens"]
     ends: Int64[np.ndarray, " sentences"]
     padding: int
-    """The id that stands behind shorter sentences of a batch."""
+    """The id that fills up shorter sentences of a batch."""
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -86,30 +89,26 @@ def pack_tokens(
     if folder is None:
         return PackedTokens(*_tokenize(encoder, sentences, max_length), padding)
     made_by = [*tokenizer_parts(encoder), version("tokenizers"), str(max_length)]
-    key = hash_strings([*made_by, hash_strings(sentences)])
-    store = folder / key[:32]
-    if (packed := _open(store, len(sentences), padding)) is None:
+    store = folder / hash_strings([*made_by, hash_strings(sentences)])[:32]
+    if (arrays := _open(store)) is None:
+        arrays = _tokenize(encoder, sentences, max_length)
         with atomic_folder(store) as temporary:
-            ids, ends = _tokenize(encoder, sentences, max_length)
-            save_array(temporary / "ids.npy", ids)
-            save_array(temporary / "ends.npy", ends)
-            (temporary / "crc32").write_text(_checksum(ids, ends))
-        packed = PackedTokens(ids, ends, padding)
+            for name, array in zip(_FILES, arrays, strict=True):
+                save_array(temporary / name, array)
+            write_checksums(temporary, *_FILES)
     _drop_old(folder, used=store)
-    return packed
+    return PackedTokens(*arrays, padding)
 
 
 def tokenizer_parts(encoder: SentenceEncoder) -> tuple[str, ...]:
-    """All that tells one tokenizer from another, however it was last called."""
+    """All that identifies a tokenizer, however it was last called."""
     backend = json.loads(encoder.tokenizer.backend_tokenizer.to_str())
     backend |= {"truncation": None, "padding": None}
     settings = (str(encoder.tokenizer.init_kwargs), str(encoder.max_length), encoder.prompt)
     return json.dumps(backend, sort_keys=True), *settings
 
 
-def _tokenize(
-    encoder: SentenceEncoder, sentences: Sequence[str], max_length: int
-) -> tuple[Int32[np.ndarray, " tokens"], Int64[np.ndarray, " sentences"]]:
+def _tokenize(encoder: SentenceEncoder, sentences: Sequence[str], max_length: int) -> Arrays:
     ids: list[Int32[np.ndarray, " _"]] = []
     lengths: list[int] = []
     for start in progress(
@@ -122,38 +121,22 @@ def _tokenize(
     return np.concatenate(ids), np.cumsum(lengths, dtype=np.int64)
 
 
-def _open(store: Path, sentences: int, padding: int) -> PackedTokens | None:
-    """A store that is there and whole."""
+def _open(store: Path) -> Arrays | None:
+    """The arrays of a store; None where it is missing or damaged."""
+    if not all((store / name).is_file() for name in (*_FILES, CHECKSUMS)):
+        return None
     try:
-        ids = np.load(store / "ids.npy", mmap_mode="r")
-        ends = np.load(store / "ends.npy")
-        checksum = (store / "crc32").read_text()
-    except FileNotFoundError:
+        verify_checksums(store, *_FILES, fix="")
+    except InputError as error:
+        log.warning("%s; tokenising again", error.what.rstrip("."))
         return None
-    except (OSError, ValueError, EOFError) as error:
-        log.warning("%s is damaged (%s); tokenising again", store, error)
-        return None
-    if checksum != _checksum(ids, ends) or len(ends) != sentences:
-        log.warning("%s is damaged (its checksum); tokenising again", store)
-        return None
-    return PackedTokens(ids, ends, padding)
-
-
-def _checksum(ids: Int32[np.ndarray, " tokens"], ends: Int64[np.ndarray, " sentences"]) -> str:
-    return str(zlib.crc32(ends.data, zlib.crc32(ids.data)))
+    return np.load(store / "ids.npy", mmap_mode="r"), np.load(store / "ends.npy")
 
 
 def _drop_old(folder: Path, used: Path) -> None:
-    """Keep the stores used last; other processes may do the same at this moment."""
-    with contextlib.suppress(FileNotFoundError):
+    """Keep the stores used last."""
+    with contextlib.suppress(FileNotFoundError):  # another process may do the same at this moment
         os.utime(used)
-    stores = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    for store in sorted(stores, key=_last_use)[:-_KEPT_STORES]:
-        shutil.rmtree(store, ignore_errors=True)
-
-
-def _last_use(store: Path) -> float:
-    try:
-        return store.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+        stores = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        for store in sorted(stores, key=lambda path: path.stat().st_mtime)[:-_KEPT_STORES]:
+            shutil.rmtree(store, ignore_errors=True)

@@ -2,40 +2,28 @@
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import ParamsError
 
-_CLASSES = {
-    "tensorboard": "TensorBoardTracker",
-    "wandb": "WandBTracker",
-    "dvclive": "DVCLiveTracker",
-}
-"""Of accelerate, by the module that each needs."""
+Report = Callable[[int, Mapping[str, float]], None]
+"""Takes the values of one step, by curve."""
+
 _PROJECT = "kdmcse"
 
 
-class Trackers:
-    """Passes points of the curves on."""
-
-    def __init__(self, trackers: Sequence[Any] = ()) -> None:
-        self._trackers = trackers
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Take the values of one step, by curve."""
-        for tracker in self._trackers:
-            tracker.log(dict(values), step=step)
-
-
 @contextlib.contextmanager
-def open_trackers(names: Sequence[str], folder: Path) -> Iterator[Trackers]:
+def open_trackers(names: Sequence[str], folder: Path) -> Iterator[Report]:
     """Trackers for one run, closed with the block.
 
     Args:
-        names: which; see `train.track`.
-        folder: of the files of those that write files here.
+        names: which; see `train.report_to`.
+        folder: where those that write files put them.
+
+    Yields:
+        What passes values on to all of them.
 
     Raises:
         ParamsError: one is not installed.
@@ -43,19 +31,24 @@ def open_trackers(names: Sequence[str], folder: Path) -> Iterator[Trackers]:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise ParamsError(
-                f"train.track names {name}, which is not installed.",
-                f"run `pip install {name}`, or take it out of train.track.",
+                f"train.report_to names {name}, which is not installed.",
+                f"run `pip install {name}`, or remove it from train.report_to.",
             )
     trackers = [_start(name, folder / name) for name in names]
+
+    def report(step: int, values: Mapping[str, float]) -> None:
+        for tracker in trackers:
+            tracker.log(dict(values), step=step)
+
     try:
-        yield Trackers(trackers)
+        yield report
     finally:
         for tracker in trackers:
             tracker.finish()
 
 
 def _start(name: str, folder: Path) -> Any:
-    from accelerate import tracking
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     folder.mkdir(parents=True, exist_ok=True)
     options: dict[str, dict[str, Any]] = {
@@ -63,6 +56,6 @@ def _start(name: str, folder: Path) -> Any:
         "wandb": {"run_name": _PROJECT, "dir": str(folder)},
         "dvclive": {"dir": str(folder), "save_dvc_exp": False, "dvcyaml": None},
     }
-    tracker = getattr(tracking, _CLASSES[name])(**options[name])
+    tracker = LOGGER_TYPE_TO_CLASS[name](**options[name])
     tracker.start()
     return tracker

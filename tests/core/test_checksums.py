@@ -14,29 +14,29 @@ from pipeline.core.checksums import (
 from pipeline.core.errors import InputError
 
 
-def test_a_sealed_file_is_held_against_its_checksum(tmp_path):
+def test_a_file_is_verified_against_its_checksum(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).write_text(name)
         write_checksums(tmp_path, name)
-    verify_checksums(tmp_path, "one", "two", "of nobody", fix="mend")
+    verify_checksums(tmp_path, "one", "two", "not recorded", fix="fetch")
     (tmp_path / "two").write_text("twO")
-    verify_checksums(tmp_path, "one", fix="mend")
-    verify_checksums(tmp_path, "two", fix="mend", most=2)
+    verify_checksums(tmp_path, "one", fix="fetch")
+    verify_checksums(tmp_path, "two", fix="fetch", most=2)
     with pytest.raises(InputError, match=r"two is damaged: its sha256") as error:
-        verify_checksums(tmp_path, "one", "two", fix="mend it so")
-    assert error.value.fix == "mend it so"
+        verify_checksums(tmp_path, "one", "two", fix="fetch it")
+    assert error.value.fix == "fetch it"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b"7"])
 def test_damaged_checksums_are_named(tmp_path, content):
     (tmp_path / CHECKSUMS).write_bytes(content)
     with pytest.raises(InputError, match=f"{CHECKSUMS} holds no checksums"):
-        verify_checksums(tmp_path, "one", fix="mend")
+        verify_checksums(tmp_path, "one", fix="fetch")
 
 
 def test_a_folder_without_checksums_is_taken_as_it_is(tmp_path):
     (tmp_path / "one").write_text("of another program")
-    verify_checksums(tmp_path, "one", fix="mend")
+    verify_checksums(tmp_path, "one", fix="fetch")
 
 
 @given(content=st.binary(max_size=200), data=st.data())

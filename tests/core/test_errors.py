@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from typer.testing import CliRunner
 
 from pipeline.core.errors import InputError
 from pipeline.download.records import write_table
-from pipeline.index.layout import ROWS
+from pipeline.index.format import ROWS
 from stages._cli import run_stage
 from tests.conftest import ROOT, TINY, assert_clear_error, invoke, write_params
 
@@ -150,6 +149,15 @@ def test_a_loss_that_is_not_finite(scratch, every):
     assert snapshot(scratch / "data/models/0") == model
 
 
+EAGER_LOG = """
+import runpy
+import sys
+from pipeline.core import log_bars
+log_bars.INTERVAL = 0.0  # a line of progress at every step
+runpy.run_module(f"stages.{sys.argv.pop()}", run_name="__main__")
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["features", "train"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -159,7 +167,7 @@ def test_a_signal_in_the_middle_loses_nothing(scratch, stage, number):
     shutil.rmtree(out) if out.is_dir() else out.unlink()
     before = set(scratch.rglob("*"))
     process = subprocess.Popen(
-        [sys.executable, "-m", f"stages.{stage}"],
+        [sys.executable, "-c", EAGER_LOG, stage],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
@@ -190,13 +198,12 @@ def test_a_signal_in_the_middle_loses_nothing(scratch, stage, number):
 
 def wait_until_busy(process: subprocess.Popen, bar: str) -> None:
     """Read stderr until the progress bar of the long part has moved."""
-    text = ""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        text += process.stderr.read(1)
-        if f"{bar}   0%" in text and text.count(bar) >= 2:
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if re.match(rf"{bar} [1-9]\d*/", line):
             return
-    pytest.fail(f"the stage never showed {bar}: {text}")
+    pytest.fail(f"the stage never showed {bar}: {lines}")
 
 
 def test_captions_are_shown_as_they_are(scratch, monkeypatch):
@@ -208,7 +215,7 @@ def test_captions_are_shown_as_they_are(scratch, monkeypatch):
     assert "a [red] circle :smile: [/b]" in result.stdout, result.output
 
 
-def test_a_csv_is_no_place_for_json(in_tiny_run):
+def test_json_is_not_written_to_a_csv(in_tiny_run):
     assert_clear_error(invoke("evaluate", "--out", "scores.csv"), "scores.csv", "ends in .json")
 
 
@@ -253,7 +260,7 @@ def test_memory_running_out_has_a_remedy():
         pa.ArrowMemoryError("realloc of size 256 failed"),
     ],
 )
-def test_want_of_memory_is_not_blamed_on_a_file(cause):
+def test_out_of_memory_is_not_blamed_on_a_file(cause):
     def main() -> None:
         try:
             raise cause
@@ -265,7 +272,7 @@ def test_want_of_memory_is_not_blamed_on_a_file(cause):
     assert "dvc repro" not in result.stderr
 
 
-def test_want_of_memory_is_seen_through_what_was_raised_from_it():
+def test_out_of_memory_is_found_behind_the_error_that_it_caused():
     def main() -> None:
         raise RuntimeError("the export failed") from MemoryError()
 

@@ -16,7 +16,13 @@ from pipeline.core.batching import ahead, fetched, length_batches
 from pipeline.core.checksums import hash_strings
 from pipeline.core.device import ran_out_of_memory
 from pipeline.core.errors import InterruptedRunError, ResourceError
-from pipeline.core.files import atomic_file, atomic_folder, save_array, write_json
+from pipeline.core.files import (
+    atomic_file,
+    atomic_folder,
+    reports_unreadable,
+    save_array,
+    write_json,
+)
 from pipeline.core.signals import ends_on_signal
 from tests.conftest import ROOT
 
@@ -140,6 +146,16 @@ def test_a_file_size_limit_leaves_nothing_half_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("code", "fix"), [(errno.EACCES, "make it readable"), (errno.EMFILE, "raise `ulimit -n`")]
+)
+def test_a_file_that_cannot_be_read_has_a_remedy(code, fix):
+    words = r"a\.zip cannot be read: \w+"
+    with pytest.raises(ResourceError, match=words) as error, reports_unreadable("a.zip"):
+        raise OSError(code, "no")
+    assert error.value.fix.startswith(fix)
+
+
 def test_json_refuses_nan(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "metrics.json", {"a": float("nan")})
@@ -224,10 +240,7 @@ def test_a_stop_that_a_library_swallows_ends_the_run_before_anything_is_renamed(
     assert (tmp_path / "folder").is_dir()
 
 
-def test_a_disk_that_fills_up_under_numpy_is_told(tmp_path):
-    """numpy's own message for that has no errno."""
-    with pytest.raises(ResourceError, match="no space left"), atomic_file(tmp_path / "x"):
-        raise OSError("76800 requested and 992 written")
+def test_a_disk_that_fills_up_under_numpy_is_reported(tmp_path):
     with pytest.raises(ResourceError, match="no space left"), atomic_file(tmp_path / "x") as path:
         path.unlink()
         path.symlink_to("/dev/full")
@@ -240,7 +253,7 @@ def test_memory_that_ran_out_is_known_by_its_words():
         MemoryError(),
         RuntimeError("std::bad_alloc"),
         RuntimeError("CUDA out of memory"),
-        ImportError("x.so: failed to map segment from shared object"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
     ):
         assert ran_out_of_memory(error)
     assert not ran_out_of_memory(ValueError("no such key"))

@@ -195,7 +195,7 @@ def test_milvus_that_cannot_be_reached_tells_no_secret(in_tiny_run):
 @pytest.mark.slow
 def test_no_stage_writes_its_environment_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_params(tmp_path, TINY, {"train": {"track": ["tensorboard"]}})
+    write_params(tmp_path, TINY, {"train": {"report_to": ["tensorboard"]}})
     for stage in ("download", "features", "train", "baselines", "evaluate", "summary", "index"):
         result = invoke(stage)
         assert result.exit_code == 0, result.output

@@ -225,7 +225,7 @@ def test_paths_out_of_the_folder_are_refused(tmp_path, photos, image, ending):
 
 OBJECT = b'{"image": "a.png", "caption": "x"}'
 FAULTY: dict[str, tuple[bytes, str, str]] = {
-    "latin.csv": (b"image,caption\na.png,caf\xe9\n", "line 2 is no.? UTF-8 at byte", "UTF-8"),
+    "latin.csv": (b"image,caption\na.png,caf\xe9\n", "line 2 is not UTF-8 at byte", "UTF-8"),
     "utf16.csv": ("image,caption\n".encode("utf-16"), r"utf16\.csv is UTF-16", "UTF-8"),
     "names.csv": (b"file;text\na;b\n", "by ';', has no column 'image'; .* are 'file', 'text'", ""),
     "bars.csv": (b"name| n| c\na| 0| x\n", "by '|', has no column 'image'.*'c'", "image_column"),

@@ -18,7 +18,7 @@ from pipeline.download.pairing import write_rows_to
 from pipeline.download.records import read_pairs
 from pipeline.download.webdataset import read_shard
 from pipeline.features.teacher import Teacher
-from pipeline.index.layout import Hit
+from pipeline.index.format import Hit
 from pipeline.params.teacher import TeacherParams
 from pipeline.search.gallery import save_gallery
 from pipeline.search.searcher import Answer

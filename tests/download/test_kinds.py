@@ -359,7 +359,7 @@ def test_equal_pictures_are_in_one_split(tmp_path, connected, read):
         ("pipe:aws s3 cp s3://b/0.tar -", "is an address of a kind", "copy the shards"),
         ("hf://datasets/o/n/0.tar", "is an address of a kind", "download.pairs to hub"),
         ("file:///no/0.tar", "the first: /no/0.tar does not exist", "download.webdataset.shards"),
-        ("no/0.tar", "the first: no/0.tar does not exist", "relative paths are seen from"),
+        ("no/0.tar", "the first: no/0.tar does not exist", "relative paths start at"),
     ],
 )
 def test_shards_are_named_as_they_were_written(tmp_path, monkeypatch, written, words, fix):
@@ -448,7 +448,7 @@ def test_a_relative_path_in_the_copy_of_an_experiment_is_told_so(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     with pytest.raises((InputError, DownloadError)) as error:
         read("my photos")
-    assert f"check {key}; relative paths are seen from {tmp_path}" in error.value.fix
+    assert f"check {key}; relative paths start at {tmp_path}" in error.value.fix
 
 
 @pytest.mark.parametrize("name", ["images", "mirror"])

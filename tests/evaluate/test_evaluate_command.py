@@ -259,9 +259,9 @@ def test_sentences_beyond_the_models_limit_are_counted(run):
 @pytest.mark.parametrize(
     ("out", "words"),
     [
-        ("scores.csv", "names no JSON file"),
-        ("runs/margin-0.2", "names no JSON file"),
-        ("folder.json", "names no JSON file"),
+        ("scores.csv", "does not name a JSON file"),
+        ("runs/margin-0.2", "does not name a JSON file"),
+        ("folder.json", "does not name a JSON file"),
         ("params.yaml/scores.json", "could not be written"),
     ],
 )
@@ -318,7 +318,9 @@ def test_a_report_is_not_replaced_by_that_of_another_model_of_its_name(run, capl
     evaluate("--model", "b/model", *ask, out=str(report))
     assert "is replaced: it was the report of c/model" in caplog.text
     report.write_text("{}")
-    assert_clear_error(invoke("evaluate", "--model", "a/model", *ask), "no report of this version")
+    assert_clear_error(
+        invoke("evaluate", "--model", "a/model", *ask), "not a report of this version"
+    )
 
 
 def test_two_systems_of_one_name_are_refused(run):
@@ -368,7 +370,7 @@ def test_evaluation_data_alone_is_enough_to_score(run, caplog):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     result = invoke("evaluate", "--out", "alone.json", *PLAIN_MEAN, "--tasks", "sts")
     assert result.exit_code == 0, result.output
-    assert "no unseen scores. data/pairs/images.parquet does not exist" in caplog.text
+    assert "no unseen scores: data/pairs/images.parquet does not exist" in caplog.text
     alone = json.loads(Path("alone.json").read_text())
     assert alone["sts"] == {
         key: value for key, value in whole["sts"].items() if not key.endswith("_unseen")

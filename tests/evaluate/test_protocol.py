@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -86,7 +87,12 @@ def evaluate(folder: Path, *arguments: str) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def scores(world) -> pd.DataFrame:
-    return evaluate(world, "--pooling", "mean", "--tasks", "sts,transfer")
+    return evaluate(world, "--pooling", "mean", "--tasks", "sts")
+
+
+@pytest.fixture(scope="module")
+def transfer_scores(world) -> pd.DataFrame:
+    return evaluate(world, "--pooling", "mean", "--tasks", "transfer")
 
 
 def only(scores: pd.DataFrame, **wanted: object) -> pd.Series:
@@ -101,6 +107,7 @@ def spearman(scores: pd.DataFrame, **wanted: object) -> float:
     return only(scores, part="sts", measure="spearman", **wanted)["value"]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(("task", "split"), AGGREGATIONS.keys())
 def test_sts_meets_the_reference_in_every_aggregation(scores, task, split):
     for aggregation, expected in AGGREGATIONS[task, split].items():
@@ -131,17 +138,17 @@ def test_alignment_and_uniformity_meet_the_reference(scores, task):
 
 
 @pytest.mark.parametrize("task", TRANSFER_TASKS)
-def test_transfer_meets_the_reference_within_its_own_noise(scores, task):
+def test_transfer_meets_the_reference_within_its_own_noise(transfer_scores, task):
     *expected, noise = TRANSFER[task]
     found = [
-        only(scores, part="transfer", task=task, measure=measure)["value"]
+        only(transfer_scores, part="transfer", task=task, measure=measure)["value"]
         for measure in ("dev_accuracy", "accuracy")
     ]
     assert found == pytest.approx(expected, abs=noise)
 
 
-def test_the_f1_of_paraphrases_meets_the_reference_within_its_own_noise(scores):
-    found = only(scores, part="transfer", task="MRPC", measure="f1")["value"]
+def test_the_f1_of_paraphrases_meets_the_reference_within_its_own_noise(transfer_scores):
+    found = only(transfer_scores, part="transfer", task="MRPC", measure="f1")["value"]
     assert found == pytest.approx(MRPC_F1, abs=TRANSFER["MRPC"][2])
 
 
@@ -158,7 +165,8 @@ def test_degenerate_cls_pooling_runs_through_to_finite_values(world, tmp_path):
 def test_sentence_transformers_own_evaluator_gives_the_same_spearman(world, scores):
     table = read_sts(world)
     rows = table[(table["task"] == "STS-B") & (table["split"] == "test")]
-    transformer = Transformer(str(MODEL))
+    # the file holds float16, in which a processor that can would also compute
+    transformer = Transformer(str(MODEL), model_kwargs={"dtype": torch.float32})
     pooling = Pooling(transformer.get_embedding_dimension(), "mean")
     theirs = EmbeddingSimilarityEvaluator(
         *(list(rows[column]) for column in ("sentence1", "sentence2", "score")),

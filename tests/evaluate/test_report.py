@@ -143,10 +143,10 @@ SPOILED = {
 
 
 @pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED.keys())
-def test_json_that_is_no_report_is_refused_by_name(tmp_path, system, spoil):
+def test_json_that_is_not_a_report_is_refused_by_name(tmp_path, system, spoil):
     content = json.loads(json.dumps(report([system])))
     (tmp_path / "r.json").write_text(json.dumps(spoil(content)))
-    with pytest.raises(InputError, match=r"r\.json is no evaluation report") as error:
+    with pytest.raises(InputError, match=r"r\.json is not an evaluation report") as error:
         read_report(tmp_path / "r.json")
     assert "stages.evaluate" in error.value.fix
 
@@ -154,7 +154,7 @@ def test_json_that_is_no_report_is_refused_by_name(tmp_path, system, spoil):
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b'{"systems": [{"na'])
 def test_a_damaged_file_is_refused_by_name(tmp_path, content):
     (tmp_path / "r.json").write_bytes(content)
-    with pytest.raises(InputError, match=r"r\.json is no evaluation report"):
+    with pytest.raises(InputError, match=r"r\.json is not an evaluation report"):
         read_report(tmp_path / "r.json")
 
 

@@ -287,7 +287,7 @@ class CountingEncoder:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def encode(self, sentences, *, batch_size, show_progress=False):
+    def encode(self, sentences, *, batch_size, show_progress):
         self.asked += sentences
         return np.stack([vector(sentence) for sentence in sentences])
 

@@ -24,7 +24,7 @@ from pipeline.download.records import (
 )
 from pipeline.evaluate.report import headline, shortened
 from pipeline.evaluate.sts import normalise
-from pipeline.evaluate.suite import Places, Suite, evaluate, read_suite, teacher_retrieval
+from pipeline.evaluate.suite import RunPaths, Suite, evaluate, read_suite, teacher_retrieval
 from pipeline.features.store import Features, read_identity, write_features
 from pipeline.params.evaluate import PARTS
 from pipeline.params.teacher import TeacherParams
@@ -32,9 +32,9 @@ from pipeline.student.encoder import Student, load_student
 from tests.conftest import TINY
 
 
-def places_in(folder: Path) -> Places:
+def paths_in(folder: Path) -> RunPaths:
     data = folder / "data"
-    return Places(data / "evaluation", data / "pairs", data / "text", data / "features.h5")
+    return RunPaths(data / "evaluation", data / "pairs", data / "text", data / "features.h5")
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def read(default_params):
 
     def read_from(folder: Path, *parts: str) -> Suite:
         params = default_params.evaluate.model_copy(update={"tasks": list(parts or PARTS)})
-        return read_suite(places_in(folder), teacher, params)
+        return read_suite(paths_in(folder), teacher, params)
 
     return read_from
 
@@ -178,7 +178,7 @@ def test_one_changed_caption_changes_the_fingerprint_of_retrieval(tiny_run, copi
 def test_captions_that_change_images_change_the_fingerprint_of_retrieval(tiny_run, copied, read):
     with h5py.File(copied / "data/features.h5") as file:
         image = file["caption/image"][:]
-    tested = read(tiny_run).retrieval.captions.index
+    tested = read_pairs(copied / "data/pairs").captions_of("test")["caption_id"]
     with h5py.File(copied / "data/features.h5") as file:
         rows = np.flatnonzero(np.isin(file["caption/ids"][:], tested))
     image[rows] = np.roll(image[rows], 1)
@@ -189,22 +189,21 @@ def test_captions_that_change_images_change_the_fingerprint_of_retrieval(tiny_ru
 def test_the_held_out_pairs_are_those_of_the_test_split(tiny_run, read):
     held_out = read(tiny_run).retrieval
     tested = read_pairs(tiny_run / "data/pairs").captions_of("test")
-    assert dict(held_out.captions) == dict(
-        zip(tested["caption_id"], tested["caption"], strict=True)
-    )
+    assert held_out.captions == tested["caption"].tolist()
     assert len(held_out.image_features) == tested["image_id"].nunique() < 300
 
 
 def test_each_held_out_caption_points_at_its_own_image(tiny_run, read):
     held_out = read(tiny_run).retrieval
-    captions = read_pairs(tiny_run / "data/pairs").captions.set_index("caption_id")
+    tested = read_pairs(tiny_run / "data/pairs").captions_of("test")
     with h5py.File(tiny_run / "data/features.h5") as file:
         image_rows = {int(one): row for row, one in enumerate(file["image/ids"][:])}
         caption_rows = {int(one): row for row, one in enumerate(file["caption/ids"][:])}
         images, texts = file["image/features"][:], file["caption/features"][:]
-    for row, (caption_id, caption) in enumerate(held_out.captions.items()):
-        assert caption == captions.loc[caption_id, "caption"]
-        own = image_rows[int(captions.loc[caption_id, "image_id"])]
+    for row, (caption_id, image_id) in enumerate(
+        zip(tested["caption_id"], tested["image_id"], strict=True)
+    ):
+        own = image_rows[image_id]
         found = held_out.image_features[held_out.caption_image[row]]
         np.testing.assert_array_equal(found, images[own])
         np.testing.assert_array_equal(
@@ -236,10 +235,10 @@ def test_an_image_that_the_teacher_could_not_read_is_absent_with_its_captions(
     drop_image(copied, absent)
     held_out = read(copied).retrieval
     remaining = tested[tested["image_id"] != absent]
-    assert set(held_out.captions.index) == set(remaining["caption_id"])
+    assert held_out.captions == remaining["caption"].tolist()
     assert len(held_out.image_features) == len(whole.image_features) - 1
-    grouped = remaining.set_index("caption_id")["image_id"].loc[held_out.captions.index]
-    assert pd.Series(held_out.caption_image).groupby(grouped.to_numpy()).nunique().eq(1).all()
+    grouped = pd.Series(held_out.caption_image).groupby(remaining["image_id"].to_numpy())
+    assert grouped.nunique().eq(1).all()
     assert set(held_out.caption_image) == set(range(len(held_out.image_features)))
 
 
@@ -257,7 +256,7 @@ class CountingEncoder:
         self.inner = student.encoder
         self.asked: Counter[str] = Counter()
 
-    def encode(self, sentences, *, batch_size, show_progress=False):
+    def encode(self, sentences, *, batch_size, show_progress):
         self.asked.update(sentences)
         return self.inner.encode(sentences, batch_size=batch_size, show_progress=show_progress)
 
@@ -313,7 +312,7 @@ def test_the_teacher_retrieves_by_its_own_features(tiny_run, read):
         for rows in (pairs.caption_features, pairs.image_features)
     )
     nearest = (texts @ images.T).argmax(axis=1)
-    captions = pairs.captions.to_numpy()
+    captions = np.array(pairs.captions)
     right = [set(pairs.caption_image[captions == caption]) for caption in captions]
     expected = 100 * np.mean([found in own for found, own in zip(nearest, right, strict=True)])
     assert found["text_to_image", "recall@1"] == pytest.approx(expected)
@@ -322,7 +321,7 @@ def test_the_teacher_retrieves_by_its_own_features(tiny_run, read):
 
 def test_equal_pictures_and_captions_of_the_test_split_are_counted(tiny_run, copied, read):
     before = read(tiny_run).retrieval
-    texts = before.captions.value_counts()
+    texts = pd.Series(before.captions).value_counts()
     assert before.pairing.repeated() == {"images": 0, "captions": int((texts > 1).sum())}
     with h5py.File(copied / "data/features.h5") as file:
         images, ids = file["image/features"][:], file["image/ids"][:]

@@ -13,7 +13,7 @@ from pipeline.core.errors import InputError
 from pipeline.evaluate import classifier, transfer
 from pipeline.evaluate.classifier import Fitted
 from pipeline.evaluate.embeddings import Embeddings
-from pipeline.evaluate.transfer import _choose, score_transfer
+from pipeline.evaluate.transfer import score_transfer
 
 SEED = 1111
 
@@ -196,17 +196,28 @@ def test_the_same_seed_gives_equal_scores_and_another_seed_others():
     assert any(measures(embeddings, table, seed=seed) != scores for seed in (1, 2, 3))
 
 
-def fitted(*accuracies):
-    return Fitted(np.array(accuracies), np.zeros((len(accuracies), 2, 3), dtype=np.float32))
+@pytest.mark.parametrize(
+    ("folds", "best", "dev_accuracy"),
+    [([(0.9, 0.5, 0.7, 0.0), (0.1, 0.6, 0.7, 1.0)] * 5, 2, 70.0),
+     ([(0.2, 0.90001, 0.90004, 0.1)] * 10, 1, 90.0)],
+)  # fmt: skip
+def test_the_smallest_penalty_of_the_best_rounded_mean_is_chosen(
+    monkeypatch, folds, best, dev_accuracy
+):
+    """The fits of the folds are made up; their mean accuracies choose the penalty of the last."""
+    asked = []
 
+    def fit_all(samples, fits, seed):
+        asked.append([fit.penalties for fit in fits])
+        shape = (len(fits[0].penalties), 2, samples.width)
+        accuracies = folds if len(fits) == 10 else [(0.5,)]
+        return [Fitted(np.array(one), np.zeros(shape, dtype=np.float32)) for one in accuracies]
 
-def test_the_best_mean_over_the_folds_chooses_the_penalty():
-    folds = [fitted(0.9, 0.5, 0.7, 0.0), fitted(0.1, 0.6, 0.7, 1.0)]
-    assert _choose(folds) == (PENALTIES[2], 70.0)
-
-
-def test_of_means_equal_to_two_decimals_the_smallest_penalty_is_chosen():
-    assert _choose([fitted(0.2, 0.90001, 0.90004, 0.1)]) == (PENALTIES[1], 90.0)
+    monkeypatch.setattr(transfer, "fit_all", fit_all)
+    table = make_task("TREC", {"train": 60, "test": 20})
+    found = measures(make_embeddings(table), table)
+    assert found["TREC", "dev_accuracy"] == dev_accuracy
+    assert asked[1] == [(PENALTIES[best],)]
 
 
 @pytest.mark.parametrize("sizes", [{"train": 40}, {"train": 40, "dev": 40}, {"all": 40, "test": 9}])

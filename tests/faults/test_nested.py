@@ -10,7 +10,7 @@ from pipeline.core.checksums import verify_checksums
 from pipeline.core.errors import PipelineError
 from pipeline.evaluate.report import read_report
 from pipeline.features.cache import list_cached
-from pipeline.index.layout import read_manifest
+from pipeline.index.format import read_manifest
 from pipeline.results.compare import read_configuration
 from pipeline.results.summary import read_json, read_summary
 from pipeline.student.directory import POOLING_FILE

@@ -14,7 +14,7 @@ from tests.conftest import ROOT, read_default_params
 from tests.faults.ledger import record, times
 
 TEXT = (ROOT / "params.yaml").read_bytes()
-STEPS = times(300, 20_000)
+STEPS = times(100, 20_000)
 LONGEST_SECONDS = 10
 FRAGMENTS = [
     *(b"\t", b"\n", b"\r", b"\0", b"\x1b[31m", b"\xff", b"\xef\xbb\xbf", b"\xe2\x80\xa8"),

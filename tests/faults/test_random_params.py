@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from typer.testing import Result
 
 from pipeline.index.faiss_index import LEAST_ROWS
-from pipeline.index.layout import TARGET_OF
+from pipeline.index.format import TARGET_OF
 from pipeline.params.schema import Params
 from tests.conftest import (
     TINY,
@@ -57,16 +57,16 @@ TINY_VALUES: dict[str, st.SearchStrategy] = {
         lambda dimensions: sorted(dimensions, reverse=True)
     ),
     "loss.temperature": st.floats(0.01, 10),
-    "loss.weight": st.one_of(st.floats(0, 1), st.floats(0, 1000)),
+    "loss.grounding_weight": st.one_of(st.floats(0, 1), st.floats(0, 1000)),
     "train.seeds": st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=2, unique=True),
     "train.steps": st.integers(1, 6),
     "train.batch_size": st.one_of(st.integers(2, 32), st.integers(2, MOST_IN_A_BATCH)),
-    "train.accumulate": st.integers(1, 3),
-    "train.buckets": st.integers(1, 40),
-    "train.chunk": st.one_of(st.none(), st.integers(1, 40)),
+    "train.gradient_accumulation_steps": st.integers(1, 3),
+    "train.length_buckets": st.integers(1, 40),
+    "train.mini_batch_size": st.one_of(st.none(), st.integers(1, 40)),
     "train.pair_every": st.one_of(st.just("auto"), st.integers(1, 8)),
     "train.evaluate_every": st.integers(1, 9),
-    "train.track": st.sampled_from([[], ["tensorboard"]]),
+    "train.report_to": st.sampled_from([[], ["tensorboard"]]),
     "train.learning_rate": st.floats(1e-6, 1e-2),
     "train.pairs.hard_negatives": st.one_of(st.just(0), st.integers(0, 40)),
     "train.pairs.pool": st.integers(2, 16),
@@ -152,7 +152,7 @@ def params_that_run(draw: st.DrawFn) -> dict:
     noise["threshold"] = draw(THRESHOLDS[noise["kind"]], label="threshold")
     index = changes["index"]
     if index["kind"] not in {"auto", "flat"}:  # which alone find all of the nearest rows
-        index["recall"] = min(index["recall"], 0.9)
+        index["target_recall"] = min(index["target_recall"], 0.9)
     if changes["train"]["objective"] == "simcse":  # knows no images
         add(index["items"], "captions")
         add(changes["evaluate"]["tasks"], "sts")

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.core.errors import InputError
 from pipeline.download.records import read_sentences
-from pipeline.index.layout import ROWS
+from pipeline.index.format import ROWS
 from pipeline.index.queries import ExportedQueries
 from pipeline.index.reader import RowTable
 

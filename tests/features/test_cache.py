@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.core.checksums import hash_strings
 from pipeline.core.errors import InputError, ResourceError
 from pipeline.features.cache import (
     FeatureCache,
@@ -25,19 +26,9 @@ from pipeline.features.cache import (
     text_keys,
 )
 from pipeline.features.hdf5 import DamagedFeaturesError
-from pipeline.features.identity import TeacherIdentity
+from tests.faults.ledger import record, times
+from tests.features.tiny_teachers import IDENTITY
 
-IDENTITY = TeacherIdentity(
-    model="ViT-B-32",
-    pretrained="openai",
-    source="",
-    architecture="a",
-    weights="w",
-    preprocessing="Resize",
-    tokenizer="t",
-    library="open_clip 3",
-    dtype="float32",
-)
 PROBE = np.array([[3.0, 4.0], [1.0, 2.0]], np.float32)
 
 
@@ -79,6 +70,8 @@ def test_equal_rows_give_an_equal_file_of_the_same_name(tmp_path):
     one, two = (write(cache, "a", "bb") for cache in caches)
     assert one.name == two.name
     assert one.read_bytes() == two.read_bytes()
+    np.testing.assert_array_equal(read_shard(one), features_of(["a", "bb"]))
+    assert caches[0].write("captions", text_keys([]), np.empty((0, 2), np.float16)) is None
 
 
 def test_rows_that_are_gone_are_named(cache):
@@ -87,21 +80,34 @@ def test_rows_that_are_gone_are_named(cache):
         cache.rows("captions", text_keys(["a", "b"]))
 
 
-def test_every_flipped_bit_of_a_shard_is_noticed(cache):
-    """A flipped bit is found by name, checksum or HDF5 itself, or is in bytes that mean nothing."""
-    whole = write(cache, "a", "bb", "ccc")
-    content = whole.read_bytes()
-    keys = text_keys(["a", "bb", "ccc"])
-    for position in [*range(512), *range(512, len(content), 5)]:
-        damaged = bytearray(content)
-        damaged[position] ^= 1 << (position % 8)
-        whole.write_bytes(bytes(damaged))
-        try:
-            found = cache.rows("captions", keys)[:]
-        except InputError:
-            found = features_of(["a", "bb", "ccc"])
-        np.testing.assert_array_equal(found, features_of(["a", "bb", "ccc"]))
-        whole.write_bytes(content)
+def test_any_flipped_bit_of_a_shard_is_noticed(cache):
+    path = write(cache, "a", "bb", "ccc")
+    whole, keys = path.read_bytes(), text_keys(["a", "bb", "ccc"])
+    places = range(0, len(whole), times(29, 1))
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedFeaturesError, match=path.name) as error:
+            read_shard(path)
+        assert error.value.path == path
+        assert not cache.known("captions").contains(keys).any()
+        path.with_name(f"{path.name}.damaged").unlink()
+    record("flipped bit", "shard of features", "one clear line", len(places))
+
+
+def test_a_shard_that_is_damaged_after_its_keys_were_read_is_named(cache):
+    whole = [write(cache, *texts) for texts in (("a", "bb"), ("ccc", "dddd"))]
+    rows = cache.rows("captions", text_keys(["a", "ccc"]))
+    for path in whole:
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DamagedFeaturesError, match="damaged") as error:
+        rows[:]
+    assert error.value.path in whole
+    cache.drop(error.value.path)
+    cache.drop(error.value.path)  # another process may have dropped it
+    assert not error.value.path.exists()
+    assert error.value.path.with_name(f"{error.value.path.name}.damaged").is_file()
 
 
 @pytest.mark.parametrize("cut", [0, 10, 700, 2100])
@@ -121,54 +127,51 @@ def test_a_truncated_shard_is_put_aside_when_keys_are_read(cache, cut, caplog, t
     assert not cache.folder.exists()
 
 
-def test_a_damaged_row_is_named_by_its_shard(cache):
-    path = write(cache, "a", "bb")
-    with h5py.File(path, "r+") as file:
-        file["features"][1, 0] += 1
-    with pytest.raises(DamagedFeaturesError, match="row 1 does not fit its checksum") as error:
-        cache.rows("captions", text_keys(["a"]))[:]
-    assert error.value.path == path
-    cache.drop(path)
-    assert not path.exists()
-    cache.drop(path)  # as another process does that found it, too
-    assert write(cache, "a", "bb") == path
-    np.testing.assert_array_equal(read_shard(path), features_of(["a", "bb"]))
-
-
 def test_a_shard_that_is_open_elsewhere_is_read(cache):
-    """HDF5's own lock would refuse it. What another program adds to a shard does no harm."""
+    """HDF5's own lock would refuse it."""
     path = write(cache, "a", "bb")
-    with h5py.File(path, "a") as file:
-        file.attrs["seen"] = "by a viewer"
     with path.open("r+b") as viewer:
         fcntl.flock(viewer, fcntl.LOCK_EX)  # as HDF5 does
         assert cache.known("captions").contains(text_keys(["a"])).all()
         rows = cache.rows("captions", text_keys(["bb"]))
         np.testing.assert_array_equal(rows[:], features_of(["bb"]))
-    np.testing.assert_array_equal(read_shard(path), features_of(["a", "bb"]))
     with h5py.File(path) as file:
         np.testing.assert_array_equal(file["features"][:], features_of(["a", "bb"]))
         np.testing.assert_array_equal(file["keys"][:], text_keys(["a", "bb"]))
 
 
+def test_features_in_the_format_of_an_older_version_are_named_and_left_alone(tmp_path, caplog):
+    """Their folder is that of another schema, whose name is known."""
+    older = tmp_path / "store" / hash_strings(["schema 2", IDENTITY.fingerprint])[:16]
+    (older / "images").mkdir(parents=True)
+    (older / "images/0123.h5").write_bytes(b"no checksum")
+    (older / "teacher.json").write_text("{}")
+    cache = FeatureCache(tmp_path / "store", IDENTITY, PROBE)
+    assert cache.folder != older
+    assert f"{older} holds features in the format of an older version" in caplog.text
+    assert f"--prune --teacher {older.name}" in caplog.text
+    assert len(prune(tmp_path / "store", older.name)) == 1
+    caplog.clear()
+    FeatureCache(tmp_path / "store", IDENTITY, PROBE)
+    assert "older version" not in caplog.text
+
+
 UNREADABLE = "/proc/self/mem"
-"""A file that can be opened, and whose first bytes are an input/output error."""
+"""A file that can be opened, but gives an input/output error when it is read."""
 
 
 def test_a_shard_that_cannot_be_read_is_not_damaged(cache, tmp_path):
     path = write(cache, "a", "bb")
     keys = text_keys(["a"])
-    rows = cache.rows("captions", keys)
     path.rename(tmp_path / "away")
     path.symlink_to(UNREADABLE)
     for use in (
         lambda: cache.known("captions"),
         lambda: cache.rows("captions", keys),
-        lambda: rows[:],
+        lambda: read_shard(path),
     ):
-        with pytest.raises(ResourceError, match=f"{path.name} could not be read: input") as error:
+        with pytest.raises(ResourceError, match=f"{path.name} cannot be read: input"):
             use()
-        assert "nothing was removed" in error.value.fix
     path.unlink()
     (tmp_path / "away").rename(path)
     assert cache.known("captions").contains(keys).all()
@@ -192,14 +195,14 @@ def test_a_probe_that_cannot_be_read_is_not_overwritten(cache, tmp_path):
     description = cache.folder / "teacher.json"
     description.unlink()
     description.symlink_to(UNREADABLE)
-    with pytest.raises(ResourceError, match=r"teacher.json could not be read"):
+    with pytest.raises(ResourceError, match=r"teacher.json cannot be read"):
         FeatureCache(tmp_path / "store", IDENTITY, PROBE)
     assert description.is_symlink()
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF])
 def test_a_file_system_without_locks(cache, tmp_path, monkeypatch, caplog, code):
-    """There is none to run on here, so that the call itself is replaced."""
+    """This machine has none, so the call itself is replaced."""
 
     def refuse(_handle, _mode):
         raise OSError(code, os.strerror(code))
@@ -209,7 +212,7 @@ def test_a_file_system_without_locks(cache, tmp_path, monkeypatch, caplog, code)
     with cache.in_use():
         assert cache.known("captions").contains(text_keys(["a"])).all()
     assert "cannot be locked" in caplog.text
-    with pytest.raises(ResourceError, match="nobody can tell whether it is in use"):
+    with pytest.raises(ResourceError, match="file system without locks"):
         prune(tmp_path / "store")
     assert cache.known("captions").contains(text_keys(["a"])).all()
 
@@ -219,7 +222,7 @@ def test_a_lock_that_fails_is_reported(cache, monkeypatch):
         raise OSError(errno.EIO, "x")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(ResourceError, match="could not be read: input"), cache.in_use():
+    with pytest.raises(ResourceError, match="cannot be read: input"), cache.in_use():
         pass
 
 
@@ -241,7 +244,7 @@ def test_names_and_library_share_a_folder_while_the_probe_agrees(cache, tmp_path
     assert FeatureCache(tmp_path / "store", renamed, PROBE * 1.01).folder == moved.folder
 
 
-def test_every_probe_of_one_library_has_a_folder_of_its_own(cache, tmp_path):
+def test_every_probe_of_one_library_has_its_own_folder(cache, tmp_path):
     scales = (1, 1.1, 1.2, 1.3)
     folders = [FeatureCache(tmp_path / "store", IDENTITY, PROBE * by).folder for by in scales]
     assert len(set(folders)) == len(scales)
@@ -252,7 +255,7 @@ def test_every_probe_of_one_library_has_a_folder_of_its_own(cache, tmp_path):
 @pytest.mark.parametrize(
     "field", ["architecture", "weights", "preprocessing", "tokenizer", "dtype"]
 )
-def test_whatever_changes_numbers_has_a_folder_of_its_own(cache, tmp_path, field):
+def test_whatever_changes_features_has_its_own_folder(cache, tmp_path, field):
     other = FeatureCache(tmp_path / "store", replace(IDENTITY, **{field: "other"}), PROBE)
     assert other.folder != cache.folder
 
@@ -309,9 +312,3 @@ def test_a_key_set_is_a_set(groups, asked):
 def test_the_first_of_each_key(texts):
     expected = [text not in texts[:row] for row, text in enumerate(texts)]
     assert first_of_each(text_keys(texts)).tolist() == expected
-
-
-def test_a_shard_reads_as_it_was_written(cache):
-    path = write(cache, "a", "bb")
-    np.testing.assert_array_equal(read_shard(path), features_of(["a", "bb"]))
-    assert cache.write("captions", text_keys([]), np.empty((0, 2), np.float16)) is None

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -14,21 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from pipeline.core.errors import ModelError, PipelineError, ResourceError
-from pipeline.download.packed_images import PackedImages, Rejection
-from pipeline.features import cluster
-from pipeline.features.cache import KeySet, text_keys
-from pipeline.features.encode import NewCaptions, Work
-from pipeline.features.identity import TeacherIdentity
-from pipeline.params.schema import Params
-from pipeline.params.teacher import TeacherParams
+from pipeline.core.errors import MissingArtifactError, PipelineError
+from pipeline.features.hdf5 import DamagedFeaturesError
 from tests.conftest import ROOT, TINY, assert_clear_error, find_port, invoke, write_params
 from tests.faults.ledger import record
 
@@ -41,181 +32,20 @@ SLICED = {"features": {"engine": "ray", "shard_rows": SHARD, "batch_size": 4}}
 CORPUS = {"download": {"scenes": {"images": 400}}}
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 """Makes Ray take 127.0.0.1 for the address of this machine."""
-IDENTITY = TeacherIdentity(
-    model="m",
-    pretrained="",
-    source="",
-    architecture="a",
-    weights="w",
-    preprocessing="p",
-    tokenizer="t",
-    library="l 1",
-    dtype="float32",
-)
-
-
-# --- what goes to a worker and comes back ---------------------------------------------------
-
-
-@given(
-    rows=st.lists(st.tuples(st.sampled_from(["a.tar", "b.zip"]), st.text()), min_size=1),
-    size=st.integers(1, 7),
-)
-def test_image_tasks_are_the_rows_in_slices(rows, size):
-    archives, members = map(list, zip(*rows, strict=True))
-    images, found = PackedImages(Path("/data"), archives, members), []
-    for start in range(0, len(rows), size):
-        task = cluster._pack_images(images, start, size)
-        assert task.num_rows == 1
-        assert (task["start"][0].as_py(), task["rows"][0].as_py()) == (
-            start,
-            min(size, len(rows) - start),
-        )
-        part = cluster._unpack_images(task, Path("/data"))
-        found += zip(part.archives, part.members, strict=True)
-    assert found == rows
-
-
-@given(texts=st.lists(st.text(), min_size=1), size=st.integers(1, 7), data=st.data())
-def test_caption_tasks_are_the_wanted_captions(texts, size, data):
-    wanted = np.array(data.draw(st.lists(st.booleans(), min_size=len(texts), max_size=len(texts))))
-    captions = NewCaptions(pd.Series(texts, dtype="str"), text_keys(texts), wanted, size)
-    found = []
-    for task in map(cluster._pack_captions, captions):
-        (shard,) = cluster._unpack_captions(task)
-        np.testing.assert_array_equal(shard.keys, text_keys(shard.captions))
-        assert task["start"][0].as_py() % size == 0
-        found += shard.captions
-    assert found == [text for text, want in zip(texts, wanted, strict=True) if want]
-
-
-@given(
-    start=st.integers(0, 2**40),
-    keys=st.lists(st.binary(min_size=16, max_size=16)),
-    rejected=st.dictionaries(st.integers(0, 2**20), st.text()),
-)
-def test_accounts_come_back_as_they_were(start, keys, rejected):
-    table = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16)
-    why = {row: Rejection("truncated", text) for row, text in rejected.items()}
-    work = cluster._unpack(cluster._pack_work(Work(start, table, why, 3)).to_pylist()[0])
-    assert (work.start, work.rejected, work.encoded) == (start, why, 3)
-    np.testing.assert_array_equal(work.keys, table)
-
-
-# --- errors of a worker, without a cluster --------------------------------------------------
-
-
-@pytest.fixture
-def job(tmp_path: Path, default_params: Params) -> cluster._Job:
-    (tmp_path / "attempts").mkdir()
-    return cluster._Job(
-        kind="images",
-        params=default_params.features,
-        teacher=TeacherParams(model=TINY["teacher"]["model"]),
-        identity=IDENTITY,
-        cache=tmp_path,
-        attempts=tmp_path / "attempts",
-        folder=tmp_path,
-        known=None,
-    )
-
-
-def task() -> object:
-    return cluster._pack_images(PackedImages(Path(), ["a.tar"] * 9, ["x"] * 9), 4, 3)
-
-
-def result_of(worker: cluster._Worker) -> Work:
-    return cluster._unpack(worker(task()).to_pylist()[0])
-
-
-@pytest.mark.parametrize("hidden", ["attempts", "folder"])
-def test_a_node_that_does_not_see_the_files_is_named(tmp_path, job, hidden):
-    unseen = dataclasses.replace(job, **{hidden: tmp_path / "elsewhere"})
-    with pytest.raises(ResourceError, match=r"does not see .*elsewhere") as caught:
-        result_of(cluster._Worker(unseen))
-    assert "mount" in caught.value.fix
-    assert os.uname().nodename in caught.value.what
-
-
-def test_a_shard_that_was_begun_too_often_is_not_begun_again(job):
-    (job.attempts / "images-4").write_bytes(b"...")
-    with pytest.raises(ResourceError, match="images 4 to 6 ended their worker 3 times"):
-        result_of(cluster._Worker(job))
-
-
-def test_a_bug_in_a_worker_is_reported_as_one(job):
-    """The rows are those of another kind, which is no error that a user could make."""
-    worker = cluster._Worker(dataclasses.replace(job, kind="captions"))
-    worker._load = lambda: None
-    with pytest.raises(RuntimeError, match=r"^\w+Error on node") as caught:
-        result_of(worker)
-    assert not isinstance(caught.value, PipelineError)
-    assert any("Traceback" in note for note in caught.value.__notes__)
-    assert not list(job.attempts.iterdir())  # it was no death of the worker
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    "error",
     [
-        ({"weights": "v"}, ["another than here, in its weights", "same weights"]),
-        ({"preprocessing": "q", "tokenizer": "u"}, ["preprocessing, tokenizer"]),
-        ({"dtype": "float16"}, ["float16", "float32 here", "features.precision"]),
+        PipelineError("one", "two"),
+        MissingArtifactError(Path("a"), made_by="features"),
+        DamagedFeaturesError(Path("b"), "a reason"),
     ],
 )
-def test_another_teacher_on_a_node_is_refused(change, words):
-    found = dataclasses.replace(IDENTITY, **change)
-    with pytest.raises(ModelError) as caught:
-        cluster._require_equal(found, IDENTITY)
-    for word in words:
-        assert word in str(caught.value)
-
-
-def test_another_name_of_the_same_teacher_is_none_else():
-    renamed = dataclasses.replace(IDENTITY, model="n", pretrained="x", source="s", library="l 2")
-    cluster._require_equal(renamed, IDENTITY)
-
-
-def test_a_worker_is_told_what_is_known(tmp_path):
-    """It does not read the keys of all shards for itself."""
-    keys = text_keys(["told"])
-    told = KeySet()
-    told.add(keys)
-    cache = cluster._NodeCache(tmp_path, IDENTITY, np.ones((2, 3), np.float32), told)
-    assert cache.known("images").contains(keys).all()
-    assert not cache.known("captions").contains(keys).any()
-
-
-def test_folders_are_named_so_that_any_process_finds_them(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    identity = dataclasses.replace(IDENTITY, model="local-dir:data/demo/teacher")
-    assert cluster._teacher_of(identity).model == f"local-dir:{ROOT / 'data/demo/teacher'}"
-    hub = dataclasses.replace(IDENTITY, model="ViT-B-32", pretrained="openai")
-    assert cluster._teacher_of(hub).model_dump() == {"model": "ViT-B-32", "pretrained": "openai"}
-
-
-def test_the_environment_is_left_as_it_was(monkeypatch):
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
-    before = dict(os.environ)
-    with cluster._environment({"RAY_USAGE_STATS_ENABLED": "0", "KDMCSE_X": "y"}):
-        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"  # the user's word
-        assert os.environ["KDMCSE_X"] == "y"
-        os.environ["KDMCSE_Z"] = "set by a library"
-    assert dict(os.environ) == before
-
-
-def test_a_leaving_by_ray_is_our_own_interruption():
-    """ray.init installs a handler of SIGTERM that would end the command without a word."""
-    came = []
-    previous = signal.signal(signal.SIGTERM, lambda number, _frame: came.append(number))
-    ours = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit), cluster._keeps_handlers():
-            signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(number))
-            os.kill(os.getpid(), signal.SIGTERM)
-        assert came == [signal.SIGTERM]
-        assert signal.getsignal(signal.SIGTERM) is ours
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+def test_errors_of_a_worker_are_sent_to_the_driver(error):
+    sent = pickle.loads(pickle.dumps(error))  # noqa: S301
+    assert type(sent) is type(error)
+    assert (str(sent), vars(sent)) == (str(error), vars(error))
 
 
 # --- real clusters --------------------------------------------------------------------------
@@ -328,7 +158,7 @@ def workers(pid: int) -> list[int]:
     for child in below(pid):
         with contextlib.suppress(OSError):
             title = Path(f"/proc/{child}/cmdline").read_bytes()
-            found += [child] if title.startswith(b"ray::MapWorker") and b"submit" in title else []
+            found += [child] if title.startswith(b"ray::_Worker.encode") else []
     return found
 
 
@@ -399,19 +229,16 @@ def test_a_shard_that_always_ends_its_worker_is_named(
     monkeypatch.chdir(tmp_path / "one")
     store, killed = tmp_path / "store", []
 
-    def begun() -> int:
-        return sum(note.stat().st_size for note in store.glob("*/.cluster-*/images-0"))
-
     def kill() -> None:
-        for attempt in range(1, 4):
-            wait_for(lambda attempt=attempt: begun() == attempt and workers(head[1]), "a try")
-            killed.extend(workers(head[1]))
+        for _ in range(3):
+            wait_for(lambda: set(workers(head[1])) - set(killed), "a try")
+            killed.extend(set(workers(head[1])) - set(killed))
             os.kill(killed[-1], signal.SIGKILL)
 
     pairs = f"--pairs={local.folder / 'data/pairs'}"
     with meanwhile(kill):
         result = invoke("features", pairs, *options(tmp_path, store))
-    assert_clear_error(result, "images 0 to 399", "3 times", "batch_size")
+    assert_clear_error(result, "the shard of images from 0 on", "3 times", "batch_size")
     assert len(set(killed)) == 3
     assert not list(store.rglob(".cluster-*"))
 
@@ -519,8 +346,8 @@ def listeners(pids: set[int]) -> set[str]:
     ("address", "words"),
     [
         ("127.0.0.1:{port}", ["no Ray cluster can be reached", "RAY_ADDRESS=127", "ray start"]),
-        ("ray://127.0.0.1:{port}", ["is no address", "HOST:PORT"]),
-        ("somewhere", ["is no address", "HOST:PORT"]),
+        ("ray://127.0.0.1:{port}", ["is not the address", "HOST:PORT"]),
+        ("somewhere", ["is not the address", "HOST:PORT"]),
     ],
 )
 def test_an_unreachable_cluster_is_one_line(local, out, monkeypatch, tmp_path, address, words):
@@ -536,7 +363,9 @@ def test_an_unreachable_cluster_is_one_line(local, out, monkeypatch, tmp_path, a
 def test_without_ray_the_remedy_is_to_install_it(local, out, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.chdir(local.folder)
-    assert_clear_error(invoke("features", *out), "not installed", "pip install -e '.[cluster]'")
+    assert_clear_error(
+        invoke("features", *out), "which is not installed", "pip install -e '.[cluster]'"
+    )
 
 
 def test_the_project_is_imported_without_ray():

@@ -338,8 +338,8 @@ def test_pickled_weights_give_the_same_features(tmp_path, clip):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("tf_model.h5", "weights of TensorFlow alone"),
-        ("onnx/model.onnx", "weights of ONNX alone"),
+        ("tf_model.h5", "only holds weights of TensorFlow"),
+        ("onnx/model.onnx", "only holds weights of ONNX"),
         ("adapter_config.json", "holds an adapter"),
     ],
 )

@@ -18,6 +18,19 @@ from transformers import (
     SiglipModel,
 )
 
+from pipeline.features.identity import TeacherIdentity
+
+IDENTITY = TeacherIdentity(
+    model="ViT-B-32",
+    pretrained="openai",
+    source="",
+    architecture="a" * 64,
+    weights="w" * 64,
+    preprocessing="Resize",
+    tokenizer="t" * 64,
+    library="open_clip 3",
+    dtype="float32",
+)
 CONTEXT = 16
 SIDE = 32
 VISION = {"image_size": SIDE, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}

@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.core.errors import InputError
 from pipeline.index import queries as query_module
-from pipeline.index.embed import Share
-from pipeline.index.layout import Window
+from pipeline.index.embed import Partition
+from pipeline.index.format import Window
 from pipeline.index.queries import ExportedQueries, StudentQueries, export_queries
 from pipeline.search.searcher import Searcher
 from pipeline.student.encoder import load_student
@@ -117,7 +117,7 @@ def test_shares_embed_what_a_whole_run_would(scratch, monkeypatch):
 @pytest.mark.parametrize("text", ["", "3", "0/2", "3/2", "a/b", "1/0", "-1/2"])
 def test_a_wrong_share_is_refused(text):
     with pytest.raises(InputError, match="--share"):
-        Share.read(text)
+        Partition.read(text)
 
 
 def test_a_text_only_student_has_texts_alone(scratch):

@@ -12,8 +12,8 @@ from pipeline.core.checksums import add_checksum
 from pipeline.core.errors import InputError
 from pipeline.index import choose, embed, faiss_index, shards
 from pipeline.index.choose import Probe, Trial, choose_index, hold_out
-from pipeline.index.embed import Parts, Share
-from pipeline.index.layout import normalise
+from pipeline.index.embed import Partition, Parts
+from pipeline.index.format import normalise
 from tests.index.test_documents import index_params
 
 KINDS = ("flat", "hnsw", "ivf-sq8", "ivf-pq")
@@ -114,7 +114,7 @@ def test_more_effort_reads_and_finds_more(parts, kind):
 
 @pytest.mark.parametrize("kind", ["auto", *KINDS])
 def test_what_is_taken_finds_enough_and_is_the_cheapest(parts, tmp_path, kind):
-    params = index_params(kind=kind, recall=0.97, exact_until=100)
+    params = index_params(kind=kind, target_recall=0.97, exact_until=100)
     probe = hold_out({"texts": parts}, "texts", params.seed)
     best, *others = choose_index("texts", probe, params, tmp_path)
     opened = faiss.read_index(str(tmp_path / "texts.faiss"))
@@ -146,11 +146,13 @@ ANY_SIZE = ["flat", "ivf-sq8", "ivf-pq"]
     ],
 )
 def test_the_kinds_that_are_tried_depend_on_the_rows(rows, changes, expected):
-    assert list(choose._kinds_in_question(index_params(**changes), rows)) == expected
+    assert list(choose.kinds_to_try(index_params(**changes), rows)) == expected
 
 
 def trial(recall: float) -> Trial:
-    return Trial("hnsw", 16, 0, recall, cost=1.0, speed=choose.Speed(1.0, 1.0))
+    return Trial(
+        "hnsw", faiss_index.Setting(ef_search=16), recall, cost=1.0, speed=choose.Speed(1.0, 1.0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -168,13 +170,14 @@ def trial(recall: float) -> Trial:
 def test_a_sweep_ends_where_two_doublings_find_no_more(parts, monkeypatch, recalls, tried):
     probe = hold_out({"texts": parts}, "texts", 0)
     left = iter(recalls)
-    monkeypatch.setattr(choose, "_try_setting", lambda *_: trial(next(left)))
-    sweep = [faiss_index.Setting(1 << power) for power in range(len(recalls))]
-    assert [one.recall for one in choose._sweep("hnsw", None, sweep, probe)] == recalls[:tried]
+    monkeypatch.setattr(choose, "measure", lambda *_: trial(next(left)))
+    sweep = [faiss_index.Setting(ef_search=1 << power) for power in range(len(recalls))]
+    assert [one.recall for one in choose.sweep("hnsw", None, sweep, probe)] == recalls[:tried]
 
 
 @pytest.mark.parametrize(
-    ("kind", "setting"), [("flat", faiss_index.Setting()), ("ivf-pq", faiss_index.Setting(4, 16))]
+    ("kind", "setting"),
+    [("flat", faiss_index.Setting()), ("ivf-pq", faiss_index.Setting(nprobe=4, k_factor=16))],
 )
 def test_times_are_those_of_the_clock_and_cost_that_of_the_rows_read(
     parts, monkeypatch, kind, setting
@@ -188,7 +191,7 @@ def test_times_are_those_of_the_clock_and_cost_that_of_the_rows_read(
     clock = iter(np.cumsum(passed).tolist())
     with monkeypatch.context() as patch:
         patch.setattr(choose.time, "perf_counter", lambda: next(clock))
-        found = choose._try_setting(kind, index, setting, probe)
+        found = choose.measure(kind, index, setting, probe)
     assert next(clock, None) is None
     assert (found.kind, found.setting) == (kind, setting)
     assert len(probe.queries) == 1000
@@ -250,11 +253,11 @@ def test_just_the_bytes_allowed_are_few_enough(parts, tmp_path):
 def test_exact_search_is_enough_whatever_rounding_makes_of_its_recall(parts, tmp_path, monkeypatch):
     monkeypatch.setattr(Probe, "recall", lambda *_: 0.9)
     probe = hold_out({"texts": parts}, "texts", 0)
-    (only,) = choose_index("texts", probe, index_params(kind="flat", recall=0.97), tmp_path)
+    (only,) = choose_index("texts", probe, index_params(kind="flat", target_recall=0.97), tmp_path)
     assert (only.kind, only.recall) == ("flat", 0.9)
-    assert choose_index("texts", probe, index_params(kind="ivf-sq8", recall=0.9), tmp_path)
+    assert choose_index("texts", probe, index_params(kind="ivf-sq8", target_recall=0.9), tmp_path)
     with pytest.raises(InputError, match=r"the best finds 0\.9"):
-        choose_index("texts", probe, index_params(kind="ivf-sq8", recall=0.91), tmp_path)
+        choose_index("texts", probe, index_params(kind="ivf-sq8", target_recall=0.91), tmp_path)
 
 
 def test_few_rows_are_searched_exactly(parts, tmp_path):
@@ -266,7 +269,7 @@ def test_few_rows_are_searched_exactly(parts, tmp_path):
 def test_the_bytes_allowed_decide(parts, tmp_path):
     probe = hold_out({"texts": parts}, "texts", 0)
     most = 4 * ROWS * DIM // 2
-    params = index_params(exact_until=100, max_bytes=most, recall=0.9)
+    params = index_params(exact_until=100, max_bytes=most, target_recall=0.9)
     best, *_ = choose_index("texts", probe, params, tmp_path)
     assert best.bytes <= most
     assert best.kind.startswith("ivf")
@@ -276,7 +279,10 @@ def test_the_bytes_allowed_decide(parts, tmp_path):
     ("changes", "words"),
     [
         ({"kind": "flat", "max_bytes": 1000}, r"within index.max_bytes 1,000: that takes 768,0"),
-        ({"kind": "ivf-sq8", "recall": 1.0}, r"reaches index.recall 1.0: the best finds 0\.9"),
+        (
+            {"kind": "ivf-sq8", "target_recall": 1.0},
+            r"reaches index.target_recall 1.0: the best finds 0\.9",
+        ),
     ],
 )
 def test_nothing_good_says_what_would_be(parts, tmp_path, changes, words):
@@ -321,7 +327,7 @@ def test_merged_shards_are_the_whole_index(parts, tmp_path, monkeypatch, kind):
     monkeypatch.setattr(shards, "PARTS_A_SHARD", 1)
     params = index_params(kind=kind)
     spaces = {"texts": parts}
-    assert shards.make_shards(spaces, params, Share(2, 3))
+    assert shards.make_shards(spaces, params, Partition(2, 3))
     folder = tmp_path / "vectors"
     assert len(list(folder.glob("*.faiss"))) == 2
     assert len(list(folder.glob("*-00001.faiss"))) == 1
@@ -332,7 +338,7 @@ def test_merged_shards_are_the_whole_index(parts, tmp_path, monkeypatch, kind):
     for path in files:
         path.unlink()
     for number in (3, 1, 2):
-        shards.make_shards(spaces, params, Share(number, 3))
+        shards.make_shards(spaces, params, Partition(number, 3))
     assert {path: path.read_bytes() for path in files} == files
 
 
@@ -341,7 +347,7 @@ def test_shards_are_of_the_training_that_was_there_first(parts, tmp_path, monkey
     with ThreadPoolExecutor(3) as pool:
         made = pool.map(
             lambda number: shards.make_shards(
-                {"texts": parts}, index_params(kind="ivf-sq8"), Share(number, 3)
+                {"texts": parts}, index_params(kind="ivf-sq8"), Partition(number, 3)
             ),
             (1, 2, 3),
         )
@@ -375,7 +381,7 @@ def test_the_largest_seed_is_a_seed(parts):
 
 
 def test_a_damaged_part_is_missing(parts):
-    assert parts.is_complete()
+    assert parts.missing() == []
     parts.files[1].write_bytes(parts.files[1].read_bytes()[:1000])
     content = bytearray(parts.files[2].read_bytes())
     content[5_000] ^= 1
@@ -394,10 +400,10 @@ def build_sampled(kind, parts: Parts):
 def test_shards_wait_for_all_vectors(parts, monkeypatch):
     monkeypatch.setattr(shards, "PARTS_A_SHARD", 1)
     parts.files[1].unlink()
-    assert not shards.make_shards({"texts": parts}, index_params(kind="ivf-sq8"), Share(1, 1))
+    assert not shards.make_shards({"texts": parts}, index_params(kind="ivf-sq8"), Partition(1, 1))
 
 
 @pytest.mark.parametrize("kind", ["auto", "flat", "hnsw"])
 def test_what_cannot_be_merged_has_no_shards(parts, kind, monkeypatch):
     monkeypatch.setattr(shards, "PARTS_A_SHARD", 1)
-    assert not shards.make_shards({"texts": parts}, index_params(kind=kind), Share(1, 1))
+    assert not shards.make_shards({"texts": parts}, index_params(kind=kind), Partition(1, 1))

@@ -112,7 +112,7 @@ COLUMNS = (
     ("content", "words"),
     [
         (b"\xff\xfe\x00", "own.txt is UTF-16"),
-        (b"ok\n\x80\n", "own.txt line 2 is no UTF-8"),
+        (b"ok\n\x80\n", "own.txt line 2 is not UTF-8"),
         (b"ok\na\0b\n", "own.txt line 2 holds NUL"),
     ],
 )
@@ -144,7 +144,7 @@ def test_own_texts_that_are_not_there(corpus, tmp_path):
         ({"texts": "own.txt"}, "names a file where items has texts"),
         ({"items": []}, "at least 1 item"),
         ({"items": ["captions", "captions"]}, "named twice"),
-        ({"recall": 1.5}, "less than or equal to 1"),
+        ({"target_recall": 1.5}, "less than or equal to 1"),
         ({"kind": "faiss"}, "kind"),
     ],
 )

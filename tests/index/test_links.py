@@ -14,7 +14,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
-from pipeline.index.layout import QUERY
+from pipeline.index.format import QUERY
 from pipeline.search.searcher import Searcher
 from tests.conftest import ROOT, invoke
 

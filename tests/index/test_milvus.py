@@ -16,7 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -34,9 +33,9 @@ from pipeline.download.archives import Archive
 from pipeline.download.records import read_pairs
 from pipeline.index.documents import Items
 from pipeline.index.embed import Parts
-from pipeline.index.layout import ROWS, TARGET_OF, Hit, Vectors, Window, normalise
+from pipeline.index.format import ROWS, TARGET_OF, Hit, Vectors, Window, normalise
 from pipeline.index.milvus import collection as milvus_module
-from pipeline.index.milvus.collection import About, Address, MilvusIndex, connect
+from pipeline.index.milvus.collection import Address, MilvusIndex, connect
 from pipeline.index.milvus.load import LONGEST, load_items
 from pipeline.search.searcher import Searcher
 from tests.conftest import ROOT, SHARED, assert_clear_error, find_port, invoke, unseal, write_params
@@ -53,6 +52,10 @@ TOKEN = "root:a-secret-of-ours"  # noqa: S105
 MANIFEST = {"model": "a model", "corpus": "a corpus"}
 
 
+def index_to(uri: str, *options: str):
+    return invoke("index", "--to", "milvus", "--uri", uri, *options)
+
+
 @pytest.fixture(scope="module")
 def loaded(tiny_run, tmp_path_factory) -> Path:
     """The tiny run, with its index in milvus-lite too; do not change it."""
@@ -60,7 +63,7 @@ def loaded(tiny_run, tmp_path_factory) -> Path:
     shutil.copytree(tiny_run, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        result = invoke("index", "--to", "milvus", "--uri", DATABASE)
+        result = index_to(DATABASE)
         assert result.exit_code == 0, result.output
     return folder
 
@@ -117,45 +120,26 @@ def captions(folder: Path) -> list[str]:
     return read_pairs(folder / "data/pairs").captions["caption"].drop_duplicates().tolist()
 
 
-@pytest.mark.parametrize("target", ["texts", "images"])
-def test_texts_find_what_they_find_in_files(loaded, target):
-    queries = captions(loaded)[:150]
-    with both(loaded) as (files, milvus):
-        expected = files.search(queries, target=target)
-        found = milvus.search(queries, target=target)
-    assert_exact(found, expected)
-    assert recall(found, expected) == 1.0
-
-
-@pytest.mark.parametrize("target", ["texts", "images"])
-def test_pictures_find_what_they_find_in_files(loaded, target):
-    """The vectors of all 300 pictures; one whole picture goes through the command below."""
-    space = "grounded" if target == "texts" else "images"
-    pictures = np.concatenate([np.load(one) for one in loaded.glob("data/vectors/*/images-*.npy")])
-    with both(loaded) as (files, milvus):
+def test_texts_and_pictures_find_what_they_find_in_files(opened):
+    files, milvus = opened
+    folder = files.model.parents[2]
+    for target in ("texts", "images"):
+        expected = files.search(captions(folder)[:150], target=target)
+        found = milvus.search(captions(folder)[:150], target=target)
+        assert_exact(found, expected)
+        assert recall(found, expected) == 1.0
+    pictures = np.concatenate([np.load(one) for one in files_of(folder, "images")])
+    assert len(pictures) >= 100
+    for space in ("grounded", "images"):
         expected = files.index.search(space, pictures, Window(10))
         found = milvus.index.search(space, pictures, Window(10))
-    assert len(found) >= 100
-    assert_exact(found, expected)
-    assert recall(found, expected) == 1.0
-
-
-def test_scores_are_cosines(loaded):
-    """Recomputed from the kept vectors, in double precision."""
-    (path,) = loaded.glob("data/vectors/*/texts-00000.npy")
-    rows = np.load(path).astype(np.float64)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    queries = np.random.default_rng(0).standard_normal((5, rows.shape[1])).astype(np.float32)
-    with both(loaded) as (_, milvus):
-        found = milvus.index.search("texts", 7 * queries, Window(10))
-    cosines = rows @ (queries / np.linalg.norm(queries, axis=1, keepdims=True)).T
-    expected = -np.sort(-cosines.T, axis=1)[:, :10]
-    np.testing.assert_allclose([[hit.score for hit in one] for one in found], expected, atol=1e-5)
+        assert_exact(found, expected)
+        assert recall(found, expected) == 1.0
 
 
 @pytest.fixture(scope="module")
 def opened(loaded, tmp_path_factory) -> Iterator[tuple[Searcher, Searcher]]:
-    """Both, of a copy, since nobody else can open the folder meanwhile."""
+    """Both, of a copy: nothing else can open the folder meanwhile."""
     folder = tmp_path_factory.mktemp("opened") / "run"
     shutil.copytree(loaded, folder)
     with both(folder) as searchers:
@@ -172,7 +156,7 @@ def opened(loaded, tmp_path_factory) -> Iterator[tuple[Searcher, Searcher]]:
 @settings(max_examples=25)
 def test_windows_are_those_of_files(opened, space, k, offset, min_score, seed):
     files, milvus = opened
-    rows = np.load(next(iter(files_of(files.model, space))))
+    rows = np.load(next(iter(files_of(files.model.parents[2], space))))
     queries = rows[np.random.default_rng(seed).integers(0, len(rows), 3)]
     window = Window(k, offset, min_score)
     found = milvus.index.search(space, queries, window)
@@ -187,8 +171,8 @@ def test_windows_are_those_of_files(opened, space, k, offset, min_score, seed):
         assert all(hit.score >= min_score for hit in own)
 
 
-def files_of(model: Path, space: str) -> list[Path]:
-    return sorted(model.parents[2].glob(f"data/vectors/*/{space}-*.npy"))
+def files_of(folder: Path, space: str) -> list[Path]:
+    return sorted(folder.glob(f"data/vectors/*/{space}-*.npy"))
 
 
 def near(hits: list[Hit], score: float) -> int:
@@ -215,23 +199,18 @@ def test_deeper_than_milvus_ranks(opened):
 
 def test_the_command_searches_in_milvus(in_loaded, tmp_path):
     (tmp_path / "q.txt").write_text("a red circle\ntwo blue stars\n")
-    for options in (("--file", str(tmp_path / "q.txt")), ("a green cross", "--images", "-k", "3")):
+    row = read_pairs(Path("data/pairs")).images.iloc[5]
+    with Archive(Path("data/pairs") / row["archive"]) as archive:
+        (tmp_path / "seen.png").write_bytes(archive.read(row["member"]))
+    for options in (
+        ("--file", str(tmp_path / "q.txt")),
+        ("a green cross", "--images", "-k", "3"),
+        ("--by-image", str(tmp_path / "seen.png")),
+        ("--by-image", str(tmp_path / "seen.png"), "--images"),
+    ):
         found = invoke("search", *options, "--uri", DATABASE)
         assert found.exit_code == 0, found.output
-        expected = invoke("search", *options)
-        assert_exact(hits_of(found.stdout), hits_of(expected.stdout))
-
-
-@pytest.mark.parametrize("target", [(), ("--images",)])
-def test_a_picture_is_a_query(in_loaded, tmp_path, target):
-    row = read_pairs(Path("data/pairs")).images.iloc[5]
-    picture = tmp_path / "picture.png"
-    with Archive(Path("data/pairs") / row["archive"]) as archive:
-        picture.write_bytes(archive.read(row["member"]))
-    found = invoke("search", "--by-image", str(picture), *target, "--uri", DATABASE)
-    assert found.exit_code == 0, found.output
-    expected = invoke("search", "--by-image", str(picture), *target)
-    assert_exact(hits_of(found.stdout), hits_of(expected.stdout))
+        assert_exact(hits_of(found.stdout), hits_of(invoke("search", *options).stdout))
 
 
 def hits_of(output: str) -> list[list[Hit]]:
@@ -250,7 +229,7 @@ def load_of(folder: Path) -> str:
 
 def test_a_second_load_replaces_the_first(scratch):
     before, first = collections(scratch), load_of(scratch)
-    assert invoke("index", "--to", "milvus", "--uri", DATABASE).exit_code == 0
+    assert index_to(DATABASE).exit_code == 0
     second = load_of(scratch)
     assert first != second
     assert before == [f"kdmcse_{first}_{space}" for space in sorted(TARGET_OF)]
@@ -262,8 +241,8 @@ def test_prefixes_keep_apart(scratch):
     assert_clear_error(
         invoke("search", "x", *options), "holds no index named kdmcse_other", *options
     )
-    assert invoke("index", "--to", "milvus", *options).exit_code == 0
-    assert invoke("index", "--to", "milvus", "--uri", DATABASE).exit_code == 0
+    assert index_to(DATABASE, *options[2:]).exit_code == 0
+    assert index_to(DATABASE).exit_code == 0
     assert len(collections(scratch)) == 6
     assert hits_of(invoke("search", "x", *options).stdout)[0]
 
@@ -285,18 +264,14 @@ def test_another_student_is_refused(scratch):
     unseal(MODEL)
     config = MODEL / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"layer_norm_eps": 1e-6}))
-    assert_clear_error(
-        invoke("index", "--to", "milvus", "--uri", DATABASE),
-        "another student",
-        "dvc repro -f index",
-    )
+    assert_clear_error(index_to(DATABASE), "another student", "dvc repro -f index")
     assert invoke("index").exit_code == 0
     assert_clear_error(
         invoke("search", "x", "--uri", DATABASE),
         "holds the vectors of another student than data/index",
         f"`python -m stages.index --to milvus --uri {DATABASE}`",
     )
-    assert invoke("index", "--to", "milvus", "--uri", DATABASE).exit_code == 0
+    assert index_to(DATABASE).exit_code == 0
     assert hits_of(invoke("search", "x", "--uri", DATABASE).stdout)[0]
 
 
@@ -305,15 +280,13 @@ def test_another_corpus_is_refused(scratch):
     manifest = INDEX / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"corpus": "another"}))
     assert_clear_error(invoke("search", "x", "--uri", DATABASE), "another corpus than data/index")
-    assert_clear_error(
-        invoke("index", "--to", "milvus", "--uri", DATABASE), "another corpus", "dvc repro index"
-    )
+    assert_clear_error(index_to(DATABASE), "another corpus", "dvc repro index")
 
 
 def test_without_an_index_the_queries_are_written_alone(scratch):
     expected = invoke("search", "a red circle", "--images")
     shutil.rmtree(INDEX)
-    assert invoke("index", "--to", "milvus", "--uri", DATABASE).exit_code == 0
+    assert index_to(DATABASE).exit_code == 0
     assert not list(INDEX.glob("*.faiss"))
     found = invoke("search", "a red circle", "--images", "--uri", DATABASE)
     assert_exact(hits_of(found.stdout), hits_of(expected.stdout))
@@ -328,7 +301,6 @@ def test_other_kinds_find_nearly_all(tmp_path, kind):
     address = Address(str(tmp_path / "x.db"))
     load_items(address, MANIFEST, numbered(3_000), {"texts": parts}, kind)
     with MilvusIndex.open(address) as index:
-        assert index.about.kind == kind
         found = index.search("texts", vectors[:100], Window(10))
     exact = np.argsort(-normalise(vectors[:100]) @ normalise(vectors).T, axis=1)[:, :10]
     shared = [
@@ -408,10 +380,10 @@ _LOAD = """
 import resource
 import sys
 from pathlib import Path
-from pipeline import bars
-bars.INTERVAL = 0.0  # a line for every message
+from pipeline.core import log_bars
+log_bars.INTERVAL = 0.0  # a line for every message
 import numpy as np
-from pipeline.index.milvus import Address
+from pipeline.index.milvus.collection import Address
 from pipeline.index.milvus.load import load_items
 from pipeline.core.signals import ends_on_signal
 from tests.index.test_milvus import MANIFEST, numbered, write_parts
@@ -491,7 +463,7 @@ def test_a_full_disk_leaves_the_former_load(tmp_path, small):
     process = start_load(tmp_path, small.uri, 30_000, 4_000_000)
     _, stderr = process.communicate(timeout=60)
     assert "ResourceError" in stderr.splitlines()[-2]
-    assert "could not be written or read: file too large" in stderr
+    assert "File too large" in stderr
     assert_old_is_used(small)
 
 
@@ -508,34 +480,31 @@ def test_rows_that_went_missing_are_noticed(tmp_path, small, monkeypatch):
     assert_old_is_used(small)
 
 
-def test_nothing_is_left_running(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    threads = set(threading.enumerate())
+def test_nothing_is_left_running(small):
+    threads, before = set(threading.enumerate()), listeners()
     with MilvusIndex.open(small) as index:
         index.search("texts", np.eye(3, dtype=np.float32), Window(1))
-        assert listeners() == set()
-        (private,) = tmp_path.glob("kdmcse-*")
-        assert private.stat().st_mode & 0o077 == 0
+        assert all(one.endswith("0100007F") for _, one in listeners() - before)  # localhost
         with pytest.raises(ResourceError, match="in use by another process"), connect(small):
             pass
-    assert not private.exists()
     deadline = time.monotonic() + 10
     while (left := set(threading.enumerate()) - threads) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left
+    assert listeners() <= before
     assert_old_is_used(small)
 
 
-def listeners() -> set[str]:
-    """Inodes of the TCP sockets on which this process listens."""
+def listeners() -> set[tuple[str, str]]:
+    """Inodes and addresses of the TCP sockets on which this process listens."""
     tables = [Path(f"/proc/net/{name}").read_text() for name in ("tcp", "tcp6")]
     rows = [line.split() for table in tables for line in table.splitlines()[1:]]
-    listening = {f"socket:[{row[9]}]" for row in rows if row[3] == "0A"}
+    listening = {(f"socket:[{row[9]}]", row[1].partition(":")[0]) for row in rows if row[3] == "0A"}
     own = set()
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
             own.add(str(link.readlink()))
-    return listening & own
+    return {(inode, address) for inode, address in listening if inode in own}
 
 
 @pytest.fixture
@@ -549,13 +518,13 @@ def plain(scratch) -> Path:
     ("uri", "words"),
     [
         ("data/none.db", ("data/none.db does not exist", "--to milvus --uri data/none.db")),
-        ("nowhere/x.db", ("nowhere is no folder",)),
-        ("file.db", ("file.db is no database of milvus-lite 3",)),
-        ("folder.db", ("folder.db is no database of milvus-lite 3",)),
-        ("data/index", ("data/index is no address of Milvus", "ends in .db")),
-        ("ftp://localhost", ("ftp://localhost is no address",)),
-        ("http://localhost:99999", ("--uri is no address",)),
-        ("http://localhost/x.db", ("http://localhost/x.db is no address",)),
+        ("nowhere/x.db", ("nowhere is not a folder",)),
+        ("file.db", ("file.db is not a database of milvus-lite 3",)),
+        ("folder.db", ("folder.db is not a database of milvus-lite 3",)),
+        ("data/index", ("data/index is not an address of Milvus", "ends in .db")),
+        ("ftp://localhost", ("ftp://localhost is not an address",)),
+        ("http://localhost:99999", ("http://localhost:99999 is not an address",)),
+        ("http://localhost/x.db", ("http://localhost/x.db is not an address",)),
         ("http://root:hunter2@localhost", ("more than an address", "--token-env")),
     ],
 )
@@ -563,21 +532,15 @@ def test_wrong_addresses(plain, uri, words):
     Path("file.db").write_bytes(b"SQLite format 3\0")
     Path("folder.db").mkdir()
     Path("folder.db/note.txt").write_text("mine")
-    for result in (invoke("search", "x", "--uri", uri), index_to(uri)):
-        if uri == "data/none.db" and result.exit_code == 0:
-            continue  # `index` makes it
+    results = [invoke("search", "x", "--uri", uri)]
+    if uri == "data/none.db":  # `index` makes it
+        assert not Path(uri).exists()
+    else:
+        results.append(index_to(uri))
+    for result in results:
         assert_clear_error(result, *words)
         assert "hunter2" not in result.output
     assert Path("folder.db/note.txt").read_text() == "mine"
-
-
-def index_to(uri: str, *options: str):
-    return invoke("index", "--to", "milvus", "--uri", uri, *options)
-
-
-def test_a_search_makes_no_database(plain):
-    invoke("search", "x", "--uri", "data/none.db")
-    assert not Path("data/none.db").exists()
 
 
 @pytest.mark.parametrize("options", [("--to", "milvus"), ("--uri", "x.db")])
@@ -613,10 +576,10 @@ def test_a_collection_of_somebody_else_is_left_alone(small):
     mine = dataclasses.replace(small, prefix="mine")
     parts = write_parts(Path(small.uri).parent, np.eye(3, dtype=np.float32))
     for address in (theirs, mine):
-        with pytest.raises(InputError, match="is no index of this project"):
+        with pytest.raises(InputError, match="is not an index of this project"):
             load_items(address, MANIFEST, numbered(3), {"texts": parts}, "flat")
         with (
-            pytest.raises(InputError, match="is no index of this project"),
+            pytest.raises(InputError, match="is not an index of this project"),
             MilvusIndex.open(address),
         ):
             pass
@@ -628,13 +591,6 @@ def test_another_version_is_refused_and_replaced(small, monkeypatch):
     monkeypatch.setattr(milvus_module, "SCHEMA", 99)
     with pytest.raises(StaleArtifactError, match="another version"), MilvusIndex.open(small):
         pass
-
-
-@given(st.text())
-def test_a_description_is_read_or_refused(text):
-    with contextlib.suppress(ValueError):
-        About.read(text)
-        pytest.fail("this is none")
 
 
 @contextlib.contextmanager
@@ -660,6 +616,7 @@ def wait_for(port: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.smoke
 def test_a_server_answers_as_files_do(plain, monkeypatch):
     with serving(plain / "served") as uri:
         assert_clear_error(invoke("search", "x", "--uri", uri), "holds no index named kdmcse")
@@ -682,7 +639,7 @@ def test_a_server_answers_as_files_do(plain, monkeypatch):
 
 @pytest.mark.slow
 def test_a_server_that_goes_away_in_the_middle(plain, monkeypatch):
-    monkeypatch.setattr(milvus_module, "SECONDS", 3.0)
+    monkeypatch.setattr(milvus_module, "CALL_SECONDS", 3.0)
     monkeypatch.setattr(milvus_module, "CONNECT_SECONDS", 2.0)
     query = np.ones((1, 128), dtype=np.float32)
     with contextlib.ExitStack() as stack:
@@ -707,31 +664,40 @@ def test_a_server_that_says_nothing(in_loaded, monkeypatch):
 
 @contextlib.contextmanager
 def guarded(folder: Path) -> Iterator[str]:
-    """milvus-lite behind a door that asks for TOKEN as Milvus does."""
+    """milvus-lite behind a proxy that asks for TOKEN as Milvus does."""
     import grpc
-    from milvus_lite.adapter.grpc.servicer import MilvusServicer
-    from milvus_lite.db import MilvusLite
-    from pymilvus.grpc_gen import milvus_pb2_grpc
+    from milvus_lite import server_manager_instance as lite
 
-    class Door(grpc.ServerInterceptor):
-        def intercept_service(self, continuation, details):
+    class Door(grpc.GenericRpcHandler):
+        def service(self, details):
             given = dict(details.invocation_metadata).get("authorization", "")
-            if given == base64.b64encode(TOKEN.encode()).decode():
-                return continuation(details)
-            return grpc.unary_unary_rpc_method_handler(refuse)
+            known = given == base64.b64encode(TOKEN.encode()).decode()
+            forward = channel.unary_unary(details.method)
+            return grpc.unary_unary_rpc_method_handler(
+                lambda request, context: (
+                    answer(forward, request, context) if known else refuse(context)
+                )
+            )
 
-    def refuse(request, context):
+    def refuse(context):
         context.abort(grpc.StatusCode.UNAUTHENTICATED, "auth check failure, please check the token")
 
-    with contextlib.closing(MilvusLite(str(folder))) as database, ThreadPoolExecutor(4) as threads:
-        server = grpc.server(threads, interceptors=[Door()])
-        milvus_pb2_grpc.add_MilvusServiceServicer_to_server(MilvusServicer(database), server)
+    def answer(forward, request, context):
+        try:
+            return forward(request)
+        except grpc.RpcError as error:
+            context.abort(error.code(), error.details())
+
+    backend = lite.start_and_get_uri(str(folder)).removeprefix("http://")
+    with grpc.insecure_channel(backend) as channel, ThreadPoolExecutor(4) as threads:
+        server = grpc.server(threads, handlers=[Door()])
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         try:
             yield f"http://127.0.0.1:{port}"
         finally:
             server.stop(grace=None).wait()
+            lite.release_server(str(folder))
 
 
 def test_tokens_come_from_the_environment_and_are_never_shown(plain, monkeypatch, caplog):
@@ -793,10 +759,10 @@ def test_a_search_in_files_imports_no_milvus(loaded):
 
 
 @pytest.mark.slow
-def test_the_command_ends_and_leaves_no_process(loaded, tmp_path):
-    """As a user runs it: its process group is empty afterwards, and stderr too."""
+def test_the_command_ends_and_leaves_no_process(loaded):
+    """As a user runs it, behind a proxy: its process group and stderr are empty afterwards."""
     command = [sys.executable, "-m", "stages.search", "a red circle", "--uri", DATABASE]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "http_proxy": "http://127.0.0.1:9"}
     with subprocess.Popen(
         command,
         cwd=loaded,
@@ -810,7 +776,6 @@ def test_the_command_ends_and_leaves_no_process(loaded, tmp_path):
     assert len(json.loads(stdout)["hits"]) == 10
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
-    assert not list(tmp_path.glob("kdmcse-*"))
 
 
 @pytest.mark.real

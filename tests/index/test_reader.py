@@ -16,7 +16,7 @@ from pipeline.core.errors import (
     StaleArtifactError,
 )
 from pipeline.download.records import write_table
-from pipeline.index.layout import ROWS, Window
+from pipeline.index.format import ROWS, Window
 from pipeline.index.reader import RowTable
 from pipeline.search.searcher import Searcher, require_corpus
 from tests.conftest import unseal

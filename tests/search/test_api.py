@@ -30,11 +30,11 @@ from pipeline.core.errors import InputError, ModelError, StaleArtifactError
 from pipeline.core.plaintext import is_blank
 from pipeline.download.records import read_pairs, write_pairs, write_table
 from pipeline.features.teacher import Teacher
-from pipeline.index.layout import ROWS, Window
+from pipeline.index.format import ROWS, Window
 from pipeline.index.reader import FileIndex
 from pipeline.params.teacher import TeacherParams
 from pipeline.search.app import upload
-from pipeline.search.app.desk import ConcurrencyLimiter
+from pipeline.search.app.concurrency import ConcurrencyLimiter
 from pipeline.search.app.problems import BusyError
 from pipeline.search.app.server import create_app
 from pipeline.search.app.service import LazyTeacher, System
@@ -435,9 +435,7 @@ def ask(app: FastAPI, headers: dict[str, str], receive) -> tuple[int, dict]:
         sent.append(message)
 
     asyncio.run(app(scope, receive, send))
-    if not sent:
-        return 0, {}
-    return sent[0]["status"], json.loads(sent[1]["body"])
+    return sent[0]["status"], json.loads(sent[1]["body"] or "{}")
 
 
 def test_a_declared_size_is_refused_without_reading(client):
@@ -461,11 +459,11 @@ def test_a_body_that_does_not_come_is_given_up(client, monkeypatch):
     assert time.monotonic() - begun < 10
 
 
-def test_who_leaves_is_not_answered(client, caplog):
+def test_who_leaves_is_not_a_fault_of_the_server(client, caplog):
     async def gone():
         return {"type": "http.disconnect"}
 
-    assert ask(client.app, {}, gone) == (0, {})
+    assert ask(client.app, {}, gone) == (499, {})
     assert not caplog.records
 
 
@@ -498,7 +496,9 @@ def test_only_known_names_are_answered(tiny_run, searcher, host, allowed):
         assert_problem(response, 421, "--allow-host")
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:9999"])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://127.0.0.1:9999", "http://["]
+)
 def test_pages_of_others_may_not_ask(client, origin):
     response = client.post("/search/image", content=b"x", headers={"Origin": origin})
     assert_problem(response, 403, "may not ask")
@@ -564,7 +564,7 @@ def test_the_teacher_is_loaded_once_however_many_ask(teacher):
     assert len(loads) == 2
 
 
-def test_a_desk_bounds_who_is_served_and_who_waits():
+def test_the_limiter_bounds_who_is_served_and_who_waits():
     running, most = 0, 0
     lock = threading.Lock()
 
@@ -577,18 +577,18 @@ def test_a_desk_bounds_who_is_served_and_who_waits():
         with lock:
             running -= 1
 
-    async def request(desk: ConcurrencyLimiter) -> bool:
+    async def request(limiter: ConcurrencyLimiter) -> bool:
         try:
-            with desk.place():
-                await desk.run(work)
+            with limiter.place():
+                await limiter.run(work)
         except BusyError:
             return False
         return True
 
     async def scenario() -> list[bool]:
-        desk = ConcurrencyLimiter(threads=2, places=10)
-        first = await asyncio.gather(*(request(desk) for _ in range(15)))
-        return [*first, await request(desk)]
+        limiter = ConcurrencyLimiter(threads=2, places=10)
+        first = await asyncio.gather(*(request(limiter) for _ in range(15)))
+        return [*first, await request(limiter)]
 
     served = asyncio.run(scenario())
     assert sum(served[:15]) == 10

@@ -234,6 +234,7 @@ def test_arrows_follow_the_grid(visit):
         expect(results.nth(expected)).to_be_focused()
 
 
+@pytest.mark.smoke
 def test_pictures_are_shown_and_open_large(visit):
     page = visit.page
     page.fill("#query", "a red circle")

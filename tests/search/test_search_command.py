@@ -94,7 +94,7 @@ def test_a_page_holds_its_pictures_and_nothing_unescaped(in_tiny_run, tmp_path):
     [
         (("a", "--file", "b"), "more than one of query, --file and --by-image"),
         (("--file", "no/such"), "no/such cannot be read"),
-        (("--by-image", "no/such.png"), "no/such.png is no file"),
+        (("--by-image", "no/such.png"), "no/such.png is not a file"),
         (("a", "-k", "0"), "k is 0"),
         (("a", "--min-score", "2"), "score is 2"),
         (("a", "--save", "params.yaml/page.html"), "could not be written"),

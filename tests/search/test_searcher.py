@@ -18,7 +18,7 @@ from pipeline.download.archives import Archive
 from pipeline.download.records import read_pairs
 from pipeline.features.store import read_features
 from pipeline.features.teacher import Teacher
-from pipeline.index.layout import Window
+from pipeline.index.format import Window
 from pipeline.params.teacher import TeacherParams
 from pipeline.search.searcher import Searcher, read_queries
 from pipeline.student.encoder import load_student

@@ -21,7 +21,7 @@ from PIL import Image
 
 from pipeline.core.errors import ResourceError
 from pipeline.download.records import read_pairs
-from pipeline.index.layout import Window
+from pipeline.index.format import Window
 from pipeline.search.app.serve import address_of, is_local, listen
 from pipeline.search.searcher import Searcher
 from tests.conftest import ROOT, assert_clear_error, find_port, invoke
@@ -46,7 +46,7 @@ def test_a_port_in_use_is_named(in_tiny_run):
 
 
 def test_an_address_of_others_is_refused():
-    with pytest.raises(ResourceError, match=r"192\.0\.2\.1 is no address of this machine"):
+    with pytest.raises(ResourceError, match=r"192\.0\.2\.1 is not an address of this machine"):
         listen("192.0.2.1", 0)
 
 

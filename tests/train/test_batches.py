@@ -1,27 +1,22 @@
 import itertools
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.errors import InputError
-from pipeline.download.records import Pairs
-from pipeline.features.store import Features
+from pipeline.features.rows import Features
+from pipeline.features.teacher_rows import SplitPairs
 from pipeline.params.schema import Params
 from pipeline.train.batches import (
     Schedule,
     Stream,
-    TrainingPairs,
     bucketed,
     epoch_batches,
     make_schedule,
     pair_stream,
     text_stream,
-    training_pairs,
 )
 from pipeline.train.run_params import RunParams
 from tests.conftest import merge, read_default_params
@@ -35,7 +30,7 @@ def run_params(batch_size: int, **changes: dict) -> RunParams:
     return RunParams(params.student, params.loss, params.train)
 
 
-def make_pairs(captions_of_images: list[int], seed: int = 0, dim: int = 6) -> TrainingPairs:
+def make_pairs(captions_of_images: list[int], seed: int = 0, dim: int = 6) -> SplitPairs:
     """Captions in random order; a caption's features lie near its image's."""
     rng = np.random.default_rng(seed)
     image_rows = np.repeat(np.arange(len(captions_of_images)), captions_of_images)
@@ -50,7 +45,7 @@ def make_pairs(captions_of_images: list[int], seed: int = 0, dim: int = 6) -> Tr
         np.arange(count),
         image_rows,
     )
-    return TrainingPairs(
+    return SplitPairs(
         [f"caption {n}" for n in range(count)], np.arange(count), image_rows, features
     )
 
@@ -73,7 +68,7 @@ def test_buckets_bring_sentences_of_like_length_together(count, batch_size, buck
     """Within each pool of batches no two batches overlap in length, and padding falls."""
     lengths, padded = lengths_of(count), {}
     for size in (1, buckets):
-        params = run_params(batch_size, train={"buckets": size}).train
+        params = run_params(batch_size, train={"length_buckets": size}).train
         stream = text_stream(lengths, params, seed)
         epoch = list(itertools.islice(stream, count // batch_size))
         padded[size] = sum(lengths[rows].max() * batch_size for rows in epoch)
@@ -101,7 +96,7 @@ def test_a_stream_draws_every_epoch_once_by_its_number():
 @pytest.mark.parametrize("buckets", [1, 3])
 def test_a_pool_is_cut_in_the_order_of_lengths_and_one_batch_is_no_pool(buckets):
     """Rows of equal length keep their order; the last pool has fewer batches."""
-    params = run_params(20, train={"buckets": buckets}).train
+    params = run_params(20, train={"length_buckets": buckets}).train
     lengths = np.random.default_rng(0).integers(3, 6, 110)
     rows = np.random.default_rng(1).permutation(110)
     found = bucketed(rows, lengths, params, np.random.default_rng(2)).tolist()
@@ -118,7 +113,7 @@ def test_a_pool_is_cut_in_the_order_of_lengths_and_one_batch_is_no_pool(buckets)
 
 
 def test_buckets_leave_the_meeting_of_equal_lengths_to_chance():
-    params = run_params(8, train={"buckets": 10}).train
+    params = run_params(8, train={"length_buckets": 10}).train
     stream = text_stream(np.full(800, 7), params, 0)
     companions = [
         set(rows) for _ in range(40) for rows in itertools.islice(stream, 100) if 0 in rows
@@ -196,14 +191,15 @@ def test_one_caption_an_image_is_another_one_every_epoch():
 
 
 @given(seeds, st.integers(0, 60))
-def test_a_stream_goes_on_from_its_position(seed, position):
+def test_a_stream_resumes_from_its_position(seed, position):
     pairs, params = make_pairs([3] * 9), run_params(4)
     for make in (
-        lambda start: pair_stream(pairs, lengths_of(27), params, seed, start),
-        lambda start: text_stream(lengths_of(13), params.train, seed, start),
+        lambda: pair_stream(pairs, lengths_of(27), params, seed),
+        lambda: text_stream(lengths_of(13), params.train, seed),
     ):
-        whole = list(itertools.islice(make(0), position + 5))
-        rest = make(position)
+        whole = list(itertools.islice(make(), position + 5))
+        rest = make()
+        rest.position = position
         assert all(np.array_equal(next(rest), rows) for rows in whole[position:])
         assert rest.position == position + 5
 
@@ -264,38 +260,10 @@ def test_auto_schedule(text, pairs, paired_share):
 
 
 @pytest.mark.parametrize(
-    ("text", "pairs", "schedule"),
-    [(30, 10, Schedule(3)), (29, 10, Schedule(2)), (19, 10, Schedule(2, inverted=True)),
-     (10, 20, Schedule(3, inverted=True)), (10, 19, Schedule(2, inverted=True))],
+    ("every", "text", "pairs", "schedule"),
+    [("auto", 30, 10, Schedule(3)), ("auto", 29, 10, Schedule(2)),
+     ("auto", 19, 10, Schedule(2, inverted=True)), ("auto", 10, 20, Schedule(3, inverted=True)),
+     ("auto", 10, 19, Schedule(2, inverted=True)), (3, 1, 1, Schedule(3))],
 )  # fmt: skip
-def test_the_schedule_says_which_steps_are_rare(text, pairs, schedule):
-    assert make_schedule("auto", text_batches=text, pair_batches=pairs) == schedule
-
-
-def test_training_pairs_are_the_train_captions_that_have_features():
-    """Row 0 of the features included; they are in another order than the captions."""
-    images = pd.DataFrame({"image_id": [0, 1, 2, 3], "split": ["train", "test", "train", "train"]})
-    words = ["one", "two", "of a test image", "of a rejected image", "five"]
-    captions = pd.DataFrame(
-        {"caption_id": [10, 11, 12, 13, 14], "image_id": [0, 0, 1, 2, 3], "caption": words}
-    )
-    features = Features(
-        np.eye(3, 4, dtype=np.float16), np.array([3, 1, 0]),
-        np.eye(4, dtype=np.float16), np.array([11, 14, 10, 12]), np.array([2, 0, 2, 1]),
-    )  # fmt: skip
-    found = training_pairs(Pairs(Path(), images, captions), features)
-    assert found.captions == ["one", "two", "five"]
-    assert found.caption_rows.tolist() == [2, 0, 1]
-    assert found.image_rows.tolist() == [2, 2, 0]
-    assert found.features is features
-    of_images, of_captions = found.teacher(np.array([2, 0]), torch.device("cpu"))
-    torch.testing.assert_close(of_images, torch.eye(3, 4)[[0, 2]])
-    torch.testing.assert_close(of_captions, torch.eye(4)[[1, 2]])
-    none = Pairs(Path(), images, captions.iloc[2:4])
-    with pytest.raises(InputError, match="no caption of the train split has features"):
-        training_pairs(none, features)
-
-
-def test_every_third_step_is_paired():
-    schedule = make_schedule(3, text_batches=1, pair_batches=1)
-    assert [schedule.is_paired(step) for step in range(1, 7)] == [False, False, True] * 2
+def test_the_schedule_says_which_steps_are_rare(every, text, pairs, schedule):
+    assert make_schedule(every, text_batches=text, pair_batches=pairs) == schedule

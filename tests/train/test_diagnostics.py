@@ -17,9 +17,10 @@ from pipeline.train.diagnostics import (
     similarity_histograms,
     warn_of_useless_filter,
 )
+from pipeline.train.loop import TrainingRun
 from tests.train.test_batches import make_pairs
 from tests.train.test_loop import data as data  # noqa: PLC0414  # the fixture
-from tests.train.test_loop import run_params, train
+from tests.train.test_loop import run_params
 
 
 def make_filter(**settings: object) -> FilterParams:
@@ -129,14 +130,19 @@ def test_the_table_of_masked_pairs_can_be_read(pairs, sample):
 @pytest.mark.slow
 def test_angles_before_are_those_of_the_start_and_training_moves_them(data):
     params = run_params(
-        train={"steps": 30, "evaluate_every": 30, "pair_every": 1}, loss={"weight": 1.0}
+        train={"steps": 30, "evaluate_every": 30, "pair_every": 1}, loss={"grounding_weight": 1.0}
     )
-    training, _ = train(data, params)
-    state = torch.get_rng_state()
-    angles, margins = angles_and_margins(data.pairs, params, 0, training.student)
-    assert torch.equal(state, torch.get_rng_state())
-    again, _ = angles_and_margins(data.pairs, params, 0, training.student)
-    pd.testing.assert_frame_equal(angles, again)
+    run = TrainingRun(data, params, 0)
+    states, look = [], {"max_length": params.student.max_length, "seed": 0}
+    for when in ("before", "after"):
+        state = torch.get_rng_state()
+        states.append(angles_and_margins(run.model, data.pairs, **look, when=when))
+        assert torch.equal(state, torch.get_rng_state())
+        again, _ = angles_and_margins(run.model, data.pairs, **look, when=when)
+        pd.testing.assert_frame_equal(states[-1][0], again)
+        if when == "before":
+            run.train(lambda _: {"sts_dev": 0.0})
+    angles, margins = (pd.concat(tables) for tables in zip(*states, strict=True))
     groups = angles.groupby(["term", "relation", "when"])["share"].sum()
     assert len(groups) == 3 * 2 * 2
     np.testing.assert_allclose(groups, 1, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The gradient in chunks, and over two processes, is that of the whole batch."""
+"""The gradient in mini-batches, and over two processes, is that of the whole batch."""
 
 import os
 import subprocess
@@ -11,9 +11,9 @@ import torch
 
 from pipeline.params.schema import Params
 from pipeline.student.encoder import GroundingHeads, SentenceEncoder
+from pipeline.train.distributed import DistributedContext
 from pipeline.train.gradients import add_gradients
 from pipeline.train.objective import Distillation
-from pipeline.train.ranks import DistributedContext
 from tests.conftest import ROOT, find_port, merge, read_default_params
 
 SENTENCES = [
@@ -31,7 +31,7 @@ def make_model(**loss: object) -> Distillation:
     torch.manual_seed(0)
     encoder = SentenceEncoder.load(str(ROOT / params.student.encoder), "mean")
     heads = GroundingHeads(encoder.dim, TEACHER_DIM, 8)
-    return Distillation(encoder, heads, "kdmcse", params.loss, (32,))
+    return Distillation(encoder, heads, params.loss, (32,))
 
 
 def make_teacher() -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,13 +45,13 @@ def gradients(model: Distillation) -> dict[str, torch.Tensor]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 4, 7])
-def test_chunks_give_the_gradient_of_the_whole_batch(chunk):
-    """Without dropout the two are the same sums; negatives come from all chunks."""
+@pytest.mark.parametrize("size", [1, 3, 4, 7])
+def test_mini_batches_give_the_gradient_of_the_whole_batch(size):
+    """Without dropout the two are the same sums; negatives come from all mini-batches."""
     one, other = make_model().eval(), make_model().eval()
     tokens = one.encoder.tokenize(SENTENCES)
     whole = add_gradients(one, tokens, make_teacher(), scale=0.5)
-    parts = add_gradients(other, tokens, make_teacher(), scale=0.5, chunk=chunk)
+    parts = add_gradients(other, tokens, make_teacher(), scale=0.5, mini_batch_size=size)
     torch.testing.assert_close(whole.total, parts.total)
     expected, found = gradients(one), gradients(other)
     assert expected.keys() == found.keys()
@@ -59,15 +59,15 @@ def test_chunks_give_the_gradient_of_the_whole_batch(chunk):
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_both_passes_of_a_chunk_have_the_same_dropout():
-    """The gradient in chunks, with dropout, held against finite differences of the same draws."""
+def test_both_passes_of_a_mini_batch_have_the_same_dropout():
+    """The gradient in mini-batches, with dropout, against finite differences of the same draws."""
     model = make_model().train()
     tokens = model.encoder.tokenize(SENTENCES)
 
     def loss() -> float:
         torch.manual_seed(5)
         model.zero_grad()
-        return float(add_gradients(model, tokens, make_teacher(), chunk=3).total.detach())
+        return float(add_gradients(model, tokens, make_teacher(), mini_batch_size=3).total.detach())
 
     loss()
     weight = model.get_parameter("encoder.backbone.encoder.layer.0.output.dense.weight")
@@ -85,8 +85,8 @@ def test_both_passes_of_a_chunk_have_the_same_dropout():
     assert slope == pytest.approx(float(gradient.norm()), rel=0.05)
 
 
-def test_the_draws_after_a_batch_do_not_depend_on_chunks():
-    """The second pass goes back to the draws of the first, and then on behind them."""
+def test_the_draws_after_a_batch_do_not_depend_on_mini_batches():
+    """The second pass repeats the draws of the first, and the next batch draws new ones."""
     model = make_model().train()
     tokens = model.encoder.tokenize(SENTENCES)
     torch.manual_seed(1)
@@ -95,7 +95,7 @@ def test_the_draws_after_a_batch_do_not_depend_on_chunks():
             model.two_views({key: value[start : start + 4] for key, value in tokens.items()})
     expected = torch.get_rng_state()
     torch.manual_seed(1)
-    add_gradients(model, tokens, make_teacher(), chunk=4)
+    add_gradients(model, tokens, make_teacher(), mini_batch_size=4)
     assert torch.equal(torch.get_rng_state(), expected)
 
 
@@ -108,19 +108,19 @@ def test_a_share_is_a_stretch_of_the_batch():
 _SCRIPT = """
 import sys, torch
 from accelerate import PartialState
+from pipeline.train.distributed import find_context
 from pipeline.train.gradients import add_gradients
-from pipeline.train.ranks import find_ranks
 from tests.train.test_gradients import SENTENCES, gradients, make_model, make_teacher
 
-gathers, chunk = sys.argv[2] == "gather", int(sys.argv[3]) or None
-ranks = find_ranks(len(SENTENCES), torch.device("cpu"), gathers=gathers)
+gathers, size = sys.argv[2] == "gather", int(sys.argv[3]) or None
+context = find_context(len(SENTENCES), torch.device("cpu"), gathers=gathers)
 model = make_model().eval()
 rows = list(range(len(SENTENCES)))
-tokens = model.encoder.tokenize([SENTENCES[row] for row in ranks.share(rows)])
-teacher = tuple(side[ranks.teacher_rows(rows)] for side in make_teacher())
-loss = add_gradients(model, tokens, teacher, chunk=chunk, gather=ranks.gather)
-ranks.reduce_gradients(model)
-torch.save((loss.total.detach(), gradients(model)), f"{sys.argv[1]}/{ranks.rank}.pt")
+tokens = model.encoder.tokenize([SENTENCES[row] for row in context.share(rows)])
+teacher = tuple(side[context.teacher_rows(rows)] for side in make_teacher())
+loss = add_gradients(model, tokens, teacher, mini_batch_size=size, gather=context.gather)
+context.reduce_gradients(model)
+torch.save((loss.total.detach(), gradients(model)), f"{sys.argv[1]}/{context.rank}.pt")
 PartialState().destroy_process_group()
 """
 
@@ -143,12 +143,13 @@ def run_two(folder: Path, *arguments: str) -> list[tuple[torch.Tensor, dict[str,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chunk", ["0", "3"])
-def test_two_processes_give_the_gradient_of_one(tmp_path, chunk):
+@pytest.mark.parametrize("size", ["0", "3"])
+@pytest.mark.smoke
+def test_two_processes_give_the_gradient_of_one(tmp_path, size):
     model = make_model().eval()
     loss = add_gradients(model, model.encoder.tokenize(SENTENCES), make_teacher())
     expected = gradients(model)
-    for total, found in run_two(tmp_path, "gather", chunk):
+    for total, found in run_two(tmp_path, "gather", size):
         torch.testing.assert_close(total, loss.total.detach())
         assert found.keys() == expected.keys()
         for name, value in expected.items():

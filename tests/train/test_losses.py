@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -49,7 +49,6 @@ def reference_loss(
     return total / len(a)
 
 
-@settings(max_examples=60)
 @given(sizes, seeds, margins, temperatures, st.sampled_from(["margin", "shift"]))
 def test_adap_acse_is_its_definition(size, seed, margin, temperature, gate):
     anchors, candidates, teacher = draw_batch(size, seed)
@@ -61,7 +60,6 @@ def test_adap_acse_is_its_definition(size, seed, margin, temperature, gate):
         assert float(loss) == pytest.approx(expected, rel=2e-4, abs=2e-4)
 
 
-@settings(max_examples=30)
 @given(sizes, seeds, margins, temperatures)
 def test_simcse_is_a_fixed_margin(size, seed, margin, temperature):
     first, second, _ = draw_batch(size, seed)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.params.loss import FilterParams
@@ -35,7 +35,6 @@ def expected_order(vectors: np.ndarray, size: int, neighbours: int, limit: float
     return order
 
 
-@settings(max_examples=40)
 @given(st.integers(2, 5), st.integers(1, 4), st.integers(1, 4), st.integers(0, 10_000))
 def test_neighbours_follow_their_anchor(size, batches, neighbours, seed):
     images, captions = features(size * batches, seed)
@@ -43,7 +42,6 @@ def test_neighbours_follow_their_anchor(size, batches, neighbours, seed):
     assert list(order) == expected_order(images.float().numpy(), size, neighbours, np.inf)
 
 
-@settings(max_examples=40)
 @given(st.floats(-0.5, 0.9), st.integers(0, 10_000))
 def test_false_negatives_are_not_sought(limit, seed):
     images, captions = features(12, seed)
@@ -76,7 +74,6 @@ def test_the_filter_names_the_similarity(similarity):
     assert list(order[:2]) == [0, nearest]
 
 
-@settings(max_examples=30)
 @given(st.integers(-4, 12), st.integers(0, 10_000))
 def test_dot_products_decide_and_ties_go_to_the_first_row(limit, seed):
     """Of small whole numbers: many are equal, and exact in float32."""

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.params.loss import FilterParams
-from pipeline.train.noise import _off_diagonal, filter_limit, filter_negatives
+from pipeline.train.noise import filter_limit, filter_negatives, teacher_cosines
 
 
 @pytest.fixture
@@ -65,10 +65,14 @@ def test_the_limit_of_a_percentile_is_the_score_of_that_rank(count, threshold, s
     assert float(limit) == pytest.approx(threshold * (count - 1) / 100, abs=0.5)
 
 
-@given(st.integers(2, 9))
-def test_the_limit_is_of_all_negatives_and_no_other(size):
-    scores = torch.arange(size * size, dtype=torch.float32).view(size, size)
-    assert torch.equal(_off_diagonal(scores), scores[~torch.eye(size, dtype=torch.bool)])
+@given(st.integers(2, 9), st.integers(0, 100), st.integers(0, 1000))
+def test_the_limit_is_of_all_negatives_and_no_other(size, threshold, seed):
+    rng = np.random.default_rng(seed)
+    images, captions = torch.from_numpy(rng.standard_normal((2, size, 3)))
+    params = make_filter(kind="percentile", threshold=threshold)
+    scores, diagonal = teacher_cosines(images, captions).image, torch.eye(size, dtype=torch.bool)
+    expected = (scores <= filter_limit(scores[~diagonal], params)) | diagonal
+    assert torch.equal(filter_negatives(images, captions, params).image, expected)
 
 
 def test_off_keeps_everything(features):

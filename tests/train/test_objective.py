@@ -7,11 +7,12 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.params.loss import LossParams
+from pipeline.core.errors import ParamsError
 from pipeline.params.schema import Params
 from pipeline.student.encoder import GroundingHeads, SentenceEncoder
 from pipeline.train.losses import adap_acse_loss, simcse_loss
-from pipeline.train.objective import Distillation
+from pipeline.train.objective import Distillation, build_model
+from pipeline.train.run_params import RunParams
 from tests.conftest import TINY, merge, read_default_params
 
 SENTENCES = ["a red circle", "a blue square above a green star", "two small circles", "a star"]
@@ -30,14 +31,16 @@ def teacher() -> tuple[torch.Tensor, torch.Tensor]:
     return images * 19, captions
 
 
-def loss_params(**changes: object) -> LossParams:
-    return Params.model_validate(merge(read_default_params(), {"loss": changes})).loss
+def run_params(objective="kdmcse", student=None, **loss: object) -> RunParams:
+    changes = {"train": {"objective": objective}, "student": student or {}, "loss": loss}
+    params = Params.model_validate(merge(merge(read_default_params(), TINY), changes))
+    return RunParams(params.student, params.loss, params.train)
 
 
-def build(encoder, objective="kdmcse", matryoshka=(), **changes) -> Distillation:
+def build(encoder, objective="kdmcse", matryoshka=(), **loss) -> Distillation:
     torch.manual_seed(0)
     heads = GroundingHeads(encoder.dim, DIM, 8)
-    return Distillation(encoder, heads, objective, loss_params(**changes), matryoshka).eval()
+    return Distillation(encoder, heads, run_params(objective, **loss).loss, matryoshka).eval()
 
 
 def expected_terms(model: Distillation, teacher, **setting) -> dict[str, torch.Tensor]:
@@ -72,7 +75,13 @@ def expected_terms(model: Distillation, teacher, **setting) -> dict[str, torch.T
 )
 def test_every_variant_is_the_sum_of_its_terms(encoder, teacher, kind, gate, combine, terms):
     model = build(
-        encoder, margin=0.3, margin_kind=kind, gate=gate, combine=combine, terms=terms, weight=0.7
+        encoder,
+        margin=0.3,
+        margin_kind=kind,
+        gate=gate,
+        combine=combine,
+        terms=terms,
+        grounding_weight=0.7,
     )
     loss = model(encoder.tokenize(SENTENCES), teacher)
     expected = expected_terms(
@@ -94,7 +103,13 @@ def test_every_variant_is_the_sum_of_its_terms(encoder, teacher, kind, gate, com
 def test_every_term_is_told_as_it_is_with_filter_and_margins(encoder, teacher):
     """Both losses have a filter of their own, the text loss its own margin."""
     noise = {"kind": "cosine", "similarity": "cross-modal", "drop": "above", "threshold": 0.1}
-    setting = {"margin": 1.2, "gate": "shift", "text_margin": 0.2, "weight": 0.7, "filter": noise}
+    setting = {
+        "margin": 1.2,
+        "gate": "shift",
+        "text_margin": 0.2,
+        "grounding_weight": 0.7,
+        "filter": noise,
+    }
     model = build(encoder, **setting, combine="sum", terms=["image", "caption"])
     tokens = encoder.tokenize(SENTENCES)
     loss = model(tokens, teacher)
@@ -124,7 +139,7 @@ def test_every_term_is_told_as_it_is_with_filter_and_margins(encoder, teacher):
 
 
 def test_a_grounded_loss_is_the_mean_over_both_views(encoder, teacher):
-    model = build(encoder, terms=["image"], weight=1.0)
+    model = build(encoder, terms=["image"], grounding_weight=1.0)
     views = torch.randn(2, len(SENTENCES), encoder.dim, generator=torch.Generator().manual_seed(1))
     first, second = (model.loss_of_views((view, view), teacher).image for view in views)
     both = model.loss_of_views((views[0], views[1]), teacher)
@@ -222,3 +237,23 @@ def test_a_step_takes_no_product_of_a_batch_twice(encoder, teacher, kind):
     others = ~torch.eye(4, dtype=torch.bool)
     expected = torch.where(angle > 0.3, shift, 0.0)[others].mean()
     torch.testing.assert_close(loss.applied_margin.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_has_fresh_heads_of_the_random_state_and_shorter_dimensions():
+    params = run_params(student={"matryoshka": [32], "grounding_dim": 8})
+    states = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        model = build_model(params, DIM)
+        states.append(model.heads.image[0].weight)
+    assert states[0].shape == (8, DIM)
+    assert model.dimensions == (model.encoder.dim, 32)
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+    for sizes, is_fine in (([127], True), ([128], False), ([200, 4], False)):
+        params = run_params(student={"matryoshka": sizes})
+        if is_fine:
+            build_model(params, DIM)
+            continue
+        with pytest.raises(ParamsError, match=f"names {sizes[0]} dimensions.* has 128"):
+            build_model(params, DIM)

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.student.encoder import SentenceEncoder
@@ -14,6 +14,8 @@ from pipeline.train import token_store
 from pipeline.train.token_store import pack_tokens
 from tests.conftest import read_default_params
 
+KEPT = 8
+"""Stores that stay on disk."""
 TEXT = ["a red circle", "a small blue square above a green one", "", "x " * 100, "a red circle"]
 
 
@@ -23,7 +25,6 @@ def encoder() -> SentenceEncoder:
 
 
 @given(st.lists(st.text(max_size=60), min_size=1, max_size=12), st.integers(4, 32), st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 def test_a_batch_is_what_the_tokenizer_gives(encoder, sentences, max_length, data):
     packed = pack_tokens(encoder, sentences, max_length)
     places = st.lists(st.integers(0, len(sentences) - 1), min_size=1, max_size=8)
@@ -91,7 +92,7 @@ def test_only_the_stores_used_last_are_kept(encoder, tmp_path):
     pack_tokens(encoder, TEXT, 4, tmp_path)
     (old,) = tmp_path.iterdir()
     os.utime(old, (time.time() - 1000,) * 2)
-    for most in range(5, 5 + token_store._KEPT_STORES):
+    for most in range(5, 5 + KEPT):
         pack_tokens(encoder, TEXT, most, tmp_path)
     assert not old.exists()
-    assert len(list(tmp_path.iterdir())) == token_store._KEPT_STORES
+    assert len(list(tmp_path.iterdir())) == KEPT

@@ -9,9 +9,9 @@ from pipeline.train.trackers import open_trackers
 def test_points_arrive_in_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with open_trackers(["tensorboard"], tmp_path) as trackers:
+    with open_trackers(["tensorboard"], tmp_path) as report:
         for step, value in ((10, 0.5), (20, 0.25)):
-            trackers.log(step, {"loss": value, "sts_dev": 100 * value})
+            report(step, {"loss": value, "sts_dev": 100 * value})
     (folder,) = {path.parent for path in tmp_path.rglob("events.*")}
     reader = EventAccumulator(str(folder))
     reader.Reload()
@@ -32,6 +32,6 @@ def test_one_that_is_not_installed_is_named(tmp_path, monkeypatch):
 
 
 def test_none_is_no_work(tmp_path):
-    with open_trackers([], tmp_path) as trackers:
-        trackers.log(1, {"loss": 1.0})
+    with open_trackers([], tmp_path) as report:
+        report(1, {"loss": 1.0})
     assert not list(tmp_path.iterdir())

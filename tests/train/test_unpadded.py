@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -88,7 +88,6 @@ BERTS = {unpads: make_encoder("Bert") for unpads in (False, True)}
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=9), st.integers(0, 1000))
-@settings(max_examples=40)
 def test_any_lengths_give_the_vectors_of_the_padded_batch(lengths, seed):
     assert isinstance(BERTS[True].run_backbone, Unpadded) or leave_out_padding(BERTS[True])
     tokens = draw_tokens(BERTS[False], lengths, seed)

@@ -10,7 +10,6 @@ from pipeline.student.encoder import GroundingHeads
 from pipeline.train import unpadded
 from pipeline.train.curves import Curves
 from pipeline.train.gradients import add_gradients
-from pipeline.train.noise import filter_limit, filter_negatives
 from pipeline.train.objective import Distillation
 from pipeline.train.unpadded import take_masks_unseen
 from tests.conftest import merge, read_default_params
@@ -51,7 +50,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def distillation(encoder, kind: str) -> Distillation:
     changes = {"loss": {"filter": {"kind": kind, "threshold": FILTERS[kind]}}}
     loss = Params.model_validate(merge(read_default_params(), changes)).loss
-    return Distillation(encoder, GroundingHeads(encoder.dim, 8, 4), "kdmcse", loss).train()
+    return Distillation(encoder, GroundingHeads(encoder.dim, 8, 4), loss).train()
 
 
 def take_step(model: Distillation, tokens, teacher, optimiser, curves: Curves) -> None:
@@ -104,21 +103,3 @@ def test_masks_taken_unseen_change_nothing(kind, lengths, on_gpu):
     taken = take_masks_unseen(encoder)
     assert taken == (kind != "MPNet")
     torch.testing.assert_close(encoder(tokens), expected)
-
-
-@pytest.mark.parametrize("kind", [k for k in FILTERS if k != "off"])
-def test_the_diagonal_is_left_out_as_a_mask_would(kind, default_params):
-    params = default_params.loss.filter.model_copy(
-        update={"kind": kind, "threshold": FILTERS[kind]}
-    )
-    images, captions = torch.randn(7, 5), torch.randn(7, 5)
-    keep = filter_negatives(images, captions, params)
-    v, t = images, captions
-    if kind != "dot":
-        v, t = (x / x.norm(dim=1, keepdim=True) for x in (v, t))
-    score = {"cross-modal": t @ v.T, "image": v @ v.T, "caption": t @ t.T}[params.similarity]
-    limit = filter_limit(score[~torch.eye(7, dtype=torch.bool)], params)
-    expected = (score <= limit) if params.drop == "above" else (score >= limit)
-    assert torch.equal(keep.image | torch.eye(7, dtype=torch.bool), keep.image)
-    off = ~torch.eye(7, dtype=torch.bool)
-    assert (keep.image[off] != expected[off]).sum() <= 1  # the limit itself, to rounding

@@ -1,13 +1,13 @@
 """An index in a Milvus database: a server by its address, or milvus-lite in a folder.
 
-    <prefix>                  an alias of the first collection below, moved when all are whole
+    <prefix>                  an alias of the first collection below, moved when all are complete
     <prefix>_<load>_<space>   one collection a space: `row`, `vector` and the columns of ROWS
 
-The name that the alias stands for says which load is in use, and so for all spaces at once. Every
-collection carries the property `kdmcse`: schema, model hash, corpus fingerprint, rows of each
-space. Vectors are L2-normalised and compared by inner product, so that scores are cosines.
+The collection that the alias points to names the load in use, for all spaces at once. Each
+collection carries the property `kdmcse`: schema, model hash, corpus fingerprint, rows per space.
+Vectors are L2-normalised and compared by inner product, so that scores are cosines.
 
-milvus-lite runs in this process and listens on a socket in a folder that no other user can open.
+pymilvus runs milvus-lite in this process; while it is open it listens on a port of localhost.
 """
 
 import contextlib
@@ -16,22 +16,22 @@ import logging
 import os
 import re
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
+
+from pydantic import TypeAdapter, ValidationError
 
 from pipeline.core.errors import InputError, PipelineError, ResourceError, StaleArtifactError
 from pipeline.core.extras import require_extra
 from pipeline.core.files import reports_unwritable
 from pipeline.core.progress import log
 from pipeline.core.signals import defers_signals
-from pipeline.index.layout import (
+from pipeline.index.format import (
+    MANIFEST,
     ROWS,
     SCHEMA,
     Hit,
@@ -47,21 +47,16 @@ if TYPE_CHECKING:
 
 MilvusKind = Literal["flat", "hnsw", "ivf-sq8", "autoindex"]
 """How Milvus finds neighbours; flat is exact."""
-Rows = list[dict[str, Any]]
-"""As pymilvus gives them."""
 DEFAULT_PREFIX = "kdmcse"
 PROPERTY = "kdmcse"
 ROW = "row"
 VECTOR = "vector"
 DEEPEST = 16_384
-"""Rows that Milvus ranks at most, offset included."""
+"""The lowest rank that Milvus returns, offset included."""
 CONNECT_SECONDS = 10.0
-SECONDS = 60.0
-"""For one answer of a server; milvus-lite, in this process, takes the time that it takes."""
-_PREFIX = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
-_SERVER = "use one such as http://localhost:19530."
-_MISSING = 100
-"""Milvus' code of a collection that is not there."""
+CALL_SECONDS = 60.0
+"""For one answer of a server; milvus-lite has no limit."""
+_COLLECTION_NOT_FOUND = 100
 
 
 @dataclass(frozen=True)
@@ -69,10 +64,10 @@ class Address:
     """Where a Milvus database is.
 
     Attributes:
-        uri: `http://host:port` or `https://host:port` with the database's name behind it if it is
-            not the default one, or a folder whose name ends in `.db`.
+        uri: `http://host:port` or `https://host:port`, followed by the database's name if it is
+            not the default one; or a folder whose name ends in `.db`.
         token_env: the environment variable that holds the token of a server.
-        prefix: what the names of all collections begin with.
+        prefix: of the names of all collections.
 
     Raises:
         InputError: one of them cannot be used.
@@ -83,22 +78,35 @@ class Address:
     prefix: str = DEFAULT_PREFIX
 
     def __post_init__(self) -> None:
-        if not _PREFIX.fullmatch(self.prefix):
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,99}", self.prefix):
             raise InputError(
                 f"--collection-prefix is {self.prefix!r}.",
                 "use at most 100 letters, digits and underscores, no digit first.",
             )
-        if self.folder is None:
-            _check_server(self.uri)
-        elif not self.uri.endswith(".db"):
+        if self.folder is None and re.search("[@?#]", self.uri):  # may be a password: not shown
             raise InputError(
-                f"{self.uri} is no address of Milvus.",
+                "--uri holds more than an address.",
+                "put user:password into an environment variable and name it with --token-env.",
+            )
+        if not self._is_usable():
+            raise InputError(
+                f"{self.uri} is not an address of Milvus.",
                 "name a folder that ends in .db, or a server such as http://localhost:19530.",
             )
 
+    def _is_usable(self) -> bool:
+        if self.folder is not None:
+            return self.uri.endswith(".db")
+        try:
+            parts = urlsplit(self.uri)
+            is_server = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            return False
+        return is_server and parts.scheme in {"http", "https"} and not self.uri.endswith(".db")
+
     @property
     def folder(self) -> Path | None:
-        """That of milvus-lite; None: a server."""
+        """The folder of milvus-lite; None for a server."""
         return None if "://" in self.uri else Path(self.uri)
 
     @property
@@ -110,85 +118,36 @@ class Address:
         """
         if self.token_env is None or self.folder is not None:
             return ""
-        token = os.environ.get(self.token_env)
-        if not token:  # not named: who mistook the option wrote the token itself there
-            raise InputError(
-                "the environment variable that --token-env names is not set.",
-                "set it to the token, or to user:password.",
-            )
-        return token
-
-    @property
-    def seconds(self) -> float | None:
-        """The longest that an answer may take."""
-        return SECONDS if self.folder is None else None
+        if token := os.environ.get(self.token_env):
+            return token
+        raise InputError(  # without the variable's name, which may be the token itself by mistake
+            "the environment variable that --token-env names is not set.",
+            "set it to the token, or to user:password.",
+        )
 
     @property
     def command(self) -> str:
-        """What loads an index there."""
+        """The command that loads an index there."""
         options = f" --token-env {self.token_env}" if self.token_env else ""
         if self.prefix != DEFAULT_PREFIX:
             options += f" --collection-prefix {self.prefix}"
         return f"run `python -m stages.index --to milvus --uri {self.uri}{options}`."
 
 
-def _check_server(uri: str) -> None:
-    """Refuse what is no address, or holds a password, which then is not shown."""
-    try:
-        parts = urlsplit(uri)
-        valid = bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        raise InputError(
-            "--uri is no address.", "use one such as http://localhost:19530."
-        ) from None
-    if parts.username is not None or parts.query or parts.fragment:
-        raise InputError(
-            "--uri holds more than an address.",
-            "put user:password into an environment variable and name that by --token-env.",
-        )
-    if not valid or parts.scheme not in {"http", "https"} or uri.endswith(".db"):
-        raise InputError(f"{uri} is no address of a Milvus server.", _SERVER)
-
-
 @dataclass(frozen=True)
 class About:
-    """What a load says of itself.
-
-    Attributes:
-        schema: version of the contract.
-        model: hash of the student.
-        corpus: fingerprint of the pairs.
-        load: tells this load from others.
-        kind: of index.
-        rows: of each space.
-        tuning: what a search in each space is told beside the number of rows.
-    """
+    """The description of a load, as the property of its collections holds it."""
 
     schema: int
     model: str
+    """Hash of the student."""
     corpus: str
+    """Fingerprint of the pairs."""
     load: str
-    kind: MilvusKind
+    """Identifies the load."""
     rows: dict[Space, int]
     tuning: dict[Space, dict[str, int]]
-
-    @classmethod
-    def read(cls, text: str) -> "About":
-        """From what `write` gave.
-
-        Raises:
-            ValueError: it is something else.
-        """
-        try:
-            about = cls(**json.loads(text))
-            list(about.rows), list(about.tuning)
-        except TypeError as error:
-            raise ValueError(str(error)) from None
-        return about
-
-    def write(self) -> str:
-        """As JSON."""
-        return json.dumps(asdict(self), sort_keys=True)
+    """Search parameters of each space."""
 
     def collection(self, prefix: str, space: Space) -> str:
         """The name of one space's collection."""
@@ -197,21 +156,18 @@ class About:
 
 @dataclass(frozen=True)
 class MilvusIndex:
-    """An index in Milvus, opened; an `Index`."""
+    """An open index in Milvus; an `Index`."""
 
     client: "MilvusClient"
     address: Address
     about: About
     loaded: set[Space] = field(default_factory=set)
-    """What the server is known to hold in memory."""
+    """Spaces that the server is known to hold in memory."""
 
     @classmethod
     @contextlib.contextmanager
     def open(cls, address: Address) -> Iterator["MilvusIndex"]:
-        """Connect; milvus-lite is stopped at the end.
-
-        Args:
-            address: of the database.
+        """Connect for the length of a `with` block.
 
         Raises:
             InputError: there is no such database, or no index of that prefix in it.
@@ -227,20 +183,16 @@ class MilvusIndex:
         return list(self.about.rows)
 
     def require_fit(self, folder: Path) -> None:
-        """Refuse vectors of another student or corpus than the queries are for.
-
-        Args:
-            folder: the index of the queries.
+        """Refuse vectors of another student or corpus than those of the index folder.
 
         Raises:
             StaleArtifactError: they are.
         """
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        own = {"model": self.about.model, "corpus": self.about.corpus}
-        for key, what in (("model", "another student"), ("corpus", "another corpus")):
-            if manifest[key] != own[key]:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for key, what in (("model", "student"), ("corpus", "corpus")):
+            if manifest[key] != getattr(self.about, key):
                 raise StaleArtifactError(
-                    f"{self.address.uri} holds the vectors of {what} than {folder}.",
+                    f"{self.address.uri} holds the vectors of another {what} than {folder}.",
                     self.address.command,
                 )
 
@@ -258,47 +210,31 @@ class MilvusIndex:
                 f"offset and k ask for rank {depth:,}; Milvus ranks {DEEPEST:,} rows at most.",
                 "ask for fewer, or search the index in files.",
             )
-        vectors, at_once = normalise(queries), max(1, DEEPEST // depth)
-        with reports_refusals(self.address):
-            self._load(space)
-            found = [
-                one
-                for start in range(0, len(vectors), at_once)
-                for one in self._nearest(space, vectors[start : start + at_once], window)
-            ]
-        return [_as_hits(one, window) for one in found]
-
-    def _load(self, space: Space) -> None:
-        """Have the server hold a space in memory."""
-        if space in self.loaded:
-            return
         name = self.about.collection(self.address.prefix, space)
-        state = self.client.get_load_state(name, timeout=self.address.seconds)
-        if state["state"].name != "Loaded":
-            self.client.load_collection(name, timeout=self.address.seconds)
-        require_rows(self.client, self.address, name, self.about.rows[space])
-        self.loaded.add(space)
-
-    def _nearest(
-        self, space: Space, vectors: Vectors, window: Window
-    ) -> list[list[dict[str, Any]]]:
-        tuning = dict(self.about.tuning.get(space, {}))
-        if "ef" in tuning:
-            tuning["ef"] = max(tuning["ef"], window.offset + window.k)
-        found = self.client.search(
-            self.about.collection(self.address.prefix, space),
-            data=list(vectors),
-            anns_field=VECTOR,
-            limit=window.k,
-            output_fields=ROWS.names,
-            search_params={"metric_type": "IP", "offset": window.offset, "params": tuning},
-            timeout=self.address.seconds,
-        )
-        return [list(one) for one in found]
+        if space not in self.loaded:
+            self.client.load_collection(name)
+            require_rows(self.client, self.address, name, self.about.rows[space])
+            self.loaded.add(space)
+        params = dict(self.about.tuning.get(space, {}))
+        if "ef" in params:
+            params["ef"] = max(params["ef"], depth)
+        vectors, at_once = normalise(queries), max(1, DEEPEST // depth)
+        found: list[list[Hit]] = []
+        for start in range(0, len(vectors), at_once):
+            answers = self.client.search(
+                name,
+                data=list(vectors[start : start + at_once]),
+                anns_field=VECTOR,
+                limit=window.k,
+                output_fields=ROWS.names,
+                search_params={"metric_type": "IP", "offset": window.offset, "params": params},
+            )
+            found += [_as_hits(list(one), window) for one in answers]
+        return found
 
 
-def _as_hits(found: Rows, window: Window) -> list[Hit]:
-    """Rows of one query, best first, the lower row first where scores are equal."""
+def _as_hits(found: list[dict[str, Any]], window: Window) -> list[Hit]:
+    """The hits of one query, best first, the lower row first where scores are equal."""
     ranked = sorted(found, key=lambda one: (-one["distance"], one[ROW]))
     return [
         Hit(rank=rank, score=float(one["distance"]), **one["entity"])
@@ -308,39 +244,30 @@ def _as_hits(found: Rows, window: Window) -> list[Hit]:
 
 
 def require_rows(client: "MilvusClient", address: Address, name: str, rows: int) -> None:
-    """Refuse a collection that is not whole.
+    """Refuse a collection that is not complete.
 
     Raises:
         ResourceError: it has another number of rows.
     """
-    found = client.query(
-        name, output_fields=["count(*)"], consistency_level="Strong", timeout=address.seconds
-    )[0]["count(*)"]
-    if found != rows:
+    counted = client.query(name, output_fields=["count(*)"], consistency_level="Strong")
+    if (found := counted[0]["count(*)"]) != rows:
         raise ResourceError(f"{address.uri} holds {found:,} of {rows:,} rows.", address.command)
 
 
 def read_about(client: "MilvusClient", address: Address) -> About:
-    """What is loaded under a prefix.
+    """The load under a prefix.
 
     Raises:
-        InputError: nothing is, or something else.
+        InputError: there is none, or something else has the name.
         StaleArtifactError: another version of the project made it.
     """
-    with reports_refusals(address):
-        if not client.has_collection(address.prefix, timeout=address.seconds):
-            raise InputError(
-                f"{address.uri} holds no index named {address.prefix}.", address.command
-            )
-        described = client.describe_collection(address.prefix, timeout=address.seconds)
-    text = described.get("properties", {}).get(PROPERTY, "")
+    if not client.has_collection(address.prefix):
+        raise InputError(f"{address.uri} holds no index named {address.prefix}.", address.command)
+    described = client.describe_collection(address.prefix)
     try:
-        about = About.read(text)
-    except ValueError:
-        raise InputError(
-            f"{address.prefix} in {address.uri} is no index of this project.",
-            "name another --collection-prefix.",
-        ) from None
+        about = TypeAdapter(About).validate_json(described.get("properties", {}).get(PROPERTY, ""))
+    except ValidationError:
+        raise not_an_index(address) from None
     if about.schema != SCHEMA:
         raise StaleArtifactError(
             f"{address.uri} was loaded by another version of the project.", address.command
@@ -348,208 +275,146 @@ def read_about(client: "MilvusClient", address: Address) -> About:
     return about
 
 
+def not_an_index(address: Address) -> InputError:
+    """The error for a name that belongs to somebody else."""
+    return InputError(
+        f"{address.prefix} in {address.uri} is not an index of this project.",
+        "name another --collection-prefix.",
+    )
+
+
 @contextlib.contextmanager
 def connect(address: Address, *, create: bool = False) -> Iterator["MilvusClient"]:
-    """A client of a server, or of milvus-lite, which is started and stopped for it.
+    """A client of a server, or of milvus-lite, which is started and stopped with it.
+
+    Each call has a time limit by default, raises errors of this project, and ends before a signal
+    is handled.
 
     Args:
         address: of the database.
-        create: make the folder of milvus-lite where it is not there.
+        create: make the folder of milvus-lite if it does not exist.
 
     Raises:
         InputError: there is no such database, or the token is refused.
         ResourceError: pymilvus is not installed, the server does not answer, or another process
             uses the folder.
     """
-    require_extra("milvus", "Milvus", "pymilvus", "milvus_lite", "grpc")
+    require_extra("milvus", "Milvus", "pymilvus", "milvus_lite")
+    from milvus_lite import server_manager_instance
     from pymilvus import MilvusClient
 
-    for name in ("pymilvus", "milvus_lite"):  # they log tracebacks of what is reported here
+    for name in ("grpc", "pymilvus", "milvus_lite"):  # they log tracebacks of what is reported here
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    _warn_of_listeners(address)
-    with contextlib.ExitStack() as stack:
-        uri = address.uri
-        if address.folder is not None:
-            uri = stack.enter_context(_serve(address.folder, create=create))
-        with reports_refusals(address), _in_one_piece():
-            client = MilvusClient(
-                uri=uri, token=address.token, timeout=CONNECT_SECONDS, dedicated=True
-            )
-        whole = cast("MilvusClient", _InOnePiece(client))
-        stack.callback(whole.close)
-        yield whole
-
-
-@contextlib.contextmanager
-def _in_one_piece() -> Iterator[None]:
-    """Hold signals back: gRPC, left by an exception between its locks, may never end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    with defers_signals() as came:
-        yield
-    number = came()
-    if number is not None:
-        signal.raise_signal(number)
+    folder, token, parts = address.folder, address.token, urlsplit(address.uri)
+    if folder is not None:
+        _check_folder(folder, create=create)
+    if token and parts.scheme == "http" and parts.hostname not in {"localhost", "127.0.0.1", "::1"}:
+        log.warning("the token goes to %s unencrypted; use https where you can", parts.hostname)
+    try:
+        client = _call(
+            address,
+            MilvusClient,
+            uri=address.uri,
+            token=token,
+            timeout=CONNECT_SECONDS,
+            dedicated=True,
+            grpc_options={"grpc.enable_http_proxy": int(folder is None)},
+        )
+        try:
+            yield cast("MilvusClient", _Calls(client, address))
+        finally:
+            client.close()
+    finally:
+        if folder is not None:
+            server_manager_instance.release_server(str(folder))
 
 
 @dataclass(frozen=True)
-class _InOnePiece:
-    """A client whose calls end, by their answer or their time, before a signal is heard."""
+class _Calls:
+    """A client with a time limit, this project's errors, and no signal within a call."""
 
     client: "MilvusClient"
+    address: Address
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
+        seconds = CALL_SECONDS if self.address.folder is None else None
         method = getattr(self.client, name)
 
         def call(*values: Any, **options: Any) -> Any:
-            with _in_one_piece():
-                return method(*values, **options)
+            return _call(self.address, method, *values, **{"timeout": seconds} | options)
 
         return call
 
 
-def _warn_of_listeners(address: Address) -> None:
-    parts = urlsplit(address.uri)
-    is_local = parts.hostname in {"localhost", "127.0.0.1", "::1"}
-    if address.token and parts.scheme == "http" and not is_local:
-        log.warning("the token goes to %s unencrypted; use https where you can", parts.hostname)
-
-
-@contextlib.contextmanager
-def _serve(folder: Path, *, create: bool) -> Iterator[str]:
-    """Run milvus-lite over a folder; yields its address, which only this user can reach."""
+def _call(address: Address, method: Callable[..., Any], *values: Any, **options: Any) -> Any:
+    """Call pymilvus; signals wait, as gRPC may hang if an exception interrupts it."""
     import grpc
-    from milvus_lite.adapter.grpc.servicer import MilvusServicer
-    from pymilvus.grpc_gen import milvus_pb2_grpc
+    from pymilvus import MilvusException
 
-    with (
-        _open_database(folder, create=create) as database,
-        tempfile.TemporaryDirectory(prefix="kdmcse-") as private,
-        ThreadPoolExecutor(os.cpu_count()) as threads,
-    ):
-        any_size = [(f"grpc.max_{way}_message_length", -1) for way in ("send", "receive")]
-        server = grpc.server(threads, options=any_size)
-        milvus_pb2_grpc.add_MilvusServiceServicer_to_server(MilvusServicer(database), server)
-        uri = f"unix:{private}/milvus"
-        try:
-            server.add_insecure_port(uri)
-        except RuntimeError:
-            raise ResourceError(
-                f"no socket could be made in {private}.", "set TMPDIR to a folder of a short name."
-            ) from None
-        server.start()
-        try:
-            yield uri
-        finally:
-            with _in_one_piece():
-                server.stop(grace=None).wait()
+    came: signal.Signals | None = None
+    try:
+        if threading.current_thread() is not threading.main_thread():
+            return method(*values, **options)
+        with defers_signals() as first_signal:
+            try:
+                return method(*values, **options)
+            finally:
+                came = first_signal()
+    except (MilvusException, grpc.RpcError, grpc.FutureTimeoutError) as error:
+        raise _explain(address, error) from None
+    finally:
+        if came is not None:
+            signal.raise_signal(came)
 
 
-@contextlib.contextmanager
-def _open_database(folder: Path, *, create: bool) -> Iterator[Any]:
-    from milvus_lite.db import MilvusLite
-    from milvus_lite.exceptions import DataDirLockedError
+def _check_folder(folder: Path, *, create: bool) -> None:
+    """Refuse a folder that milvus-lite cannot open, or should not."""
+    from milvus_lite import DataDirLockedError, MilvusLite
 
-    _check_folder(folder, create=create)
+    if not folder.parent.is_dir():
+        raise InputError(f"{folder.parent} is not a folder.", "make it, or name another --uri.")
+    if not folder.exists() and not create:
+        raise InputError(f"{folder} does not exist.", Address(str(folder)).command)
+    if folder.exists() and not _is_database(folder):
+        raise InputError(
+            f"{folder} is not a database of milvus-lite 3.", "name another --uri, or delete it."
+        )
     try:
         with reports_unwritable(folder):
-            database = MilvusLite(str(folder))
+            MilvusLite(str(folder)).close()
     except DataDirLockedError:
         raise ResourceError(
             f"{folder} is in use by another process.",
             "wait for its end: milvus-lite serves one process at a time, a server serves many.",
         ) from None
-    with contextlib.closing(database):
-        yield database
 
 
-def _check_folder(folder: Path, *, create: bool) -> None:
-    if not folder.parent.is_dir():
-        raise InputError(f"{folder.parent} is no folder.", "make it, or name another --uri.")
-    if not folder.exists():
-        if create:
-            return
-        raise InputError(f"{folder} does not exist.", Address(str(folder)).command)
-    if not folder.is_dir() or not ((folder / "collections").is_dir() or _is_empty(folder)):
-        raise InputError(
-            f"{folder} is no database of milvus-lite 3.", "name another --uri, or delete it."
+def _is_database(folder: Path) -> bool:
+    """Whether milvus-lite made a folder, or may make one of it."""
+    return folder.is_dir() and ((folder / "collections").is_dir() or not any(folder.iterdir()))
+
+
+def _explain(address: Address, error: Exception) -> PipelineError:
+    """What Milvus, or the way to it, said instead of an answer, as an error with a remedy."""
+    # pymilvus puts its own words over the cause
+    said = f"{error} {error.__cause__} {error.__context__}".lower().replace("_", "")
+    if re.search("unauthenticated|permissiondenied|permission deny|auth check fail", said):
+        how = "to this token" if address.token_env else "without a token"
+        return InputError(
+            f"{address.uri} refuses to answer {how}.",
+            "set the variable that --token-env names to a token that may do this.",
         )
-
-
-def _is_empty(folder: Path) -> bool:
-    return next(folder.iterdir(), None) is None
-
-
-@contextlib.contextmanager
-def reports_refusals(address: Address) -> Iterator[None]:
-    """Turn what Milvus refuses into an error with a remedy, without its tracebacks."""
-    import grpc
-    from pymilvus.exceptions import MilvusException
-
-    try:
-        yield
-    except (MilvusException, grpc.RpcError, grpc.FutureTimeoutError) as error:
-        raise _Refusal(address, error).as_error() from None
-
-
-@dataclass(frozen=True)
-class _Refusal:
-    """What a server, or the way to it, said instead of an answer."""
-
-    address: Address
-    error: BaseException
-
-    def as_error(self) -> PipelineError:
-        uri = self.address.uri
-        if self._has("unauthenticated", "permissiondenied", "permission deny", "auth check fail"):
-            how = "to this token" if self.address.token_env else "without a token"
-            return InputError(
-                f"{uri} refuses to answer {how}.",
-                "set the variable that --token-env names to a token that may do this.",
-            )
-        if self._has("unavailable", "deadlineexceeded", "fail connecting"):
-            return ResourceError(f"{uri} does not answer.", "check the address and the server.")
-        if getattr(self.error, "code", None) == _MISSING:
-            return StaleArtifactError(
-                f"{uri}: a collection went away; another load took its place.",
-                "run the same command again.",
-            )
-        fix = "look into its log, and run the same command again."
-        if self.address.folder is not None:
-            fix = f"if it is damaged, delete it and {self.address.command}"
-        return self._of_disk() or ResourceError(f"{uri}: Milvus says: {self._message}", fix)
-
-    def _of_disk(self) -> PipelineError | None:
-        """What the operating system said to milvus-lite, which passes it on in Python's words."""
-        number = re.search(r"\[Errno (\d+)\]", self._message)
-        if number is None or self.address.folder is None:
-            return None
-        reason = os.strerror(int(number[1])).lower()
-        return ResourceError(
-            f"{self.address.folder} could not be written or read: {reason}.",
-            "free some space or mend the disk, and run the same command again.",
+    if re.search("unavailable|deadlineexceeded|fail connecting", said):
+        return ResourceError(f"{address.uri} does not answer.", "check the address and the server.")
+    if getattr(error, "code", None) == _COLLECTION_NOT_FOUND:
+        return StaleArtifactError(
+            f"{address.uri}: a collection is gone; another load took its place.",
+            "run the same command again.",
         )
-
-    def _has(self, *words: str) -> bool:
-        details = self._details.lower().replace("_", "")
-        return any(word in details for word in words)
-
-    @cached_property
-    def _details(self) -> str:
-        """The error and what it came from; pymilvus hides the status behind its own words."""
-        texts: list[str] = []
-        error: BaseException | None = self.error
-        while error is not None and len(texts) < 8:  # noqa: PLR2004  # a chain may be a ring
-            texts.append(str(error))
-            error = error.__cause__ or error.__context__
-        return " ".join(texts)
-
-    @property
-    def _message(self) -> str:
-        """One line, without the token."""
-        text = str(getattr(self.error, "message", "") or self.error)
-        token = os.environ.get(self.address.token_env or "") or None
-        if token is not None:
-            text = text.replace(token, "***")
-        return " ".join(text.split())[:300]
+    fix = "see its log, and run the same command again."
+    if address.folder is not None:
+        fix = "free some space or repair the disk, and run the same command again."
+        fix = fix if "[errno " in said else f"if it is damaged, delete it and {address.command}"
+    message = " ".join(str(getattr(error, "message", "") or error).split())
+    message = message.replace(os.environ.get(address.token_env or "") or "\n", "***")
+    return ResourceError(f"{address.uri}: Milvus says: {message[:300]}", fix)

@@ -1,13 +1,14 @@
-"""Around every answer: who may ask, what a browser may do with it, and no traceback."""
+"""Around every answer: who may ask, the security headers, and never a traceback."""
 
 import ipaddress
 import os
 import traceback
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from fastapi import FastAPI
+from starlette.middleware.base import RequestResponseEndpoint
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
 from pipeline.core.progress import log
 from pipeline.search.app.problems import answer
@@ -24,90 +25,58 @@ _HEADERS = {
 }
 
 
-class Guard:
-    """Lets a request through if its browser has the right to ask.
+def guard(app: FastAPI, names: frozenset[str]) -> None:
+    """Let an application answer only requests that browsers may make.
 
-    A page of another site reaches a server on this machine under a name of its own (DNS rebinding)
-    or by posting a form; the first shows in Host, the second in Origin. An address in numbers
-    cannot be rebound, so that any is taken.
+    A page of another site can reach a server on this machine under its own name (DNS rebinding),
+    which shows in Host, or by posting a form, which shows in Origin. A numeric address cannot be
+    rebound, so any is accepted.
 
     Args:
-        app: what answers.
-        names: the names, lower case, that this server goes by, beside localhost.
+        app: the application.
+        names: the host names of this server, lower case.
     """
 
-    def __init__(self, app: ASGIApp, names: frozenset[str]) -> None:
-        self._app = app
-        self._names = names | {"localhost"}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        sender = _Sender(send)
-        try:
-            await self._refuse_or_pass(scope, receive, sender)
-        except ClientDisconnect:
-            return  # nobody is left to tell
-        except Exception as error:  # noqa: BLE001  # the last resort: never a bare traceback
-            _log_unexpected(error)
-            if not sender.started:
-                text = f"unexpected {type(error).__name__} in the server"
-                problem = answer(500, f"{text}.", "this is a bug; see the server's log.")
-                await problem(scope, receive, sender)
-
-    async def _refuse_or_pass(self, scope: Scope, receive: Receive, send: "_Sender") -> None:
-        headers = Headers(scope=scope)
-        host, origin = headers.get("host", ""), headers.get("origin")
-        if not self._knows(host):
-            problem = answer(
-                421, f"this server is not {host[:80]!r}.", "name it with --allow-host at its start."
-            )
-            await problem(scope, receive, send)
-        elif origin is not None and urlsplit(origin).netloc != host:
-            problem = answer(
-                403, f"a page of {origin[:80]!r} may not ask.", "use the page of this server."
-            )
-            await problem(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
-
-    def _knows(self, host: str) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            return False
-        return name in self._names or _is_address(name)
+    @app.middleware("http")
+    async def _(request: Request, pass_on: RequestResponseEndpoint) -> Response:
+        response = _refuse(request, names) or await _answer(request, pass_on)
+        response.headers.update(_HEADERS)
+        return response
 
 
-class _Sender:
-    """Sends with the headers that every answer has."""
+def _refuse(request: Request, names: frozenset[str]) -> Response | None:
+    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    if not _is_known(host, names):
+        return answer(
+            421,
+            f"this server is not {host[:80]!r}.",
+            "name it with --allow-host when you start it.",
+        )
+    if origin not in {None, f"http://{host}", f"https://{host}"}:
+        return answer(
+            403, f"a page of {str(origin)[:80]!r} may not ask.", "use the page of this server."
+        )
+    return None
 
-    def __init__(self, send: Send) -> None:
-        self.started = False
-        self._send = send
 
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.started = True
-            headers = MutableHeaders(scope=message)
-            for name, value in _HEADERS.items():
-                headers[name] = value
-        await self._send(message)
-
-
-def _is_address(name: str) -> bool:
+def _is_known(host: str, names: frozenset[str]) -> bool:
     try:
-        ipaddress.ip_address(name)
+        name = urlsplit(f"//{host}").hostname or ""
+        return name in names or bool(ipaddress.ip_address(name))
     except ValueError:
         return False
-    return True
 
 
-def _log_unexpected(error: Exception) -> None:
-    """One line; of the error's kind alone, since its text may hold what was uploaded."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    log.error("unexpected %s at %s:%s", type(error).__name__, last.name, last.lineno)
-    if os.environ.get("KDMCSE_DEBUG"):
-        traceback.print_exception(error)
+async def _answer(request: Request, pass_on: RequestResponseEndpoint) -> Response:
+    try:
+        return await pass_on(request)
+    except ClientDisconnect:
+        return Response(status_code=499)  # nobody will read it
+    except Exception as error:  # noqa: BLE001  # the last resort
+        # Without the error's text, which may hold what was uploaded.
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        log.error("unexpected %s at %s:%s", type(error).__name__, last.name, last.lineno)
+        if os.environ.get("KDMCSE_DEBUG"):
+            traceback.print_exception(error)
+        what = f"unexpected {type(error).__name__} in the server."
+        return answer(500, what, "this is a bug; see the server's log.")

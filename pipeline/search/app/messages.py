@@ -1,10 +1,11 @@
-"""What the API takes and gives, as /openapi.json describes it."""
+"""The requests and answers of the API, as /openapi.json describes them."""
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.index.layout import Target, Window
+from pipeline.index.format import Hit, Target, Window
 
 MAX_RESULTS = 100
 MAX_OFFSET = 10_000
@@ -20,7 +21,7 @@ class Problem(BaseModel):
 
 
 class Wanted(BaseModel):
-    """Which results are wanted; a parameter of another name is refused."""
+    """Which results are wanted; unknown parameters are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -48,30 +49,16 @@ class WantedByText(Wanted):
     """The query, of 1 to 10,000 characters."""
 
 
-class Result(BaseModel):
+@dataclass(frozen=True)
+class Result(Hit):
     """One result."""
 
-    rank: int
-    """From 1, best first."""
-    score: float
-    """Cosine of query and result."""
-    kind: Literal["caption", "sentence", "text", "image"]
-    id: int
-    """caption_id, row of the sentence, line of the own text, or image_id."""
-    text: str
-    """The text, or the first caption of the image."""
-    count: int
-    """How often it occurs."""
-    archive: str
-    """File name of the image's archive; empty where there is no image."""
-    member: str
-    """The image's name in it."""
     picture: str | None
     """Address of the picture on this server: a JPEG, larger with `?size=large`."""
 
 
 class Results(BaseModel):
-    """What one query found."""
+    """The results of one query."""
 
     system: str
     target: Target
@@ -93,7 +80,7 @@ class SystemInfo(BaseModel):
 
 
 class Limits(BaseModel):
-    """What is refused beyond."""
+    """The largest values that are accepted."""
 
     query_characters: int
     results: int
@@ -109,11 +96,11 @@ class About(BaseModel):
     """Rows of the corpus."""
     captions: int
     examples: list[str]
-    """Captions to begin with."""
+    """Captions to start with."""
     limits: Limits
 
 
 class Health(BaseModel):
-    """That the server answers."""
+    """A sign of life."""
 
     status: Literal["ok"] = "ok"

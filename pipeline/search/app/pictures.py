@@ -1,4 +1,4 @@
-"""The pictures of results: found by the ids of the corpus alone, and encoded anew."""
+"""The pictures of results: found only by ids of the corpus, and encoded anew."""
 
 from functools import lru_cache
 from pathlib import PurePath
@@ -11,7 +11,7 @@ from pipeline.core.errors import InputError
 from pipeline.core.progress import log
 from pipeline.download.packed_images import PackedImages, Rejection
 from pipeline.download.records import Pairs
-from pipeline.index.layout import Hit
+from pipeline.index.format import Hit
 from pipeline.search.app.problems import UnknownError
 from pipeline.search.thumbnails import shrink
 
@@ -20,12 +20,12 @@ Size = Literal["small", "large"]
 _SIDES: dict[Size, int] = {"small": 384, "large": 1600}
 """Pixels of the longer side, at most."""
 _KEPT = 1024
-"""Small pictures that are kept encoded, of some 20 kB each."""
+"""Small pictures that are kept encoded, about 20 kB each."""
 _REDO = "run `dvc repro -f download` if it should be there."
 
 
 class Pictures:
-    """The images of a corpus, by id; threads may share it.
+    """The images of a corpus, by id; safe in threads.
 
     Args:
         pairs: whose images.
@@ -33,19 +33,17 @@ class Pictures:
 
     def __init__(self, pairs: Pairs) -> None:
         images, captions = pairs.images, pairs.captions
-        self._row = _Positions(images["image_id"].to_numpy())
-        self._caption = _Positions(captions["caption_id"].to_numpy())
+        self._images = RowIndices(images["image_id"].to_numpy())
+        self._captions = RowIndices(captions["caption_id"].to_numpy())
         self._image_of_caption = captions["image_id"].to_numpy()
         self._packed = PackedImages(pairs.folder, images["archive"].array, images["member"].array)
         self._small = lru_cache(_KEPT)(lambda image: self._encode(image, "small"))
 
     def image_of(self, hit: Hit) -> int | None:
-        """The image_id of what a hit shows; None where that is no picture."""
-        if not hit.archive:
-            return None
+        """The image_id of what a hit shows; None where that is not a picture."""
         if hit.kind == "image":
             return hit.id
-        row = self._caption.find(hit.id) if hit.kind == "caption" else None
+        row = self._captions.find(hit.id) if hit.kind == "caption" and hit.archive else None
         return None if row is None else int(self._image_of_caption[row])
 
     def jpeg(self, image: int, size: Size) -> bytes:
@@ -57,42 +55,43 @@ class Pictures:
 
         Raises:
             UnknownError: there is no such image, or it cannot be read.
-            ResourceError: the system does not let its archive be read.
+            ResourceError: the operating system does not let us read its archive.
         """
         return self._small(image) if size == "small" else self._encode(image, size)
 
     def _encode(self, image: int, size: Size) -> bytes:
-        row = self._row.find(image)
+        row = self._images.find(image)
         if row is None:
             raise UnknownError(f"there is no picture {image}.", "search again.")
-        content = self._read(image, row)
-        small = content if isinstance(content, Rejection) else shrink(content, _SIDES[size])
+        try:
+            found = self._packed.read(row)
+        except InputError as error:
+            log.warning("%s", error.what)
+            archive = PurePath(self._packed.archives[row]).name  # its path is nobody's business
+            raise UnknownError(
+                f"picture {image} cannot be shown: {archive} cannot be read.", _REDO
+            ) from None
+        small = found if isinstance(found, Rejection) else shrink(found, _SIDES[size])
         if isinstance(small, Rejection):
             raise UnknownError(
                 f"picture {image} cannot be shown ({small.reason}): {small.detail}.", _REDO
             )
         return small
 
-    def _read(self, image: int, row: int) -> bytes | Rejection:
-        try:
-            return self._packed.read(row)
-        except InputError as error:
-            log.warning("%s", error.what)
-            archive = PurePath(self._packed.archives[row]).name
-            raise UnknownError(
-                f"picture {image} cannot be shown: {archive} cannot be read.", _REDO
-            ) from None
 
+class RowIndices:
+    """The rows of ids in a column, in 8 bytes a row.
 
-class _Positions:
-    """Where ids are in a column, in 16 bytes each."""
+    Args:
+        ids: the column.
+    """
 
     def __init__(self, ids: Int64[np.ndarray, " rows"]) -> None:
+        self._ids = ids
         self._order = np.argsort(ids, kind="stable")
-        self._sorted = ids[self._order]
 
     def find(self, wanted: int) -> int | None:
-        place = int(np.searchsorted(self._sorted, wanted))
-        if place == len(self._sorted) or self._sorted[place] != wanted:
-            return None
-        return int(self._order[place])
+        """The first row of an id, if there is one."""
+        place = np.searchsorted(self._ids, wanted, sorter=self._order)
+        row = self._order[place] if place < len(self._ids) else None
+        return None if row is None or self._ids[row] != wanted else int(row)

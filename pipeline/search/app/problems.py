@@ -1,4 +1,4 @@
-"""Errors as answers: one status, one line of what is wrong and one of what to do, as JSON."""
+"""Errors as answers: a status, and as JSON one line of what is wrong and one of what to do."""
 
 from http import HTTPStatus
 
@@ -17,15 +17,15 @@ from pipeline.core.errors import (
 )
 from pipeline.search.app.messages import Problem
 
-SEE_SCHEMA = "see /openapi.json for what may be asked."
+SEE_SCHEMA = "see /openapi.json for what can be asked."
 
 
 class UnknownError(InputError):
-    """What was asked for is not here."""
+    """What was asked for does not exist."""
 
 
 class TooLargeError(InputError):
-    """A body has more bytes than are taken."""
+    """A body is too large."""
 
 
 class TooSlowError(InputError):
@@ -33,7 +33,7 @@ class TooSlowError(InputError):
 
 
 class BusyError(ResourceError):
-    """More is waiting than is good for anyone."""
+    """Too many requests are waiting."""
 
 
 _STATUS: tuple[tuple[type[PipelineError], int], ...] = (
@@ -45,15 +45,15 @@ _STATUS: tuple[tuple[type[PipelineError], int], ...] = (
     (InputError, 422),
     (ResourceError, 503),
 )
-"""The first that an error is an instance of; 500 where none is."""
+"""The first that an error is an instance of; otherwise 500."""
 
 PROBLEMS: dict[int | str, dict[str, object]] = {
     404: {"model": Problem, "description": "No such system."},
     409: {"model": Problem, "description": "Model, index and teacher do not belong together."},
-    422: {"model": Problem, "description": "A parameter, the query or the picture is unusable."},
-    503: {"model": Problem, "description": "Too many wait."},
+    422: {"model": Problem, "description": "A parameter, the query or the picture cannot be used."},
+    503: {"model": Problem, "description": "Too many requests are waiting."},
 }
-"""What a search may answer, for the schema."""
+"""The errors of a search, for the schema."""
 
 
 def answer(status: int, error: str, fix: str) -> JSONResponse:
@@ -65,7 +65,7 @@ def answer(status: int, error: str, fix: str) -> JSONResponse:
 
 
 def answer_problems(app: FastAPI) -> None:
-    """Make an application answer every error it knows of in the one form."""
+    """Make an application answer every known error in this form."""
     app.add_exception_handler(PipelineError, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_refusal)

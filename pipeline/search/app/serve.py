@@ -1,4 +1,4 @@
-"""Listening and serving until a signal comes."""
+"""Listening, and serving until a signal arrives."""
 
 import errno
 import ipaddress
@@ -11,10 +11,10 @@ from fastapi import FastAPI
 from pipeline.core.errors import ResourceError
 
 _MAX_HEAD_BYTES = 4 * 1024**2
-"""Of a request's first line and headers: the longest query is refused by its own error."""
+"""Of a request's first line and headers, so that a query that is too long gets its own error."""
 _SECONDS_TO_END = 5
 _SECONDS_IDLE = 60
-"""That a connection is kept for a next request: longer than people look at results."""
+"""That a connection is kept open for the next request."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -25,7 +25,7 @@ def listen(host: str, port: int) -> socket.socket:
         port: 0 takes any that is free.
 
     Raises:
-        ResourceError: the port is taken or not ours to take, or the host is not this machine.
+        ResourceError: the port is in use or not allowed, or the host is not this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -35,7 +35,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address_of(listener: socket.socket, host: str) -> str:
-    """Where a browser finds it."""
+    """The address for a browser."""
     port = listener.getsockname()[1]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -49,9 +49,9 @@ def is_local(host: str) -> bool:
 
 
 def serve(app: FastAPI, listener: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT, after which what was begun is finished, for 5 s at most.
+    """Serve until SIGTERM or SIGINT; requests in progress get 5 s to finish.
 
-    The signal is raised again then, for the handler that was there before.
+    Then the signal is raised again for the former handler.
     """
     config = uvicorn.Config(
         app,
@@ -73,7 +73,7 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
 
 def _refused(host: str, port: int, error: OSError) -> ResourceError:
     if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-        return ResourceError(f"{host} is no address of this machine.", "use --host 127.0.0.1.")
+        return ResourceError(f"{host} is not an address of this machine.", "use --host 127.0.0.1.")
     remedy = "use another one with --port; 0 takes any that is free."
     if error.errno == errno.EADDRINUSE:
         return ResourceError(f"port {port} of {host} is in use.", remedy)

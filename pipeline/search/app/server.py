@@ -1,8 +1,7 @@
-"""The application: addresses, what guards them, and the files of the page."""
+"""The application: its addresses, and the files of the page."""
 
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +11,7 @@ from fastapi.responses import Response
 from pipeline.core.errors import InputError, StaleArtifactError
 from pipeline.download.records import Pairs, read_pairs
 from pipeline.features.teacher import Teacher
-from pipeline.search.app.guard import Guard
+from pipeline.search.app.guard import guard
 from pipeline.search.app.messages import Problem
 from pipeline.search.app.problems import PROBLEMS, answer_problems
 from pipeline.search.app.service import LazyTeacher, Service, System
@@ -27,18 +26,18 @@ _TYPES = {
     "svg": "image/svg+xml",
 }
 _DESCRIPTION = (
-    "Sentences and pictures by cosine. Every error is "
+    "Sentences and pictures, ranked by cosine. Every error is "
     '`{"error": what is wrong, "fix": what to do about it}`.'
 )
 _UPLOAD_PROBLEMS: dict[int | str, dict[str, object]] = {
-    408: {"model": Problem, "description": "The picture did not come in time."},
-    413: {"model": Problem, "description": "The picture has too many bytes."},
+    408: {"model": Problem, "description": "The picture did not arrive in time."},
+    413: {"model": Problem, "description": "The picture is too large."},
 }
 _JPEG: dict[int | str, dict[str, object]] = {
     200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
     404: {"model": Problem, "description": "No such picture, or it cannot be read."},
     422: {"model": Problem, "description": "A parameter is unusable."},
-    503: {"model": Problem, "description": "Too many wait."},
+    503: {"model": Problem, "description": "Too many requests are waiting."},
 }
 
 
@@ -52,13 +51,12 @@ def create_app(
 
     Args:
         systems: what can be asked; the first is asked where none is named.
-        teacher: loads what makes features of pictures that are queries; it is called once, when it
-            is first needed.
+        teacher: loads the teacher for pictures that are queries; called once, when first needed.
         pairs: the folder of the corpus.
-        names: host names that this server goes by, beside localhost and any address.
+        names: host names of this server, beside localhost and numeric addresses.
 
     Raises:
-        InputError: two systems have one name, or the pairs cannot be read.
+        InputError: two systems have the same name, or the pairs cannot be read.
         MissingArtifactError: there are no pairs.
         StaleArtifactError: an index is of other pairs.
     """
@@ -71,15 +69,14 @@ def create_app(
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    app.add_middleware(Guard, names=frozenset(name.lower() for name in names))
+    guard(app, frozenset(name.lower() for name in ("localhost", *names)))
     answer_problems(app)
-    _add_api(app, service)
-    _add_page(app)
+    _add_addresses(app, service)
     return app
 
 
 def _by_name(systems: Sequence[System], corpus: Pairs) -> dict[str, System]:
-    """The systems by name, each of which was built from this corpus."""
+    """The systems by name; all must be built from this corpus."""
     fingerprint = corpus.fingerprint()
     named = {system.name: system for system in systems}
     if len(named) < len(systems):
@@ -93,32 +90,19 @@ def _by_name(systems: Sequence[System], corpus: Pairs) -> dict[str, System]:
     return named
 
 
-def _add_api(app: FastAPI, service: Service) -> None:
-    get, post = ["GET"], ["POST"]
-    body = {"requestBody": REQUEST_BODY}
-    uploads = PROBLEMS | _UPLOAD_PROBLEMS
-    app.add_api_route("/health", service.health, methods=get)
-    app.add_api_route("/about", service.about, methods=get)
-    app.add_api_route("/search", service.search, methods=get, responses=PROBLEMS)
-    app.add_api_route(
+def _add_addresses(app: FastAPI, service: Service) -> None:
+    app.get("/health")(service.health)
+    app.get("/about")(service.about)
+    app.get("/search", responses=PROBLEMS)(service.search)
+    app.post(
         "/search/image",
-        service.search_by_image,
-        methods=post,
-        responses=uploads,
-        openapi_extra=body,
-    )
-    app.add_api_route(
-        "/image/{version}/{image_id}",
-        service.image,
-        methods=get,
-        responses=_JPEG,
-        response_class=Response,
-    )
-
-
-def _add_page(app: FastAPI) -> None:
-    app.add_api_route("/", _page, methods=["GET"], include_in_schema=False)
-    app.add_api_route("/static/{name}", _static, methods=["GET"], include_in_schema=False)
+        responses=PROBLEMS | _UPLOAD_PROBLEMS,
+        openapi_extra={"requestBody": REQUEST_BODY},
+    )(service.search_by_image)
+    picture = "/image/{version}/{image_id}"
+    app.get(picture, responses=_JPEG, response_class=Response)(service.image)
+    app.get("/", include_in_schema=False)(_page)
+    app.get("/static/{name}", include_in_schema=False)(_static)
 
 
 async def _page() -> Response:
@@ -136,4 +120,4 @@ def _file(name: str) -> Response:
 
 @cache
 def _read(name: str) -> bytes:
-    return (files("pipeline.search.app") / "static" / name).read_bytes()
+    return (Path(__file__).parent / "static" / name).read_bytes()

@@ -1,12 +1,11 @@
-"""What the API answers: searches, pictures, and what can be searched."""
+"""The endpoints of the API: searches, pictures, and what can be searched."""
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import PurePath
 from threading import Lock
-from typing import Annotated
+from typing import Annotated, get_args
 
 import numpy as np
 from fastapi import Path, Query
@@ -16,8 +15,8 @@ from starlette.requests import Request
 from pipeline.core.errors import ModelError
 from pipeline.download.records import Pairs
 from pipeline.features.teacher import Teacher
-from pipeline.index.layout import Hit, Target
-from pipeline.search.app.desk import ConcurrencyLimiter
+from pipeline.index.format import Hit, Target
+from pipeline.search.app.concurrency import ConcurrencyLimiter
 from pipeline.search.app.messages import (
     MAX_OFFSET,
     MAX_RESULTS,
@@ -33,17 +32,22 @@ from pipeline.search.app.messages import (
 from pipeline.search.app.pictures import Pictures, Size
 from pipeline.search.app.problems import UnknownError
 from pipeline.search.app.upload import MAX_UPLOAD_BYTES, read_upload
-from pipeline.search.searcher import MAX_QUERY_CHARACTERS, Searcher, check_query
+from pipeline.search.searcher import (
+    MAX_QUERY_CHARACTERS,
+    Searcher,
+    check_query,
+    grounded_space,
+)
 
 _SEARCHES, _UPLOADS, _PICTURES = 256, 48, 2048
-"""Requests of a kind that may wait; an upload that waits holds up to 16 MiB."""
+"""Requests of a kind at a time, waiting or served; an upload that waits holds up to 16 MiB."""
 _EXAMPLES = 4
 _SPREAD = 32
 """Captions that the examples are chosen from."""
 _SHORTEST_EXAMPLE = 12
 """Characters."""
 _VERSION = 12
-"""Digits of the corpus' fingerprint that stand in a picture's address."""
+"""Digits of the corpus' fingerprint in a picture's address."""
 _FOREVER = "private, max-age=31536000, immutable"
 
 
@@ -56,18 +60,16 @@ class System:
 
     def describe(self) -> SystemInfo:
         """What it can rank."""
-        spaces = self.searcher.index.spaces
-        targets: tuple[Target, ...] = ("texts", "images")
-        grounded = [target for target in targets if _by_picture(target) in spaces]
+        spaces, targets = self.searcher.index.spaces, get_args(Target)
         return SystemInfo(
             name=self.name,
             by_text=[target for target in targets if target in spaces],
-            by_picture=grounded,
+            by_picture=[target for target in targets if grounded_space(target) in spaces],
         )
 
 
 class LazyTeacher:
-    """A teacher that is loaded once, when it is first needed; threads may share it.
+    """A teacher that is loaded once, when it is first needed; safe in threads.
 
     Args:
         load: loads it; None where there is none.
@@ -96,7 +98,7 @@ class Service:
     """The endpoints.
 
     Args:
-        systems: by name, the first being the one that is asked by default.
+        systems: by name; the first is asked by default.
         teacher: for pictures as queries.
         pairs: the corpus of all of them.
     """
@@ -106,7 +108,18 @@ class Service:
         self._teacher = teacher
         self._version = pairs.fingerprint()[:_VERSION]
         self._pictures = Pictures(pairs)
-        self._about = _describe(systems.values(), pairs)
+        self._about = About(
+            systems=[system.describe() for system in systems.values()],
+            images=len(pairs.images),
+            captions=len(pairs.captions),
+            examples=_pick_examples(pairs),
+            limits=Limits(
+                query_characters=MAX_QUERY_CHARACTERS,
+                results=MAX_RESULTS,
+                offset=MAX_OFFSET,
+                upload_bytes=MAX_UPLOAD_BYTES,
+            ),
+        )
         threads = os.cpu_count() or 1
         self._searches = ConcurrencyLimiter(threads, _SEARCHES)
         self._uploads = ConcurrencyLimiter(1, _UPLOADS)
@@ -124,22 +137,26 @@ class Service:
         """The best texts or pictures for a text."""
         check_query(wanted.q)
         system = self._system(wanted)
-        find = partial(
-            system.searcher.search, [wanted.q], target=wanted.target, window=wanted.window
-        )
         with self._searches.place():
-            (hits,) = await self._searches.run(find)
+            (hits,) = await self._searches.run(
+                lambda: system.searcher.search(
+                    [wanted.q], target=wanted.target, window=wanted.window
+                )
+            )
         return self._as_results(hits, wanted, system, wanted.q)
 
     async def search_by_image(
         self, wanted: Annotated[Wanted, Query()], request: Request
     ) -> Results:
-        """The best texts, or the most similar pictures, for a picture; it is kept nowhere."""
+        """The best texts, or the most similar pictures, for a picture, which is not stored."""
         system = self._system(wanted)
         with self._uploads.place():
             picture = await read_upload(request)
-            find = partial(self._find_by_image, system.searcher, picture, wanted)
-            hits = await self._uploads.run(find)
+            hits = await self._uploads.run(
+                lambda: system.searcher.search_by_image(
+                    picture, self._teacher.get(), target=wanted.target, window=wanted.window
+                )
+            )
         return self._as_results(hits, wanted, system, None)
 
     async def image(
@@ -152,7 +169,7 @@ class Service:
         if version != self._version:
             raise UnknownError("this picture is of another corpus.", "search again.")
         with self._thumbnails.place():
-            content = await self._thumbnails.run(partial(self._pictures.jpeg, image_id, size))
+            content = await self._thumbnails.run(lambda: self._pictures.jpeg(image_id, size))
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": _FOREVER})
 
     def _system(self, wanted: Wanted) -> System:
@@ -162,12 +179,6 @@ class Service:
                 f"there is no system {name[:80]!r}.", f"name one of: {', '.join(self._systems)}."
             )
         return self._systems[name]
-
-    def _find_by_image(self, searcher: Searcher, picture: bytes, wanted: Wanted) -> list[Hit]:
-        teacher = self._teacher.get()
-        return searcher.search_by_image(
-            picture, teacher, target=wanted.target, window=wanted.window
-        )
 
     def _as_results(
         self, hits: Sequence[Hit], wanted: Wanted, system: System, query: str | None
@@ -187,28 +198,8 @@ class Service:
         return Result(**fields, picture=picture)
 
 
-def _by_picture(target: Target) -> str:
-    """The vectors that a picture is compared with."""
-    return "grounded" if target == "texts" else target
-
-
-def _describe(systems: Collection[System], pairs: Pairs) -> About:
-    return About(
-        systems=[system.describe() for system in systems],
-        images=len(pairs.images),
-        captions=len(pairs.captions),
-        examples=_pick_examples(pairs),
-        limits=Limits(
-            query_characters=MAX_QUERY_CHARACTERS,
-            results=MAX_RESULTS,
-            offset=MAX_OFFSET,
-            upload_bytes=MAX_UPLOAD_BYTES,
-        ),
-    )
-
-
 def _pick_examples(pairs: Pairs) -> list[str]:
-    """The shortest, thus quickest to read, of some captions from all over the corpus."""
+    """The shortest of some captions from all over the corpus."""
     captions = pairs.captions["caption"]
     rows = np.linspace(0, len(captions) - 1, num=_SPREAD, dtype=np.int64)
     texts = dict.fromkeys(captions.iloc[rows].str.strip())

@@ -1,9 +1,9 @@
-"""A picture from a request: as its body or as the file of a form, never more than fits."""
+"""A picture from a request, as its body or as the file of a form, of limited size."""
 
 from collections.abc import AsyncGenerator
 
 from anyio import fail_after
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -12,9 +12,9 @@ from pipeline.search.app.problems import SEE_SCHEMA, TooLargeError, TooSlowError
 
 MAX_UPLOAD_BYTES = 16 * 1024**2
 _ENVELOPE = 16 * 1024
-"""Bytes that a form may have beside its file."""
+"""Bytes of a form beside its file, at most."""
 _RECEIVED = 64 * 1024**2
-"""Bytes after which a body that is too large is cut off."""
+"""Bytes after which a body that is too large is no longer received."""
 _SECONDS = 30
 
 REQUEST_BODY = {
@@ -30,15 +30,15 @@ REQUEST_BODY = {
         },
     },
 }
-"""For the schema, which cannot see what `read_upload` takes."""
+"""What `read_upload` takes, for the schema."""
 
 
 async def read_upload(request: Request) -> bytes:
-    """The bytes of the picture; they stay in memory and are kept nowhere.
+    """The bytes of the picture, which are never written to the disk.
 
     Raises:
-        TooLargeError: there are more than 16 MiB; told by Content-Length, none is kept.
-        TooSlowError: they did not come within 30 s.
+        TooLargeError: there are more than 16 MiB.
+        TooSlowError: they did not arrive within 30 s.
         InputError: there is no picture.
     """
     is_form = request.headers.get("content-type", "").startswith("multipart/form-data")
@@ -52,10 +52,10 @@ async def read_upload(request: Request) -> bytes:
 
 
 async def _read_body(request: Request, limit: int) -> bytes:
-    """The body; of one that is too large nothing is kept.
+    """The body.
 
-    It is received to its end all the same, unless that is far, since a sender that is cut off in
-    the middle sees a broken connection and no answer.
+    One that is too large is received to its end, up to a limit, but not kept: a sender that is cut
+    off in the middle sees a broken connection and no answer.
     """
     declared = request.headers.get("content-length", "0")
     if not declared.isdecimal() or int(declared) > _RECEIVED:
@@ -72,42 +72,35 @@ async def _read_body(request: Request, limit: int) -> bytes:
 
 
 async def _receive(request: Request, limit: int) -> bytes | None:
-    """The body, or None where it is longer than the limit."""
+    """The body, or None if it is longer than the limit."""
     body, received = bytearray(), 0
     async for chunk in request.stream():
         received += len(chunk)
         if received > _RECEIVED:
             raise _too_large()
+        body += chunk
         if received > limit:
             body.clear()
-        else:
-            body += chunk
     return None if received > limit else bytes(body)
 
 
 async def _read_form(request: Request, body: bytes) -> bytes:
-    parser = MultiPartParser(request.headers, _once(body), max_files=1, max_fields=0)
-    parser.spool_max_size = MAX_UPLOAD_BYTES + _ENVELOPE  # so that nothing goes to the disk
+    async def once() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    parser = MultiPartParser(request.headers, once(), max_files=1, max_fields=0)
+    parser.spool_max_size = MAX_UPLOAD_BYTES + _ENVELOPE  # nothing is spooled to the disk
     try:
         form = await parser.parse()
     except MultiPartException as error:
         raise InputError(f"the form cannot be read: {error.message}", SEE_SCHEMA) from None
     try:
-        return await _content(form)
+        picture = form.get("picture")
+        if not isinstance(picture, UploadFile):
+            raise InputError("the form has no file named picture.", SEE_SCHEMA)
+        return bytes(await picture.read())
     finally:
         await form.close()
-
-
-async def _content(form: FormData) -> bytes:
-    picture = form.get("picture")
-    if not isinstance(picture, UploadFile):
-        raise InputError("the form has no file named picture.", SEE_SCHEMA)
-    content: bytes = await picture.read()
-    return content
-
-
-async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
-    yield body
 
 
 def _too_large() -> TooLargeError:

@@ -139,16 +139,17 @@ def _save(picture: Image.Image, kind: str, **options: object) -> bytes:
     return stream.getvalue()
 
 
-def make_features(folder: Path, layout: str) -> tuple[Path, Features]:
-    """A feature file over two shards of a cache, and what it holds."""
+def make_features(folder: Path) -> tuple[Path, Path]:
+    """A feature file over two shards of a cache, and the first of them."""
     cache = FeatureCache(folder / "store", IDENTITY, np.ones((2, 4), np.float32))
     keys = text_keys([str(row) for row in range(8)])
-    for start in (0, 4):
+    shards = [
         cache.write("captions", keys[start : start + 4], ROWS[start : start + 4])
+        for start in (0, 4)
+    ]
     cache.write("images", keys[:2], ROWS[:2])
     ids = np.arange(8)
     captions = cache.rows("captions", keys)
     features = Features(cache.rows("images", keys[:2]), ids[:2], captions, ids, ids % 2)
-    path = folder / f"{layout}.h5"
-    write_features(path, features, IDENTITY, "corpus", layout)
-    return path, features
+    write_features(folder / "features.h5", features, IDENTITY, "corpus")
+    return folder / "features.h5", shards[0]

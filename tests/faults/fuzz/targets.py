@@ -4,7 +4,6 @@ import asyncio
 import io
 import itertools
 import shutil
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,6 @@ from pipeline.download.sources import RemoteFile
 from pipeline.download.webdataset import read_shard as read_web_shard
 from pipeline.download.wiki import read_sentences_file
 from pipeline.features.cache import read_shard
-from pipeline.features.hdf5 import HEADER_BYTES
 from pipeline.features.images import Decoder, to_pixels
 from pipeline.features.store import read_features
 from pipeline.search.app.upload import read_upload
@@ -346,66 +344,23 @@ def _read_hub(work: Path) -> list[tuple[object, bytes, object]]:
 
 
 def _features(folder: Path) -> Iterator[Target]:
-    for layout in ("file", "virtual"):
-        path, known = seeds.make_features(folder / layout, layout)
-        content, rest = path.read_bytes(), path.read_bytes().partition(b"\n")[2]
-        everything = (seeds.ROWS.tobytes(), seeds.ROWS[:2].tobytes(), [0, 1] * 4)
-        name = f"features.h5 {layout}"
-        numbers = (b'"offset": -1', b"null", b"-1", b"1e9", b"[]", b"99999999999")
+    path, shard = seeds.make_features(folder / "features")
+    everything = (seeds.ROWS.tobytes(), seeds.ROWS[:2].tobytes(), [0, 1] * 4)
+    for name, file, expected, read in (
+        ("features.h5", path, everything, _read_features),
+        ("shard of features", shard, seeds.ROWS[:4].tobytes(), _read_shard),
+    ):
         yield Target(
             name,
             "features",
-            [content],
-            [everything],
-            put("features.h5"),
-            _read_features,
-            numbers[:1],
-            accepts=lambda found, expected=everything: found == expected,
+            [file.read_bytes()],
+            [expected],
+            put(file.name),
+            read,
+            (b"\nsha256 ", b"\x89HDF\r\n\x1a\n", b"0" * 64),
+            accepts=lambda found, expected=expected: found == expected,
+            guarded=True,
         )
-        yield Target(
-            f"{name} header sealed again",
-            "features",
-            [_text_of_header(content)],
-            [everything],
-            _behind_checksum("features.h5", len(content) - len(rest), rest),
-            _read_features,
-            numbers,
-        )
-    shard, rows = known.captions.runs.paths[0].read_bytes(), seeds.ROWS[:4].tobytes()
-    tokens = (b'"rows": 9', b" ", b"-1", b"null")
-    yield Target(
-        "shard of features",
-        "features",
-        [shard],
-        [rows],
-        put("shard.h5"),
-        _read_shard,
-        tokens[:2],
-        accepts=lambda found: found == rows,
-    )
-    yield Target(
-        "shard of features header sealed again",
-        "features",
-        [_text_of_header(shard)],
-        [rows],
-        _behind_checksum("shard.h5", HEADER_BYTES, shard[HEADER_BYTES:]),
-        _read_shard,
-        tokens,
-    )
-
-
-def _text_of_header(content: bytes) -> bytes:
-    return content.partition(b"\n")[0].rstrip().partition(b" ")[2]
-
-
-def _behind_checksum(name: str, size: int, rest: bytes) -> Callable[[Path, bytes], object]:
-    """Puts text behind a checksum that fits, as the header of a file."""
-
-    def place(folder: Path, text: bytes) -> None:
-        line = b"%08x %b" % (zlib.crc32(text.rstrip(b" ")), text)
-        (folder / name).write_bytes(line.ljust(size - 1) + b"\n" + rest)
-
-    return place
 
 
 def _read_features(work: Path) -> tuple[bytes, bytes, list[int]]:
@@ -415,7 +370,7 @@ def _read_features(work: Path) -> tuple[bytes, bytes, list[int]]:
 
 
 def _read_shard(work: Path) -> bytes:
-    return read_shard(work / "shard.h5").tobytes()
+    return read_shard(next(work.glob("*-*.h5"))).tobytes()
 
 
 def _pictures() -> Target:

@@ -24,7 +24,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 from pipeline.core.checksums import CHECKSUMS, write_checksums
 from pipeline.download.records import read_pairs
 from pipeline.features.teacher import _PROBE_CAPTION, Teacher, _draw_probe
-from pipeline.index.layout import Window
+from pipeline.index.format import Window
 from pipeline.params.teacher import TeacherParams
 from pipeline.search.searcher import Searcher
 from pipeline.student.directory import POOLING_FILE

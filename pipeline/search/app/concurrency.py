@@ -1,4 +1,4 @@
-"""Work that takes a processor: in a few threads, behind a queue that ends."""
+"""Expensive work: in a few threads, behind a queue of limited length."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -15,14 +15,14 @@ class ConcurrencyLimiter:
     """Serves requests in threads; for one event loop.
 
     Args:
-        threads: how many are served at a time.
-        places: how many may be here at a time, waiting or served.
+        threads: requests served at a time.
+        places: requests waiting or served at a time; more are refused.
     """
 
     def __init__(self, threads: int, places: int) -> None:
         self._limiter = CapacityLimiter(threads)
         self._places = places
-        self._here = 0
+        self._taken = 0
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
@@ -31,14 +31,14 @@ class ConcurrencyLimiter:
         Raises:
             BusyError: all are taken.
         """
-        if self._here >= self._places:
-            raise BusyError(f"{self._here} requests wait already.", "ask again in a moment.")
-        self._here += 1
+        if self._taken >= self._places:
+            raise BusyError(f"{self._taken} requests are waiting.", "ask again in a moment.")
+        self._taken += 1
         try:
             yield
         finally:
-            self._here -= 1
+            self._taken -= 1
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Do it in a thread as soon as one is free; who asks should hold a place."""
+        """Run it in a thread as soon as one is free; the caller holds a place."""
         return await to_thread.run_sync(work, limiter=self._limiter)

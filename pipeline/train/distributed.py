@@ -2,7 +2,7 @@
 
 Every process draws the same batches and encodes its share of each. With their vectors gathered, all
 compute the loss of the whole batch, as one process would; the gradient of the encoder is then the
-sum of what the processes have, and that of the heads is the same in all.
+sum over the processes, and that of the heads is the same in all.
 """
 
 import os
@@ -44,7 +44,7 @@ class DistributedContext:
 
     @property
     def is_alone(self) -> bool:
-        """Whether there is no other one."""
+        """Whether this is the only process."""
         return self.count == 1
 
     def share(self, rows: Any) -> Any:
@@ -69,13 +69,13 @@ class DistributedContext:
         parts[self.rank] = own
         return torch.cat(parts)
 
-    def draw_apart(self, seed: int) -> None:
-        """Give the other processes dropout of their own; the main one draws as one alone would."""
+    def seed_dropout(self, seed: int) -> None:
+        """Give every process different dropout; the main one draws as a single process would."""
         if not self.is_main:
             torch.manual_seed(int(np.random.SeedSequence([seed, self.rank]).generate_state(1)[0]))
 
     def reduce_gradients(self, model: Distillation) -> None:
-        """Make the gradient of the batch out of those of all processes, in all of them."""
+        """Combine the gradients of all processes into that of the batch, in every process."""
         if self.is_alone:
             return
         divisor = 1 if self.gathers else self.count
@@ -92,7 +92,7 @@ class DistributedContext:
                 gradient.copy_(part.view_as(gradient))
 
     def share_value(self, value: Any) -> Any:
-        """What the main process has, in all."""
+        """The value of the main process, in all."""
         if self.is_alone:
             return value
         values = [value]
@@ -100,13 +100,13 @@ class DistributedContext:
         return values[0]
 
     def main_first(self, make: Callable[[], T]) -> T:
-        """What `make` gives in this process; the main one ends it before the others begin."""
+        """What `make` returns here; the main process finishes it before the others begin."""
         made = make() if self.is_main else None
         self.share_value(None)
         return make() if made is None else made
 
     def collect(self, value: Any) -> list[Any]:
-        """What every process has, by rank."""
+        """The value of every process, by rank."""
         if self.is_alone:
             return [value]
         values: list[Any] = [None] * self.count
@@ -114,7 +114,7 @@ class DistributedContext:
         return values
 
 
-def find_ranks(batch_size: int, device: torch.device, *, gathers: bool) -> DistributedContext:
+def find_context(batch_size: int, device: torch.device, *, gathers: bool) -> DistributedContext:
     """The processes that `accelerate launch` started, or this one alone.
 
     Args:
@@ -123,7 +123,7 @@ def find_ranks(batch_size: int, device: torch.device, *, gathers: bool) -> Distr
         gathers: whether negatives come from all processes.
 
     Raises:
-        ParamsError: the batch cannot be shared out equally, or gives a process no negatives.
+        ParamsError: the batch cannot be divided equally, or gives a process no negatives.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return DistributedContext(1, 0, device)
@@ -134,7 +134,7 @@ def find_ranks(batch_size: int, device: torch.device, *, gathers: bool) -> Distr
     least = 1 if gathers else 2
     if batch_size % count or batch_size // count < least:
         raise ParamsError(
-            f"train.batch_size is {batch_size}, which {count} processes cannot share out.",
+            f"train.batch_size is {batch_size}, which {count} processes cannot divide.",
             f"use a multiple of {count}, of at least {least * count}.",
         )
     return DistributedContext(count, state.process_index, state.device, gathers)

@@ -8,13 +8,13 @@
     query.onnx       the student for queries, weights included, where it could be exported
     tokenizer.json   the student's, beside it
     manifest.json    schema, model hash, corpus fingerprint, spaces, numbers of rows, exported
-    checksums.json   sha256 of all of them, held against files of up to 256 MiB when they are opened
+    checksums.json   sha256 of all of them; files of up to 256 MiB are verified when they are opened
 
 Scores are cosines. A text that occurs several times, or an image with the same features as another
 one, is one row with its `count`; `id`, `archive` and `member` are those of the first. An image's
 `text` is its first caption. `kind` is caption, sentence, text (a line of the user's own file, whose
-`id` is its number from 1) or image. Of a text-only student there are texts.faiss and texts.parquet
-alone. A GPU index is never saved: the files open anywhere.
+`id` is its number from 1) or image. The index of a text-only student has only texts.faiss and
+texts.parquet. A GPU index is never saved: the files open anywhere.
 """
 
 import contextlib
@@ -56,8 +56,8 @@ REBUILD = (
 )
 MANIFEST = "manifest.json"
 _READ_AT_ONCE = 1 << 28
-"""Bytes of a file that is read and held against its checksum when it is opened; larger ones are
-mapped, and opening them must not mean reading them."""
+"""Bytes up to which a file is verified when it is opened; larger ones are mapped, and opening them
+must not mean reading them."""
 
 ROWS = pa.schema(
     [
@@ -79,8 +79,7 @@ class Hit:
     """From 1, best first."""
     score: float
     """Cosine of query and result, -1 to 1."""
-    kind: str
-    """caption, sentence, text or image."""
+    kind: Literal["caption", "sentence", "text", "image"]
     id: int
     """caption_id, row of the sentence, line of the own text, or image_id."""
     text: str
@@ -103,7 +102,7 @@ class Window:
         min_score: the lowest cosine.
 
     Raises:
-        InputError: k or offset is too small, or the score is no cosine.
+        InputError: k or offset is too small, or the score is not a cosine.
     """
 
     k: int = 10
@@ -121,7 +120,7 @@ class Window:
 
 @runtime_checkable
 class Index(Protocol):
-    """What search asks of an index, wherever it is."""
+    """What a search needs of an index, in files or in Milvus."""
 
     @property
     def spaces(self) -> Collection[Space]:
@@ -141,10 +140,10 @@ class Index(Protocol):
 
 
 def require_space(space: Space, held: Collection[Space]) -> None:
-    """Refuse a search in vectors that are not there.
+    """Refuse a search in vectors that the index does not hold.
 
     Raises:
-        InputError: saying how they come to be there.
+        InputError: saying how to add them.
     """
     if space in held:
         return
@@ -166,7 +165,7 @@ def normalise(vectors: Vectors) -> Vectors:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write what the index says of itself, and then the checksums: it is complete."""
+    """Write the manifest, and then the checksums of all files: the index is complete."""
     write_json(folder / MANIFEST, manifest)
     write_checksums(
         folder, *sorted(path.name for path in folder.iterdir() if path.name != CHECKSUMS)
@@ -174,7 +173,7 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def require_whole(folder: Path, *names: str) -> None:
-    """Refuse files of an index that are not what was written.
+    """Refuse damaged files of an index.
 
     Raises:
         InputError: naming the file.
@@ -184,9 +183,9 @@ def require_whole(folder: Path, *names: str) -> None:
 
 @contextlib.contextmanager
 def unusable(path: Path) -> Iterator[None]:
-    """Turn what a library raises about a file of an index into an error that passes on its reason.
+    """Turn what a library raises about a file of an index into an error with its reason.
 
-    The file's checksum held: it is what was written, and the library may have other reasons.
+    The file's checksum was verified before: it is what was written.
 
     Raises:
         InputError: naming the file.
@@ -202,19 +201,22 @@ def unusable(path: Path) -> Iterator[None]:
 
 
 def read_manifest(folder: Path, model: Path) -> dict[str, Any]:
-    """What the index says of itself.
+    """The manifest of an index, verified.
 
     Args:
         folder: the index.
         model: the student whose queries it is to answer.
 
     Raises:
-        MissingArtifactError: there is no index or no student.
+        MissingArtifactError: there is no index.
         StaleArtifactError: another student made it, or another version of the project.
-        InputError: the manifest cannot be read, or is not what was written.
+        InputError: there is no such student, or the manifest is damaged.
     """
     if not model.is_dir():
-        raise MissingArtifactError(model, made_by="train")
+        raise InputError(
+            f"{model} does not exist.",
+            "name a student's folder; `dvc repro train` makes the default one.",
+        )
     path = folder / MANIFEST
     manifest = _load(path)
     require_whole(folder, MANIFEST)

@@ -1,0 +1,142 @@
+"""A CLIP model whose features are computed once, for users of the library."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float32
+
+from pipeline.core.device import choose_device
+from pipeline.core.errors import InputError
+from pipeline.features.cache import FeatureCache, Keys, Kind, first_of_each, text_keys
+from pipeline.features.encode import Encoder, NewCaptions, PackedImages, Work
+from pipeline.features.hdf5 import DamagedFeaturesError
+from pipeline.features.images import Rejection
+from pipeline.features.teacher import Teacher
+from pipeline.params.features import FeaturesParams, Precision
+from pipeline.params.teacher import TeacherParams
+
+Rows = Float32[np.ndarray, "rows dim"]
+
+
+class CachedTeacher:
+    """A frozen CLIP model with a cache: no image or caption is ever encoded twice.
+
+    The cache is addressed by content: model weights and preprocessing, and the bytes of an image or
+    the text of a caption. The commands of the pipeline share it (`data/store`). Features are kept
+    as float16 and are not normalised.
+
+    Args:
+        model: an open_clip architecture (`ViT-B-32`), `hf-hub:ORG/NAME`, `local-dir:PATH` or
+            `transformers:NAME`.
+        pretrained: the open_clip weights tag (`openai`); None where `model` names its weights.
+        cache: the folder of the cache.
+        device: None: the first GPU, else the CPU.
+        precision: of the forward pass; auto: fp16 on a CUDA GPU, else fp32.
+        batch_size: images or captions a forward pass.
+        show_progress: whether to draw progress bars.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        pretrained: str | None,
+        cache: str | Path,
+        *,
+        device: torch.device | None = None,
+        precision: Precision = "auto",
+        batch_size: int = 32,
+        show_progress: bool = False,
+    ) -> None:
+        params = FeaturesParams(
+            engine="local",
+            precision=precision,
+            batch_size=batch_size,
+            workers=2,
+            shard_rows=2048,
+            layout="file",
+            max_rejected=0,
+        )
+        named = TeacherParams(model=model, pretrained=pretrained)
+        teacher = Teacher(named, device or choose_device(), precision)
+        self._shard_rows = params.shard_rows
+        self._cache = FeatureCache(Path(cache), teacher.identity, teacher.probe())
+        self._extractor = Encoder(teacher, self._cache, params, show_progress=show_progress)
+
+    def encode_captions(self, texts: Iterable[str]) -> Rows:
+        """The features of texts, one row each.
+
+        Raises:
+            ModelError: the model gives features that are not finite.
+            ResourceError: the cache cannot be read or written.
+        """
+        captions = pd.Series(list(texts), dtype="str")
+        keys = text_keys(captions.tolist())
+
+        def encode() -> Keys:
+            new = first_of_each(keys) & ~self._cache.known("captions").contains(keys)
+            for _ in self._extractor.encode_captions(
+                NewCaptions(captions, keys, new, self._shard_rows)
+            ):
+                pass
+            return keys
+
+        return self._rows("captions", encode)
+
+    def encode_images(self, paths: Iterable[str | Path]) -> Rows:
+        """The features of image files, one row each.
+
+        Raises:
+            InputError: naming the first image that cannot be used; the others are in the cache.
+            ModelError, ResourceError: as `encode_captions`.
+        """
+        images = _ImageFiles([Path(path) for path in paths])
+
+        def encode() -> Keys:
+            works = sorted(self._extractor.encode_images(images), key=lambda work: work.start)
+            _require_usable(images.paths, works)
+            return np.concatenate([work.keys for work in works])
+
+        return self._rows("images", encode)
+
+    def _rows(self, kind: Kind, encode: Callable[[], Keys]) -> Rows:
+        """Encode and read; what turns out to be damaged in the cache is encoded again."""
+        with self._cache.in_use():
+            while True:
+                try:
+                    return self._cache.rows(kind, encode())[:].astype(np.float32)
+                except DamagedFeaturesError as error:
+                    self._cache.drop(error.path)
+
+
+def _require_usable(paths: Sequence[Path], works: Iterable[Work]) -> None:
+    rejected = [(work.start + row, why) for work in works for row, why in work.rejected.items()]
+    if rejected:
+        row, why = min(rejected, key=lambda one: one[0])
+        raise InputError(
+            f"{len(rejected)} of {len(paths)} images cannot be used, the first is {paths[row]}: "
+            f"{why.reason} ({why.detail}).",
+            "leave them out, or replace them.",
+        )
+
+
+class _ImageFiles(PackedImages):
+    """Files that are read as if they were packed."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        super().__init__(Path(), [], [str(path) for path in paths])
+        self.paths = paths
+
+    def read(self, row: int) -> bytes | Rejection:
+        """The bytes of a file, or why there are none."""
+        try:
+            return self.paths[row].read_bytes()
+        except FileNotFoundError:
+            return Rejection("missing", "there is no such file")
+        except OSError as error:
+            return Rejection("unreadable", error.strerror or str(error))
