@@ -177,7 +177,7 @@ def _spread(
 
 def _result_of(ray: Any, done: Any, kind: Kind, shard: ImageShard | CaptionShard) -> ShardResult:
     """What a worker made of a shard; its errors are raised here."""
-    failed, died = ray.exceptions.RayTaskError, ray.exceptions.ActorDiedError
+    failed, died = ray.exceptions.RayTaskError, ray.exceptions.RayActorError
     try:
         with _reports_cluster(failed, died):
             result: ShardResult = ray.get(done)
