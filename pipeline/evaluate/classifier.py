@@ -2,8 +2,8 @@
 
 Protocol (SentEval, `usepytorch`, `nhid` 0): one linear layer with a bias under softmax
 cross-entropy; Adam at 1e-3 with coupled weight decay on weights and bias; batches of 64, shuffled
-anew every epoch. After every 4 epochs the accuracy on held-out samples is taken; the best model is
-kept (strictly better only), and training stops at the 6th round in all that did not improve, or
+anew every epoch. After every 4 epochs the accuracy on held-out samples is measured; the best model
+is kept (strictly better only), and training stops at the 6th round in all that did not improve, or
 after 51.
 
 The reference fits one model after another and spends its time on calls, not on arithmetic. Here all
