@@ -14,7 +14,6 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import quote
@@ -48,22 +47,16 @@ _PATIENCE = 3600
 _NOTE = TypeAdapter(dict[str, str | None])
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """A file on this machine, with where it came from."""
-
-    path: Path
-    sha256: str
-    address: str
-
-
-def fetch(file: RemoteFile, folder: Path, mirror: str | None) -> Fetched:
+def fetch(file: RemoteFile, folder: Path, mirror: str | None) -> Path:
     """Bring a public file into `folder`, or find it there from an earlier run.
 
     Args:
         file: what to fetch.
         folder: where files are kept between runs.
         mirror: a folder or base URL that holds the file by its public name, or None.
+
+    Returns:
+        The file in `folder`.
 
     Raises:
         DownloadError: it cannot be fetched, or its bytes are not those of the first time.
@@ -78,19 +71,19 @@ def fetch(file: RemoteFile, folder: Path, mirror: str | None) -> Fetched:
         expected = read_checksums(folder, fix).get(entry)
         if target.is_file() and expected is not None:
             _verify(target, hash_file(target), expected, f"delete {target} to fetch it again.")
-            return Fetched(target, expected, address)
+            return target
         part = _transfer(address, target)
         digest = hash_file(part)
-        if expected is not None and digest != expected:
+        if expected not in {None, digest}:
             part.unlink()
-            accept = f"remove the entry of {file.name} from {folder / CHECKSUMS}."
-            _verify(address, digest, expected, f"the source changed; to accept that, {accept}")
+        accept = f"to accept that, remove the entry of {file.name} from {folder / CHECKSUMS}."
+        _verify(address, digest, expected, f"the source changed; {accept}")
         part.replace(target)
         _note_of(part).unlink(missing_ok=True)
         known = read_checksums(folder, fix).items()
         others = {key: value for key, value in known if not key.startswith(f"{file.name} ")}
         write_json(folder / CHECKSUMS, {**others, entry: digest})
-        return Fetched(target, digest, address)
+        return target
 
 
 @contextlib.contextmanager
@@ -122,10 +115,10 @@ def _address(file: RemoteFile, mirror: str | None) -> str:
     return str(Path(mirror) / file.name)
 
 
-def _verify(path: Path | str, digest: str, expected: str, fix: str) -> None:
-    if digest != expected:
+def _verify(name: Path | str, digest: str, expected: str | None, fix: str) -> None:
+    if expected not in {None, digest}:
         raise DownloadError(
-            f"{path} has sha256 {digest[:12]}, but {expected[:12]} was recorded at its first use.",
+            f"{name} has sha256 {digest[:12]}, but {expected:.12} was recorded at its first use.",
             fix,
         )
 
