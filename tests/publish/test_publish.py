@@ -476,7 +476,7 @@ OWN = {
         ("scenes", "scenes", "Apache-2.0", {"scenes"}),
         ("folder", "own pairs (folder)", "as its owner states", {"folder", "splits"}),
         ("webdataset", "own pairs (webdataset)", "as its owner states", {"webdataset", "splits"}),
-        ("hub", "org/photos", "as its page on the hub states", {"hub", "splits"}),
+        ("hub", "org/photos", "as its page on the Hub states", {"hub", "splits"}),
     ],
 )
 def test_corpora_and_only_the_blocks_of_params_that_made_them(run, pairs, name, licence, kept):
