@@ -236,7 +236,7 @@ def read_report(path: Path) -> list[System]:
 
 
 def require_same_ground(suite: Suite, other: System, path: Path) -> None:
-    """Refuse to show a system of the report at `path` beside those measured on a suite.
+    """Refuse to show a system of the report at `path` beside one measured on this suite.
 
     Raises:
         StaleArtifactError: the evaluator, its settings, or data that both have differ.
@@ -246,7 +246,7 @@ def require_same_ground(suite: Suite, other: System, path: Path) -> None:
     for key in sorted(mine.keys() & theirs.keys()):
         if mine[key] != theirs[key]:
             raise StaleArtifactError(
-                f"{path}: {other.name} was measured with other {key}.",
+                f"{path}: {other.name} was measured with a different {key}.",
                 "evaluate it again on the data and params at hand.",
             )
 

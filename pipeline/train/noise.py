@@ -1,4 +1,4 @@
-"""The noise filter: pairs that the teacher finds too similar are no negatives."""
+"""The noise filter: pairs that the teacher finds too similar are not used as negatives."""
 
 from dataclasses import dataclass
 from typing import get_args
