@@ -21,7 +21,7 @@ from pipeline.evaluate.report import (
 from pipeline.evaluate.suite import RunPaths, Suite, evaluate, read_suite
 from pipeline.params.evaluate import PARTS, EvaluateParams, Part
 from pipeline.params.places import expanded
-from pipeline.student.encoder import SentenceEncoder, Student, is_student, load_student
+from pipeline.student.encoder import SentenceEncoder, Student, is_student
 from pipeline.student.settings import Pooling
 from stages import paths
 from stages._cli import note_times, read_params, run_stage
@@ -151,7 +151,7 @@ def _load(model: str, pooling: Pooling | None) -> tuple[SentenceEncoder, Student
     path, is_own = Path(model), paths.MODELS.resolve() in Path(model).resolve().parents
     if not is_own and not is_student(path):
         return SentenceEncoder.load(model, pooling).to(choose_device()), None
-    student = load_student(path, choose_device())
+    student = Student.load(path, choose_device())
     if pooling not in {None, student.encoder.pooling}:
         raise ParamsError(
             f"--pooling {pooling} is not the {student.encoder.pooling} pooling of {model}.",

@@ -28,7 +28,7 @@ from pipeline.evaluate.suite import RunPaths, Suite, evaluate, read_suite, teach
 from pipeline.features.store import Features, read_identity, write_features
 from pipeline.params.evaluate import PARTS
 from pipeline.params.teacher import TeacherParams
-from pipeline.student.encoder import Student, load_student
+from pipeline.student.encoder import Student
 from tests.conftest import TINY
 
 
@@ -261,7 +261,7 @@ class CountingEncoder:
 
 @pytest.fixture
 def student(tiny_run) -> Student:
-    return load_student(tiny_run / "data/models/0", choose_device())
+    return Student.load(tiny_run / "data/models/0", choose_device())
 
 
 def sentences_of(suite: Suite) -> set[str]:
