@@ -60,7 +60,10 @@ def main(
     """Score a sentence encoder: STS, transfer and retrieval, each distinct sentence read once."""
     params = read_params()
     model = expanded(model or str(paths.first_model(params)))
-    report = out or _default_report(Path(model))
+    folder = Path(model).resolve()
+    is_own = folder.parent == paths.MODELS.resolve()  # its report is tracked by DVC
+    reports = paths.EVALUATE_REPORTS if is_own else paths.OTHER_REPORTS
+    report = out or reports / f"{folder.name}.json"
     check_report_path(report)
     asked = _parse_tasks(tasks)
     encoder, student = _load(model, pooling)
@@ -70,7 +73,7 @@ def main(
     settings = _settings(params.evaluate, asked, model, can_retrieve=can_retrieve)
     run = RunPaths(evaluation, pairs, text, features)
     suite = read_suite(run, params.teacher, settings)
-    name = name or ("student" if student else Path(model).resolve().name)
+    name = name or ("student" if student else folder.name)
     others = _read_others(beside or [], suite, name)
     scores = evaluate(
         encoder,
@@ -84,13 +87,6 @@ def main(
     write_report(report, systems)
     note_times(report)
     print_systems(systems)
-
-
-def _default_report(model: Path) -> Path:
-    """The report that DVC tracks for a student of this pipeline, or one in a folder for others."""
-    folder = model.resolve()
-    is_own = folder.parent == paths.MODELS.resolve()
-    return (paths.EVALUATE_REPORTS if is_own else paths.OTHER_REPORTS) / f"{folder.name}.json"
 
 
 def _read_others(reports: list[Path], suite: Suite, name: str) -> list[System]:

@@ -191,22 +191,16 @@ def shortened(scores: Sequence[Score]) -> dict[str, dict[str, float | None]]:
 
 def plot_table(systems: Sequence[System]) -> pd.DataFrame:
     """One row a headline number: system, part, task, measure, score, low, high, count."""
+    columns = ["system", "part", "task", "measure", "score", "low", "high", "count"]
     rows = [
-        {
-            "system": system.name,
-            "part": score.part,
-            "task": headline_name(score),
-            "measure": score.measure,
-            "score": _rounded(score.value),
-            "low": _rounded(score.low),
-            "high": _rounded(score.high),
-            "count": score.count,
-        }
+        [
+            *(system.name, one.part, headline_name(one), one.measure),
+            *map(_rounded, (one.value, one.low, one.high, one.count)),
+        ]
         for system in systems
-        for score in system.scores
-        if _is_headline(score)
+        for one in filter(_is_headline, system.scores)
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=columns)
 
 
 def headline_name(score: Score) -> str:
@@ -242,7 +236,7 @@ def read_report(path: Path) -> list[System]:
 
 
 def require_same_ground(suite: Suite, other: System, path: Path) -> None:
-    """Refuse to show a system of the report at `path` beside those measured on a suite.
+    """Refuse to show a system of the report at `path` beside one measured on this suite.
 
     Raises:
         StaleArtifactError: the evaluator, its settings, or data that both have differ.
@@ -252,7 +246,7 @@ def require_same_ground(suite: Suite, other: System, path: Path) -> None:
     for key in sorted(mine.keys() & theirs.keys()):
         if mine[key] != theirs[key]:
             raise StaleArtifactError(
-                f"{path}: {other.name} was measured with other {key}.",
+                f"{path}: {other.name} was measured with a different {key}.",
                 "evaluate it again on the data and params at hand.",
             )
 

@@ -138,17 +138,14 @@ class _Measured:
         for name, part in self.subsets.items():
             yield from self._correlations(part, subset=name)
         if self.unseen is not None:
-            yield self._ranked(self.unseen, aggregation="all", unseen=True)
+            yield next(self._correlations(self.unseen, aggregation="all", unseen=True))
         for measure, value in self.geometry.items():
             yield self._score(measure, value, self.whole.count)
 
     def _correlations(self, part: Correlation, **about: Any) -> Iterator[Score]:
-        yield self._ranked(part, **about)
-        yield self._score("pearson", part.pearson, part.count, **about)
-
-    def _ranked(self, part: Correlation, **about: Any) -> Score:
         low, high = interval(part.samples)
-        return self._score("spearman", part.spearman, part.count, low=low, high=high, **about)
+        yield self._score("spearman", part.spearman, part.count, low=low, high=high, **about)
+        yield self._score("pearson", part.pearson, part.count, **about)
 
     def _means(self, aggregation: str, weights: list[int] | None) -> Iterator[Score]:
         for measure in ("spearman", "pearson"):

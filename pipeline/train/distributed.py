@@ -6,14 +6,13 @@ sum over the processes, and that of the heads is the same in all.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor, distributed
+from torch import distributed
 
 from pipeline.core.errors import ParamsError
 from pipeline.train.objective import Distillation, Views
@@ -60,14 +59,13 @@ class DistributedContext:
         """The vectors of the whole batch; gradients flow into those of this process only."""
         if self.is_alone or not self.gathers:
             return views
-        first, second = (self._gather(view) for view in views)
-        return first, second
-
-    def _gather(self, own: Float[Tensor, "share dim"]) -> Float[Tensor, "batch dim"]:
-        parts = [torch.empty_like(own) for _ in range(self.count)]
-        distributed.all_gather(parts, own.detach().contiguous())
-        parts[self.rank] = own
-        return torch.cat(parts)
+        whole = []
+        for own in views:
+            parts = [torch.empty_like(own) for _ in range(self.count)]
+            distributed.all_gather(parts, own.detach().contiguous())
+            parts[self.rank] = own
+            whole.append(torch.cat(parts))
+        return whole[0], whole[1]
 
     def seed_dropout(self, seed: int) -> None:
         """Give every process different dropout; the main one draws as a single process would."""
@@ -78,18 +76,15 @@ class DistributedContext:
         """Combine the gradients of all processes into that of the batch, in every process."""
         if self.is_alone:
             return
-        divisor = 1 if self.gathers else self.count
-        self._sum(model.encoder.parameters(), divisor)
-        self._sum(model.heads.parameters(), self.count)
-
-    def _sum(self, parameters: Iterable[Tensor], divisor: int) -> None:
-        gradients = [one.grad for one in parameters if one.grad is not None]
-        if gradients:
-            flat = torch.cat([one.flatten() for one in gradients])
-            distributed.all_reduce(flat)
-            parts = torch.split(flat / divisor, [one.numel() for one in gradients])
-            for gradient, part in zip(gradients, parts, strict=True):
-                gradient.copy_(part.view_as(gradient))
+        of_encoder = 1 if self.gathers else self.count
+        for part, divisor in ((model.encoder, of_encoder), (model.heads, self.count)):
+            gradients = [one.grad for one in part.parameters() if one.grad is not None]
+            if gradients:
+                flat = torch.cat([one.flatten() for one in gradients])
+                distributed.all_reduce(flat)
+                summed = torch.split(flat / divisor, [one.numel() for one in gradients])
+                for gradient, found in zip(gradients, summed, strict=True):
+                    gradient.copy_(found.view_as(gradient))
 
     def share_value(self, value: Any) -> Any:
         """The value of the main process, in all."""

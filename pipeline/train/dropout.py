@@ -1,4 +1,4 @@
-"""Dropout whose random numbers cost less than the rest of it on a CPU."""
+"""Dropout that draws its random numbers faster than torch's on a CPU."""
 
 import torch
 from jaxtyping import Float
@@ -38,7 +38,7 @@ def drop(values: Float[Tensor, "..."], p: float) -> Float[Tensor, "..."]:
 
 
 def replace_dropout(model: nn.Module) -> None:
-    """Put `FastDropout` in the place of every `nn.Dropout` of a model."""
+    """Replace every `nn.Dropout` of a model by `FastDropout`."""
     for module in model.modules():
         for name, child in module.named_children():
             if type(child) is nn.Dropout:

@@ -32,7 +32,7 @@ def hard_negative_order(
         batch_size: rows a batch.
         neighbours: hard negatives that follow an anchor.
         noise: the similarity that is searched, and where a neighbour would be a false negative.
-        image_rows: which image each row is of; captions of one image are no negatives. None: all
+        image_rows: which image each row is of; captions of one image are not negatives. None: all
             are of different images.
     """
     score = (teacher_dots if noise.kind == "dot" else teacher_cosines)(images, captions)

@@ -1,4 +1,4 @@
-"""The noise filter: pairs that the teacher finds too similar are no negatives."""
+"""The noise filter: pairs that the teacher finds too similar are not used as negatives."""
 
 from dataclasses import dataclass
 from typing import get_args
@@ -36,7 +36,7 @@ class Keep:
     caption: Bool[Tensor, "batch batch"]
 
     def masked_share(self) -> Float[Tensor, ""]:
-        """Share of off-diagonal pairs that were removed, over both losses, 0 to 1."""
+        """Share of negatives that were removed, over both losses, 0 to 1."""
         size = len(self.image)
         removed = (~self.image).sum() + (~self.caption).sum()
         return removed / (2 * size * (size - 1))

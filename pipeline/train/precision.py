@@ -1,4 +1,4 @@
-"""How the forward pass is computed: its type, and by whose kernels."""
+"""The precision of the forward pass, and torch.compile."""
 
 import contextlib
 import functools
@@ -17,7 +17,7 @@ Precision = Literal["fp32", "bf16"]
 
 
 def choose_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
-    """What `auto` stands for on a device: bf16 where it has instructions for that."""
+    """Resolve `auto`: bf16 where the device has instructions for it, else fp32."""
     warn_of_slow("train.precision", wanted, device)
     if wanted != "auto":
         return wanted

@@ -77,7 +77,7 @@ def pack_tokens(
     """Tokenise sentences, or map what an earlier run left.
 
     Args:
-        encoder: whose tokenizer.
+        encoder: its tokenizer is used.
         sentences: the text.
         max_length: tokens a sentence is cut to.
         folder: of all stores; None: the tokens stay in memory.

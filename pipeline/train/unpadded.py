@@ -58,7 +58,7 @@ def choose_unpadded(encoder: SentenceEncoder, params: TrainParams) -> bool:
     is_unpadded = leave_out_padding(encoder)
     if params.unpad is True and not is_unpadded:
         raise ParamsError(
-            "train.unpad is true, but this encoder gives other vectors without padding.",
+            "train.unpad is true, but this encoder gives different vectors without padding.",
             "set it to auto or false.",
         )
     return is_unpadded

@@ -124,7 +124,7 @@ def test_beside_adds_the_systems_of_another_report(run):
 def test_beside_refuses_a_report_with_other_settings(run):
     write_params(run, TINY, {"evaluate": {"seed": 7}})
     result = invoke("evaluate", "--out", "scores.json", "--beside", "reports/baselines.json")
-    assert_clear_error(result, "reports/baselines.json", "untrained", "other seed")
+    assert_clear_error(result, "reports/baselines.json", "untrained", "different seed")
     assert_nothing_written(run)
 
 

@@ -200,11 +200,13 @@ def test_another_setting_or_other_data_is_refused_by_name(
     tmp_path, suite, system, block, key, value
 ):
     other = replace(system, about=spoil_ground(system.about, block, key, value))
-    with pytest.raises(StaleArtifactError, match=f"r.json: student was measured with other {key}"):
+    with pytest.raises(
+        StaleArtifactError, match=f"r.json: student was measured with a different {key}"
+    ):
         require_same_ground(suite, other, tmp_path / "r.json")
 
 
 def test_another_version_of_the_evaluator_is_refused(tmp_path, suite, system):
     other = replace(system, about={**system.about, "evaluator": EVALUATOR - 1})
-    with pytest.raises(StaleArtifactError, match="with other evaluator"):
+    with pytest.raises(StaleArtifactError, match="with a different evaluator"):
         require_same_ground(suite, other, tmp_path / "r.json")

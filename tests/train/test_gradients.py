@@ -105,65 +105,67 @@ def test_a_share_is_a_stretch_of_the_batch():
     assert np.concatenate(shares).tolist() == rows.tolist()
 
 
+CASES = {"whole": (True, None), "in mini-batches": (True, 3), "apart": (False, None)}
+"""Whether negatives are gathered, and sentences encoded at a time."""
 _SCRIPT = """
 import sys, torch
 from accelerate import PartialState
 from pipeline.train.distributed import find_context
 from pipeline.train.gradients import add_gradients
-from tests.train.test_gradients import SENTENCES, gradients, make_model, make_teacher
+from tests.train.test_gradients import CASES, SENTENCES, gradients, make_model, make_teacher
 
-gathers, size = sys.argv[2] == "gather", int(sys.argv[3]) or None
-context = find_context(len(SENTENCES), torch.device("cpu"), gathers=gathers)
-model = make_model().eval()
 rows = list(range(len(SENTENCES)))
-tokens = model.encoder.tokenize([SENTENCES[row] for row in context.share(rows)])
-teacher = tuple(side[context.teacher_rows(rows)] for side in make_teacher())
-loss = add_gradients(model, tokens, teacher, mini_batch_size=size, gather=context.gather)
-context.reduce_gradients(model)
-torch.save((loss.total.detach(), gradients(model)), f"{sys.argv[1]}/{context.rank}.pt")
+for name, (gathers, size) in CASES.items():
+    context = find_context(len(SENTENCES), torch.device("cpu"), gathers=gathers)
+    model = make_model().eval()
+    tokens = model.encoder.tokenize([SENTENCES[row] for row in context.share(rows)])
+    teacher = tuple(side[context.teacher_rows(rows)] for side in make_teacher())
+    loss = add_gradients(model, tokens, teacher, mini_batch_size=size, gather=context.gather)
+    context.reduce_gradients(model)
+    found = loss.total.detach(), gradients(model)
+    torch.save(found, f"{sys.argv[1]}/{name}-{context.rank}.pt")
 PartialState().destroy_process_group()
 """
 
 
-def run_two(folder: Path, *arguments: str) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
-    """Loss and gradients of two gloo processes."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Loss and gradients of two gloo processes, `CASE-RANK.pt`."""
+    folder = tmp_path_factory.mktemp("two")
     port = str(find_port())
     common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
                            "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
                            "PYTHONPATH": str(ROOT), "ACCELERATE_TORCH_DEVICE": "cpu"}  # fmt: skip
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", _SCRIPT, str(folder), *arguments],
+            [sys.executable, "-c", _SCRIPT, str(folder)],
             env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
     ]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", ["0", "3"])
-@pytest.mark.smoke
-def test_two_processes_give_the_gradient_of_one(tmp_path, size):
-    model = make_model().eval()
-    loss = add_gradients(model, model.encoder.tokenize(SENTENCES), make_teacher())
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_give_the_gradient_of_one(folder, name):
+    """Without gathering, each share is a batch of its own."""
+    half, model = len(SENTENCES) // 2, make_model().eval()
+    batches = [slice(0, half), slice(half, None)] if name == "apart" else [slice(None)]
+    losses = [
+        add_gradients(
+            model,
+            model.encoder.tokenize(SENTENCES[rows]),
+            tuple(side[rows] for side in make_teacher()),
+            scale=1 / len(batches),
+        ).total.detach()
+        for rows in batches
+    ]
     expected = gradients(model)
-    for total, found in run_two(tmp_path, "gather", size):
-        torch.testing.assert_close(total, loss.total.detach())
+    for rank in range(2):
+        total, found = torch.load(folder / f"{name}-{rank}.pt")
+        torch.testing.assert_close(total, losses[rank % len(losses)])
         assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_without_gathering_each_share_is_a_batch_of_its_own(tmp_path):
-    half = len(SENTENCES) // 2
-    model = make_model().eval()
-    for rows in (slice(0, half), slice(half, None)):
-        teacher = tuple(side[rows] for side in make_teacher())
-        add_gradients(model, model.encoder.tokenize(SENTENCES[rows]), teacher, scale=0.5)
-    expected = gradients(model)
-    for _, found in run_two(tmp_path, "apart", "0"):
-        for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5)
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=0, atol=1e-5)
