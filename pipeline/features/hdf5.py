@@ -42,7 +42,7 @@ def open_verified(path: Path) -> Iterator[tuple["h5py.File", str]]:
     Raises:
         MissingArtifactError: there is no such file.
         DamagedFeaturesError: its checksum or, in the block, its content is not as it should be.
-        ResourceError: it cannot be read, which says nothing of its content.
+        ResourceError: the system or libhdf5 cannot read it, which says nothing of its content.
     """
     if not path.exists():
         raise MissingArtifactError(path, made_by="features")
@@ -55,10 +55,12 @@ def open_verified(path: Path) -> Iterator[tuple["h5py.File", str]]:
     try:
         with h5py.File(path, "r", locking=False) as file:
             yield file, digest
-    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (OSError, RuntimeError) as error:  # libhdf5 fails on verified bytes: memory, a disk
         if isinstance(error, OSError) and error.errno:
             raise refusal(path, error) from error
-        raise DamagedFeaturesError(path, first_line(error)) from None
+        raise refusal(path, OSError(first_line(error))) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedFeaturesError(path, first_line(error)) from error
 
 
 def table_of(file: "h5py.File", name: str, dtype: DTypeLike, dimensions: int) -> "h5py.Dataset":

@@ -351,5 +351,5 @@ def test_forged_files_are_refused_in_one_line(out, name):
 def test_bytes_that_are_no_hdf5_are_refused(out):
     out.write_bytes(b"a text with a checksum of its own")
     add_checksum(out)
-    with pytest.raises(DamagedFeaturesError, match=r"features\.h5 is damaged"):
+    with pytest.raises(ResourceError, match=r"features\.h5 cannot be read: .*signature"):
         read(out)
