@@ -17,7 +17,7 @@ def main(
     ),
     seed: Annotated[int, typer.Option(help="Seed of both trainings.", min=0)] = 0,
 ) -> None:
-    """Rebuild the demo's teacher and student start; the parts in data/demo were made so."""
+    """Rebuild the demo's teacher and student start; data/demo was made this way."""
     build_demo(out, TeacherRecipe(seed=seed), StudentRecipe(seed=seed))
 
 

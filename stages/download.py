@@ -25,10 +25,10 @@ def main(
     evaluation: Path = paths.EVALUATION,
     downloads: Annotated[
         Path,
-        typer.Option(envvar=paths.DOWNLOADS_VARIABLE, help="Where what is fetched is kept."),
+        typer.Option(envvar=paths.DOWNLOADS_VARIABLE, help="Where fetched files are kept."),
     ] = paths.DOWNLOADS,
     metrics: Path = paths.REPORTS / "download.json",
-    list_: Annotated[bool, typer.Option("--list", help="Print the known sources and end.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the known sources and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print --list as JSON.")] = False,
 ) -> None:
     """Fetch or make the corpora: pairs, text and evaluation."""

@@ -2,11 +2,8 @@
 
 import contextlib
 import errno
-import lzma
-import struct
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
@@ -21,23 +18,6 @@ MAX_MEMBER_BYTES = 256 * 1024**2
 
 MAX_RATIO = 100
 """Beyond MAX_MEMBER_BYTES, a compressed tar may unpack to no more than this many times its size."""
-
-_FAULTS = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What the libraries raise for damaged bytes, errors of their own code among it."""
 
 _SAID_OF_DAMAGE = (None, errno.EINVAL, errno.EOVERFLOW)
 """The errno of decoders, and of a seek to where only a damaged archive would point."""
@@ -68,12 +48,10 @@ class Archive:
     def __init__(self, path: Path) -> None:
         self.path = path
         with contextlib.ExitStack() as stack:
-            try:
+            with self._reports_damage():
                 self._file = self._open()
                 stack.callback(self._file.close)
                 entries = self._list_entries()
-            except _FAULTS as error:
-                raise self._fault(error) from None
             stack.pop_all()
         self._entries = dict(entries)
         self.sizes = {
@@ -104,11 +82,8 @@ class Archive:
                 f"more than {MAX_MEMBER_BYTES:,}.",
                 "remove it from the archive, or get the archive from its source again.",
             )
-        try:
-            with self._stream(member) as stream:
-                return stream.read(size + 1)[:size]
-        except _FAULTS as error:
-            raise self._fault(error, member) from None
+        with self._reports_damage(member), self._stream(member) as stream:
+            return stream.read(size + 1)[:size]
 
     def _open(self) -> zipfile.ZipFile | tarfile.TarFile:
         if not self.path.is_file():
@@ -141,15 +116,21 @@ class Archive:
             return cast(BufferedIOBase, self._file.open(cast(zipfile.ZipInfo, entry)))
         return cast(BufferedIOBase, self._file.extractfile(cast(tarfile.TarInfo, entry)))
 
-    def _fault(self, error: Exception, member: str = "") -> PipelineError:
-        if isinstance(error, OSError) and error.errno not in _SAID_OF_DAMAGE:
-            return refusal(self.path, error)
-        reason = one_line(" ".join(str(error).split()) or type(error).__name__, _LONGEST)
-        where = f"{self.path}: {one_line(member, _LONGEST)}" if member else self.path
-        return InputError(
-            f"{where} is damaged or truncated ({reason}).",
-            f"delete {self.path.name} and fetch it again.",
-        )
+    @contextlib.contextmanager
+    def _reports_damage(self, member: str = "") -> Iterator[None]:
+        try:
+            yield
+        except (MemoryError, PipelineError):
+            raise
+        except Exception as error:  # noqa: BLE001  # damaged bytes make libraries raise anything
+            if isinstance(error, OSError) and error.errno not in _SAID_OF_DAMAGE:
+                raise refusal(self.path, error) from None
+            reason = one_line(" ".join(str(error).split()) or type(error).__name__, _LONGEST)
+            where = f"{self.path}: {one_line(member, _LONGEST)}" if member else self.path
+            raise InputError(
+                f"{where} is damaged or truncated ({reason}).",
+                f"delete {self.path.name} and fetch it again.",
+            ) from None
 
 
 class Packer:

@@ -34,7 +34,7 @@ class Fetcher:
 
     def __call__(self, source: str) -> list[Path]:
         """Fetch all files of a source."""
-        return [fetch(file, self.folder, self.mirror).path for file in BY_NAME[source].files]
+        return [fetch(file, self.folder, self.mirror) for file in BY_NAME[source].files]
 
 
 def make_pairs(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metrics:

@@ -14,7 +14,6 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import quote
@@ -26,7 +25,7 @@ from requests.adapters import HTTPAdapter
 from urllib3 import BaseHTTPResponse
 from urllib3.util import Retry
 
-from pipeline.core.checksums import CHECKSUMS, hash_file
+from pipeline.core.checksums import CHECKSUMS, hash_file, read_checksums
 from pipeline.core.errors import DownloadError
 from pipeline.core.files import atomic_file, reports_unwritable, write_json
 from pipeline.core.progress import bytes_counter, log
@@ -45,26 +44,10 @@ _PATIENCE = 3600
 """Seconds that a server may ask to wait."""
 
 
-@dataclass(frozen=True)
-class _Record:
-    sha256: str
-    address: str
-
-
-_RECORDS = TypeAdapter(dict[str, _Record])
 _NOTE = TypeAdapter(dict[str, str | None])
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """A file on this machine, with where it came from."""
-
-    path: Path
-    sha256: str
-    address: str
-
-
-def fetch(file: RemoteFile, folder: Path, mirror: str | None) -> Fetched:
+def fetch(file: RemoteFile, folder: Path, mirror: str | None) -> Path:
     """Bring a public file into `folder`, or find it there from an earlier run.
 
     Args:
@@ -72,30 +55,35 @@ def fetch(file: RemoteFile, folder: Path, mirror: str | None) -> Fetched:
         folder: where files are kept between runs.
         mirror: a folder or base URL that holds the file by its public name, or None.
 
+    Returns:
+        The file in `folder`.
+
     Raises:
         DownloadError: it cannot be fetched, or its bytes are not those of the first time.
+        InputError: the `checksums.json` of the folder is damaged.
         ResourceError: the disk is full.
     """
     address, target = _address(file, mirror), folder / file.name
     with reports_unwritable(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _turn(folder, file.name):
-        known = _read_checksums(folder).get(file.name)
-        expected = known.sha256 if known and known.address == redact(address) else None
+        entry, fix = f"{file.name} {redact(address)}", f"delete {folder / CHECKSUMS}."
+        expected = read_checksums(folder, fix).get(entry)
         if target.is_file() and expected is not None:
             _verify(target, hash_file(target), expected, f"delete {target} to fetch it again.")
-            return Fetched(target, expected, address)
+            return target
         part = _transfer(address, target)
         digest = hash_file(part)
-        if expected is not None and digest != expected:
+        if expected not in {None, digest}:
             part.unlink()
-            accept = f"remove the entry of {file.name} from {folder / CHECKSUMS}."
-            _verify(address, digest, expected, f"the source changed; to accept that, {accept}")
+        accept = f"to accept that, remove the entry of {file.name} from {folder / CHECKSUMS}."
+        _verify(address, digest, expected, f"the source changed; {accept}")
         part.replace(target)
         _note_of(part).unlink(missing_ok=True)
-        records = _read_checksums(folder) | {file.name: _Record(digest, redact(address))}
-        write_json(folder / CHECKSUMS, {name: asdict(one) for name, one in records.items()})
-        return Fetched(target, digest, address)
+        known = read_checksums(folder, fix).items()
+        others = {key: value for key, value in known if not key.startswith(f"{file.name} ")}
+        write_json(folder / CHECKSUMS, {**others, entry: digest})
+        return target
 
 
 @contextlib.contextmanager
@@ -127,22 +115,10 @@ def _address(file: RemoteFile, mirror: str | None) -> str:
     return str(Path(mirror) / file.name)
 
 
-def _read_checksums(folder: Path) -> dict[str, _Record]:
-    path = folder / CHECKSUMS
-    try:
-        return _RECORDS.validate_json(path.read_bytes(), strict=True)
-    except FileNotFoundError:
-        return {}
-    except ValidationError:
-        raise DownloadError(f"{path} is not a table of checksums.", "delete it.") from None
-    except OSError as error:
-        raise DownloadError(f"{path} cannot be read: {error.strerror}.", "delete it.") from None
-
-
-def _verify(path: Path | str, digest: str, expected: str, fix: str) -> None:
-    if digest != expected:
+def _verify(name: Path | str, digest: str, expected: str | None, fix: str) -> None:
+    if expected not in {None, digest}:
         raise DownloadError(
-            f"{path} has sha256 {digest[:12]}, but {expected[:12]} was recorded at its first use.",
+            f"{name} has sha256 {digest[:12]}, but {expected:.12} was recorded at its first use.",
             fix,
         )
 

@@ -258,7 +258,7 @@ def _repack(
         if names_splits:
             split = named_split(cells[str(params.split_column)], where)
         else:
-            # By its bytes: paths are often missing or alike, and rows move when files are cut anew.
+            # By its bytes: paths are often missing or alike, and rows move between files.
             split = split_of_file or draw_split(content, splits)
         member = f"{row:08d}{ending}"
         packer.add(member, content)

@@ -6,9 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from pipeline.core.errors import InputError
 from pipeline.core.files import reports_unreadable
 from pipeline.download.captions import clean_caption
-from pipeline.download.records import ARCHIVES, CAPTIONS, IMAGES, PairsWriter, write_pairs_to
+from pipeline.download.records import ARCHIVES, CAPTIONS, ELSEWHERE, IMAGES, TableWriter, open_table
 
 MOST_CHARACTERS = 10_000
 """A longer caption is cut: teachers and students read some hundred tokens."""
@@ -20,20 +23,28 @@ class PairRows:
     """Numbers images and captions in the order of their source, on their way to the tables.
 
     Args:
-        writer: gets the rows, some thousand at a time.
+        folder: gets the tables.
+        stack: closes them.
     """
 
-    def __init__(self, writer: PairsWriter) -> None:
+    def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
         self.left_out: Counter[str] = Counter(captions_empty=0, captions_cut=0)
         """What was left out of the tables or changed, by name of the metric."""
         self.has_captions = False
         """Whether any caption is not empty."""
-        self._writer = writer
+        self._folder = folder
+        self._stack = stack
+        self._image_table = self._open("images.parquet", IMAGES)
+        self._caption_table = self._open("captions.parquet", CAPTIONS)
+        self._archive_table: TableWriter | None = None
         self._image_count = self._caption_count = 0
         self._known: set[str] = set()
         self._images: list[tuple[int, str, str, str]] = []
         self._captions: list[tuple[int, int, str]] = []
         self._archives: list[tuple[str, int, int]] = []
+
+    def _open(self, name: str, schema: pa.Schema) -> TableWriter:
+        return self._stack.enter_context(open_table(self._folder / name, schema))
 
     def add(self, split: str, archive: str, member: str, captions: Iterable[str] = ()) -> int:
         """Add an image, with captions; returns its id.
@@ -67,24 +78,39 @@ class PairRows:
             self.flush()
 
     def flush(self) -> None:
-        """Pass on the rows that are waiting."""
-        self._writer.add(
-            _by_column(self._images, IMAGES.names),
-            _by_column(self._captions, CAPTIONS.names),
-            _by_column(self._archives, ARCHIVES.names),
-        )
+        """Write the rows that are waiting."""
+        self._image_table.add(_by_column(self._images, IMAGES))
+        self._caption_table.add(_by_column(self._captions, CAPTIONS))
+        if self._archives:
+            self._archive_table = self._archive_table or self._open(ELSEWHERE, ARCHIVES)
+            self._archive_table.add(_by_column(self._archives, ARCHIVES))
         for rows in (self._images, self._captions, self._archives):
             rows.clear()
+
+    def finish(self) -> None:
+        """Write what is left; errors as `write_rows_to`."""
+        self.flush()
+        if not (self._image_count and self._caption_count):
+            raise InputError(
+                "the pairs have no images or no captions.", "check what `download.pairs` names."
+            )
+        if self._archive_table is None:
+            (self._folder / ELSEWHERE).unlink(missing_ok=True)  # from an earlier run
+
+
+def _by_column(rows: Sequence[Sequence[Any]], schema: pa.Schema) -> dict[str, list[Any]]:
+    return {name: [row[column] for row in rows] for column, name in enumerate(schema.names)}
 
 
 @contextlib.contextmanager
 def write_rows_to(folder: Path) -> Iterator[PairRows]:
-    """Write the tables of the pairs in a block, row by row; errors as `write_pairs_to`."""
-    with write_pairs_to(folder) as writer:
-        rows = PairRows(writer)
+    """Write the tables of the pairs in a block, row by row; when it fails, nothing is left.
+
+    Raises:
+        InputError: at the end of the block, there are no images or no captions.
+        ResourceError: the disk is full, or the place cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        rows = PairRows(folder, stack)
         yield rows
-        rows.flush()
-
-
-def _by_column(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> dict[str, list[Any]]:
-    return {name: [row[column] for row in rows] for column, name in enumerate(names)}
+        rows.finish()

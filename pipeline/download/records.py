@@ -10,9 +10,9 @@
     evaluation/transfer.parquet task, split, sentence1, sentence2 (or null), label
 
 Rows keep the order of their source. `archive` names a file in the same folder, or a shard elsewhere
-by its absolute path; `member` names a file inside it. A shard elsewhere is no output of `download`,
-so that its size and time stand in for its content: other pictures under the same names then give
-another table. A caption may be empty. An STS row whose source has no gold score is left out.
+by its absolute path; `member` names a file inside it. A shard elsewhere is not an output of
+`download`, so its size and time represent its content: other pictures under the same names then
+give another table. A caption may be empty. An STS row whose source has no gold score is left out.
 The split of a transfer sample is train | dev | test, or `all` where the task is scored by
 cross-validation; its label is a class from 0 on; `sentence2` is null in all rows of a task or in
 none, and no other cell is null.
@@ -38,7 +38,8 @@ from pipeline.core.files import atomic_file
 from pipeline.core.redact import first_line, one_line
 
 SPLITS = ("train", "val", "test")
-_ELSEWHERE = "archives.parquet"
+ELSEWHERE = "archives.parquet"
+"""The table of archives that are not in the folder."""
 ROW_GROUP = 1 << 15
 """Rows of a table that are written, and kept in memory, together."""
 
@@ -86,70 +87,11 @@ class Pairs:
         return self.captions[self.captions["image_id"].isin(ids)]
 
 
-class PairsWriter:
-    """Writes the tables of the pairs a few rows at a time; see `write_pairs_to`."""
-
-    def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
-        self._folder = folder
-        self._stack = stack
-        self._images = self._open("images", IMAGES)
-        self._captions = self._open("captions", CAPTIONS)
-        self._archives: _TableWriter | None = None
-
-    def _open(self, name: str, schema: pa.Schema) -> "_TableWriter":
-        return self._stack.enter_context(_open_table(self._folder / f"{name}.parquet", schema))
-
-    def add(self, images: Rows, captions: Rows, archives: Rows | None = None) -> None:
-        """Add rows to the tables, any of which may have none.
-
-        Args:
-            images: rows of images.
-            captions: rows of captions.
-            archives: rows of archives that are elsewhere, each once.
-        """
-        self._images.add(images)
-        self._captions.add(captions)
-        if archives is not None and len(archives["archive"]):
-            self._archives = self._archives or self._open("archives", ARCHIVES)
-            self._archives.add(archives)
-
-    def finish(self) -> None:
-        """Write what is left; errors as `write_pairs_to`."""
-        for table in (self._images, self._captions, self._archives):
-            if table is not None:
-                table.finish()
-        if not (self._images.rows and self._captions.rows):
-            raise InputError(
-                "the pairs have no images or no captions.", "check what `download.pairs` names."
-            )
-        if self._archives is None:
-            (self._folder / _ELSEWHERE).unlink(missing_ok=True)  # from an earlier run
-
-
-@contextlib.contextmanager
-def write_pairs_to(folder: Path) -> Iterator[PairsWriter]:
-    """Write the tables of the pairs in a block; when it fails, nothing is left.
-
-    No more than a row group of each table is in memory beside the rows being added. Equal rows give
-    equal bytes, however they are split over the calls.
-
-    Args:
-        folder: gets the tables; the caller puts the archives there.
-
-    Raises:
-        InputError: at the end of the block, a table has no rows.
-        ResourceError: the disk is full, or the place cannot be written.
-    """
-    with contextlib.ExitStack() as stack:
-        writer = PairsWriter(folder, stack)
-        yield writer
-        writer.finish()
-
-
 def write_pairs(folder: Path, images: pd.DataFrame, captions: pd.DataFrame) -> None:
     """Write both tables of the pairs; the archives are put into `folder` by the caller."""
-    with write_pairs_to(folder) as writer:
-        writer.add(images, captions)
+    for name, rows, schema in (("images", images, IMAGES), ("captions", captions, CAPTIONS)):
+        write_table(folder / f"{name}.parquet", rows, schema)
+    (folder / ELSEWHERE).unlink(missing_ok=True)  # from an earlier run
 
 
 def read_pairs(folder: Path) -> Pairs:
@@ -162,7 +104,7 @@ def read_pairs(folder: Path) -> Pairs:
     """
     images = read_table(folder / "images.parquet", IMAGES)
     captions = read_table(folder / "captions.parquet", CAPTIONS)
-    elsewhere = folder / _ELSEWHERE
+    elsewhere = folder / ELSEWHERE
     archives = read_table(elsewhere, ARCHIVES) if elsewhere.exists() else _no_archives()
     return Pairs(folder, images, captions, archives)
 
@@ -223,38 +165,47 @@ def count_pairs(folder: Path) -> dict[str, int]:
 
 def write_table(path: Path, rows: Rows, schema: pa.Schema) -> None:
     """Write rows in the schema's column order; equal rows give equal bytes."""
-    with _open_table(path, schema) as table:
+    with open_table(path, schema) as table:
         table.add(rows)
-        table.finish()
 
 
 @contextlib.contextmanager
-def _open_table(path: Path, schema: pa.Schema) -> Iterator["_TableWriter"]:
-    # Without dictionaries: out of memory, Arrow's would look for free space for ever.
+def open_table(path: Path, schema: pa.Schema) -> Iterator["TableWriter"]:
+    """Write a table in a block, a few rows at a time; it is whole or not there.
+
+    No more than a row group is in memory beside the rows being added. Equal rows give equal bytes,
+    however they are split over the calls.
+
+    Args:
+        path: the Parquet file.
+        schema: its columns.
+
+    Raises:
+        ResourceError: the disk is full, or the place cannot be written.
+    """
+    # Without dictionaries: out of memory, Arrow's would loop looking for space.
     with (
         atomic_file(path) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=False) as file,
     ):
-        yield _TableWriter(file, schema)
+        writer = TableWriter(file, schema)
+        yield writer
+        writer.finish()
     write_checksums(path.parent, path.name)
 
 
-class _TableWriter:
+class TableWriter:
     """Collects rows until they fill a row group."""
 
     def __init__(self, file: pq.ParquetWriter, schema: pa.Schema) -> None:
-        self.rows = 0
-        """Rows that were added."""
         self._file = file
         self._schema = schema
         self._waiting = schema.empty_table()
 
     def add(self, rows: Rows) -> None:
         """Add rows, and write the row groups that are full."""
-        fields = ((name, self._schema.field(name).type) for name in self._schema.names)
-        columns = {name: pa.array(rows[name], kind) for name, kind in fields}
+        columns = {field.name: pa.array(rows[field.name], field.type) for field in self._schema}
         added = pa.table(columns, schema=self._schema)
-        self.rows += added.num_rows
         self._waiting = pa.concat_tables([self._waiting, added])
         while self._waiting.num_rows >= ROW_GROUP:
             self._write(self._waiting.slice(0, ROW_GROUP))

@@ -28,7 +28,7 @@ STS_SUBSETS: Mapping[str, tuple[str, ...]] = {
     "STS15": ("answers-forums", "answers-students", "belief", "headlines", "images"),
     "STS16": ("answer-answer", "headlines", "plagiarism", "postediting", "question-question"),
 }
-"""STS13's SMT is not public: its gold file stands without its input."""
+"""STS13's SMT is not public: its gold file has no input file."""
 
 _LONGEST = 160
 """Characters of what is wrong with a row, in a message."""

@@ -140,29 +140,18 @@ SCENES = "scenes"
 """The embedded world; it is rendered, not fetched."""
 
 _OWNER = "as its owner states"
-OWN_DATA = (
-    Source(
-        "folder",
-        "pairs",
-        (),
-        _OWNER,
-        "a folder of images and a table of captions (download.folder)",
-    ),
-    Source(
-        "webdataset",
-        "pairs",
-        (),
-        _OWNER,
-        "tar shards as img2dataset writes them (download.webdataset)",
-    ),
-    Source(
-        "hub",
-        "pairs",
-        (),
-        "as its page on the hub states",
-        "a data set of the Hugging Face hub (download.hub)",
-    ),
+OWN_DATA = tuple(
+    Source(name, "pairs", (), licence, citation)
+    for name, licence, citation in (
+        ("folder", _OWNER, "a folder of images and a table of captions (download.folder)"),
+        ("webdataset", _OWNER, "tar shards as img2dataset writes them (download.webdataset)"),
+        (
+            "hub",
+            "as its page on the Hub states",
+            "a data set of the Hugging Face Hub (download.hub)",
+        ),
+    )
 )
-"""One's own pairs: what they are follows from the params."""
+"""Your own pairs: what they are follows from the params."""
 
 OWN_KINDS: Mapping[str, Source] = {source.name: source for source in OWN_DATA}

@@ -129,7 +129,7 @@ def fetch_shard(address: str, downloads: Path) -> Path:
     parent = parts.path.rpartition("/")[0]
     folder = downloads / f"shards-{hash_strings([parts.scheme, parts.netloc, parent])[:12]}"
     try:
-        return fetch(RemoteFile(name, address, 0), folder, mirror=None).path.absolute()
+        return fetch(RemoteFile(name, address, 0), folder, mirror=None).absolute()
     except DownloadError as error:
         # Shards come from their own address only: a mirror would not help.
         fix = f"check {_KEY} and the network; what was already transferred is kept."

@@ -105,7 +105,7 @@ def add_shards(
     Args:
         rows: gets the rows, and the counts of what was left out.
         shards: one after the other.
-        splits: draws the splits where a shard has none of its own.
+        splits: draws the splits of shards without one.
         total: how many there are.
         fix: what to do about a damaged shard, for the message; None: it is left out.
 

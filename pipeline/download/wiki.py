@@ -8,10 +8,10 @@ from pipeline.core.plaintext import is_blank, read_lines
 
 
 def read_sentences_file(path: Path) -> list[str]:
-    """The sentences of a text file, white space stripped, lines without text left out.
+    """The sentences of a text file, without surrounding white space and empty lines.
 
     Raises:
-        InputError: it is no UTF-8 text, or holds no sentence.
+        InputError: it is not UTF-8 text, or holds no sentence.
         ResourceError: it cannot be read.
     """
     with reports_unreadable(path), path.open("rb") as stream:

@@ -223,48 +223,49 @@ def test_paths_out_of_the_folder_are_refused(tmp_path, photos, image, ending):
     assert {path.name for path in tmp_path.iterdir()} == {"photos", table.name}
 
 
-FAULTY = {
-    "latin.csv": (
-        "image,caption\na.png,caf\xe9\n".encode("latin-1"),
-        r"line 2 is not UTF-8 at byte",
-    ),
-    "utf16.csv": ("image,caption\n".encode("utf-16"), r"utf16\.csv is UTF-16"),
-    "names.csv": (b"file;text\na;b\n", r"by ';', has no column 'image'; .* are 'file', 'text'"),
-    "twice.csv": (b"image,caption,image\n", r"has several columns 'image'"),
-    "empty.csv": (b"", r"has no column 'image'; its columns are none"),
-    "header.csv": (b"image,caption\n", r"header\.csv has no rows"),
-    "short.csv": (b"image,caption\na.png,x\n\na.png\n", r"line 4 has 1 fields, the header 2"),
-    "long.tsv": (b"image\tcaption\na.png\tx\ty\n", r"line 2 has 3 fields"),
-    "open.csv": (b'image,caption\na.png,"x\nb,y\n', r"line 2 is malformed"),
-    "after.csv": (b'image,caption\na.png,"x" y\n', r"line 2 is malformed"),
-    "blank.csv": (b'image,caption\n"",x\n', r"line 2: image is empty"),
-    "text.jsonl": (b'{"image": "a.png", "caption": "x"}\nnot json\n', r"line 2 is not JSON"),
-    "deep.jsonl": (b"[" * 100_000, r"line 1 is not JSON"),
-    "list.jsonl": (b'["a.png"]\n', r"line 1 is not an object"),
-    "key.jsonl": (
-        b'{"image": "a.png", "text": "x"}\n',
-        r"line 1 has no column 'caption'; .*'text'",
-    ),
-    "number.jsonl": (b'{"image": "a.png", "caption": 7}\n', r"line 1: caption is 7, not text"),
-    "image.jsonl": (b'{"image": 7, "caption": "x"}\n', r"line 1: image is 7, not text"),
-    "null.jsonl": (b'{"image": null, "caption": "x"}\n', r"line 1: image is empty"),
-    "mixed.jsonl": (
-        b'{"image": "a.png", "caption": ["x", 1]}\n',
-        r"line 1: caption is 1, not text",
-    ),
-    "none.jsonl": (b"\n\n", r"none\.jsonl has no rows"),
-    "damaged.parquet": (b"PAR1 no table PAR1", r"cannot be read as Parquet"),
-    "table.xlsx": (b"PK", r"none of \.csv, \.tsv, \.txt, \.jsonl, \.parquet"),
+OBJECT = b'{"image": "a.png", "caption": "x"}'
+FAULTY: dict[str, tuple[bytes, str, str]] = {
+    "latin.csv": (b"image,caption\na.png,caf\xe9\n", "line 2 is not UTF-8 at byte", "UTF-8"),
+    "utf16.csv": ("image,caption\n".encode("utf-16"), r"utf16\.csv is UTF-16", "UTF-8"),
+    "names.csv": (b"file;text\na;b\n", "by ';', has no column 'image'; .* are 'file', 'text'", ""),
+    "bars.csv": (b"name| n| c\na| 0| x\n", "by '|', has no column 'image'.*'c'", "image_column"),
+    "bare.csv": (b"a.png,One\nb.png,2\n", "its columns are 'a.png', 'One'", "write a first line"),
+    "twice.csv": (b"image,caption,image\n", "has several columns 'image'", "image_column"),
+    "empty.csv": (b"", "empty.csv has no column 'image'; its columns are none", "image_column"),
+    "header.csv": (b"image,caption\n", r"header\.csv has no rows", "folder.captions"),
+    "short.csv": (b"image,caption\na.png,x\n\na.png\n", "line 4 has 1 fields, the header 2", ""),
+    "bar.csv": (b"image|caption\na|x\nb\n", "line 3 has 1 fields, the header", "complete the row"),
+    "more.csv": (b"image,caption\na,x, y\n", "line 2 has 3 fields, the header 2", "quote fields"),
+    "long.tsv": (b"image\tcaption\na.png\tx\ty\n", "line 2 has 3 fields", ""),
+    "open.csv": (b'image,caption\na.png,"x\nb,y\n', "line 2 is malformed", "close every"),
+    "after.csv": (b'image,caption\na.png,"x" y\n', "line 2 is malformed", "close every"),
+    "blank.csv": (b'image,caption\n"",x\n', "line 2: image is empty", "fix the row"),
+    "text.jsonl": (OBJECT + b"\nnot json\n", "line 2 is not JSON", "one object a line"),
+    "deep.jsonl": (b"[" * 100_000, "line 1 is not JSON", ""),
+    "array.jsonl": (b"[" + OBJECT + b",\n", "line 1 is not JSON", "jq -c"),
+    "comma.jsonl": (OBJECT + b",\n", "line 1 is not JSON", "without a comma"),
+    "list.jsonl": (b'["a.png"]\n', "line 1 is not an object", ""),
+    "key.jsonl": (b'{"image": "a.png", "text": "x"}\n', "line 1 has no column 'caption'", ""),
+    "number.jsonl": (OBJECT.replace(b'"x"', b"7"), "line 1: caption is 7, not text", "fix the row"),
+    "image.jsonl": (OBJECT.replace(b'"a.png"', b"7"), "line 1: image is 7, not text", "fix the"),
+    "null.jsonl": (OBJECT.replace(b'"a.png"', b"null"), "line 1: image is empty", "fix the row"),
+    "mixed.jsonl": (OBJECT.replace(b'"x"', b'["x", 1]'), "line 1: caption is 1, not text", "fix"),
+    "nested.jsonl": (OBJECT.replace(b'"x"', b'[["x"]]'), r"is \['x'\], not text", "fix the row"),
+    "none.jsonl": (b"\n\n", r"none\.jsonl has no rows", ""),
+    "damaged.parquet": (b"PAR1 no table PAR1", "cannot be read as Parquet", ""),
+    "table.xlsx": (b"PK", r"none of \.csv, \.tsv, \.txt, \.jsonl, \.parquet", ""),
+    "packed.csv.gz": (b"x", "by its ending", "uncompressed"),
 }
 
 
 @pytest.mark.parametrize("name", FAULTY)
 def test_faulty_tables_are_named_by_line(tmp_path, photos, name):
-    content, words = FAULTY[name]
+    content, words, fix = FAULTY[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=words) as error:
         make(tmp_path / name, photos)
     assert name in error.value.what
+    assert fix in error.value.fix
     assert not (tmp_path / "pairs").exists()
 
 

@@ -91,6 +91,16 @@ def test_malformed_json_is_named_by_row(packed, images, words):
         read_karpathy(splits, "toy", archives)
 
 
+@pytest.mark.parametrize("key", ["imgid", "split", "filename", "sentences"])
+def test_wrong_types_are_named(packed, key):
+    for value in (None, [], {}, "x", 1e999, -1, True, [[]], {"a": 1}, 1 << 70, "\ud800"):
+        if (key, value) in (("filename", "x"), ("sentences", [])):
+            continue  # those are right
+        splits, archives = packed([image(1, "val", "one.jpg") | {key: value}])
+        with pytest.raises(InputError, match=f"image 0 has no usable {key}"):
+            read_karpathy(splits, "toy", archives)
+
+
 def test_a_missing_json_is_named(packed):
     splits, archives = packed([image(1, "val", "one.jpg")])
     with pytest.raises(InputError, match=r"no usable dataset_other\.json"):

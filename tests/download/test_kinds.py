@@ -304,29 +304,6 @@ def test_separators_are_recognised(tmp_path, ending, table):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words", "fix"),
-    [
-        ("t.csv", "name| n| c\na| 0| x\n", "by '|', has no column 'image'.*'c'", "image_column"),
-        ("t.csv", "a.png,One\nb.png,2\n", "its columns are 'a.png', 'One'", "write a first line"),
-        ("t.csv", "image|caption\na|x\nb\n", "line 3 has 1 fields, the header", "complete the row"),
-        ("t.csv", "image,caption\na,x, y\n", "line 2 has 3 fields, the header 2", "quote fields"),
-        ("t.csv", "", "t.csv has no column 'image'; its columns are none", "image_column"),
-        ("t.csv.gz", "x", "by its ending", "uncompressed"),
-        ("t.jsonl", '[{"image": "a",\n', "line 1 is not JSON", "jq -c"),
-        ("t.jsonl", '{"image": "a", "caption": "x"},\n', "line 1 is not JSON", "without a comma"),
-        ("t.jsonl", '{"image": 1, "caption": "x"}\n', "line 1: image is 1, not text", "fix the"),
-        ("t.jsonl", '{"image": "a", "caption": [["x"]]}\n', r"is \['x'\], not text", "fix the"),
-    ],
-)  # fmt: skip
-def test_tables_of_another_shape_are_refused(tmp_path, name, content, words, fix):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=words) as error:
-        list(read_rows(tmp_path / name, download_params().folder))
-    assert name in error.value.what
-    assert fix in error.value.fix
-
-
-@pytest.mark.parametrize(
     "spelling", ["dogs\\1.png", "dogs%2F1.png", "dogs/1", "DOGS/1.PNG", "photos/dogs/1.png"]
 )
 def test_an_image_that_is_spelt_otherwise_is_shown_beside_the_folder_s(tmp_path, spelling):

@@ -1,6 +1,7 @@
 """The contract of the corpora: what reading refuses."""
 
 import hashlib
+import itertools
 import math
 import subprocess
 import sys
@@ -16,18 +17,21 @@ from hypothesis import strategies as st
 from pipeline.core.checksums import CHECKSUMS
 from pipeline.core.errors import InputError, MissingArtifactError
 from pipeline.download import records
+from pipeline.download.pairing import write_rows_to
 from pipeline.download.records import (
+    ARCHIVES,
     CAPTIONS,
     IMAGES,
     STS,
     TRANSFER,
     Pairs,
     count_pairs,
+    open_table,
     read_pairs,
     read_sts,
+    read_table,
     read_transfer,
     write_pairs,
-    write_pairs_to,
     write_sts,
     write_table,
     write_transfer,
@@ -128,19 +132,19 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 @given(st.lists(st.integers(0, 130), max_size=6))
 def test_the_bytes_do_not_depend_on_how_rows_are_added(tmp_path_factory, cuts):
-    images, captions = pair_rows(100)
+    _, captions = pair_rows(100)
     folder = tmp_path_factory.mktemp("pairs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "ROW_GROUP", 32)
-        write(folder / "whole", images, captions)
-        with write_pairs_to(folder / "parts") as writer:
-            for start, stop in zip([0, *sorted(cuts)], [*sorted(cuts), 134], strict=True):
-                writer.add(part(images, start, stop), part(captions, start, stop))
-    assert files_of(folder / "whole") == files_of(folder / "parts")
-    groups = pq.read_metadata(folder / "parts/captions.parquet")
+        write_table(folder / "whole", captions, CAPTIONS)
+        with open_table(folder / "parts", CAPTIONS) as table:
+            for start, stop in itertools.pairwise([0, *sorted(cuts), 134]):
+                table.add(part(captions, start, stop))
+    assert (folder / "whole").read_bytes() == (folder / "parts").read_bytes()
+    groups = pq.read_metadata(folder / "parts")
     sizes = [groups.row_group(group).num_rows for group in range(groups.num_row_groups)]
     assert sizes == [32, 32, 32, 32, 6]
-    assert read_pairs(folder / "parts").captions.to_dict("list") == captions
+    assert read_table(folder / "parts", CAPTIONS).to_dict("list") == captions
 
 
 def test_a_small_table_is_what_arrow_writes_at_once_and_is_counted(tmp_path):
@@ -168,27 +172,38 @@ def test_empty_captions_are_rows_and_nulls_are_named(tmp_path):
         read_pairs(tmp_path)
 
 
-@pytest.mark.parametrize("rows", [(0, 0), (1, 0), (0, 1)])
-def test_pairs_without_rows_are_refused_and_leave_nothing(tmp_path, rows):
-    images, captions = pair_rows(3)
+@pytest.mark.parametrize("captions", [[], None])
+def test_pairs_without_rows_are_refused_and_leave_nothing(tmp_path, captions):
     with (
         pytest.raises(InputError, match="no images or no captions"),
-        write_pairs_to(tmp_path / "pairs") as writer,
+        write_rows_to(tmp_path / "pairs") as rows,
     ):
-        writer.add(part(images, 0, rows[0]), part(captions, 0, rows[1]))
+        if captions is not None:
+            rows.add("train", "a.zip", "0.jpg", captions)
     assert files_of(tmp_path / "pairs") == {}
 
 
 @pytest.mark.parametrize("written", [0, 9])
 def test_a_failure_between_the_rows_leaves_what_was_there(tmp_path, written):
-    images, captions = pair_rows(records.ROW_GROUP + 1)
     if written:
-        write(tmp_path, part(images, 0, written), part(captions, 0, written))
+        write(tmp_path, *pair_rows(written))
     before = files_of(tmp_path)
-    with pytest.raises(ZeroDivisionError), write_pairs_to(tmp_path) as writer:
-        writer.add(images, captions, archive_rows())
+    with pytest.raises(ZeroDivisionError), write_rows_to(tmp_path) as rows:
+        for row in range(5000):
+            rows.add("train", str(Path(__file__)), f"{row}.jpg", ["x"])
         _ = 1 / 0
     assert files_of(tmp_path) == before
+
+
+def test_rows_are_numbered_and_give_the_same_bytes_as_tables(tmp_path):
+    images, captions = pair_rows(5000)
+    write(tmp_path / "tables", images, captions)
+    texts = pd.DataFrame(captions).groupby("image_id")["caption"].agg(list)
+    with write_rows_to(tmp_path / "rows") as rows:
+        for row in range(5000):
+            split, archive, member = (images[name][row] for name in IMAGES.names[1:])
+            rows.add(split, archive, member, texts[row])
+    assert files_of(tmp_path / "rows") == files_of(tmp_path / "tables")
 
 
 READS_ALONE = """
@@ -230,11 +245,9 @@ def archive_rows(*changes: tuple[str, int]) -> Columns:
     return rows
 
 
-def write_with_archives(folder: Path, archives: Columns, cut: int = 1) -> Pairs:
-    images, captions = pair_rows(5)
-    with write_pairs_to(folder) as writer:
-        writer.add(images, captions, part(archives, 0, cut))
-        writer.add(part(images, 0, 0), part(captions, 0, 0), part(archives, cut, 9))
+def write_with_archives(folder: Path, archives: Columns) -> Pairs:
+    write(folder, *pair_rows(5))
+    write_table(folder / "archives.parquet", archives, ARCHIVES)
     return read_pairs(folder)
 
 
@@ -256,7 +269,7 @@ def test_the_fingerprint_is_the_hash_of_every_cell_in_order(tmp_path):
     assert bare.fingerprint() == digest(images, captions)
     assert pairs.fingerprint() == digest(images, captions, archives)
     changes = [(name, row) for name in archives for row in (0, 1)]
-    others = [write_with_archives(tmp_path, archive_rows(change), cut=2) for change in changes]
+    others = [write_with_archives(tmp_path, archive_rows(change)) for change in changes]
     assert len({one.fingerprint() for one in (bare, pairs, *others)}) == 8
 
 

@@ -27,8 +27,7 @@ from pipeline.download.scenes.tables import (
     write_scene_pairs,
 )
 from pipeline.download.scenes.transfer_tasks import make_transfer
-from pipeline.download.scenes.wording import caption, describe
-from pipeline.download.scenes.words import Told
+from pipeline.download.scenes.wording import Told, caption, describe
 from pipeline.download.scenes.world import (
     COLOURS,
     SHAPES,

@@ -15,6 +15,9 @@ from tests.download.test_scenes import DEFAULT, NOUN, NUMBERS, SMALL, find, rela
 COLOUR, SHAPE, PARAPHRASE = "SCENES-ONE-COLOUR", "SCENES-FIRST-SHAPE", "SCENES-PARAPHRASE"
 
 
+MEDIUM = DEFAULT.model_copy(update={"sts_pairs": 1000})
+
+
 class Thing(NamedTuple):
     colour: str
     shape: str
@@ -57,7 +60,7 @@ def drawn(params: ScenesParams) -> pd.DataFrame:
 
 
 def rows_of(task: str) -> pd.DataFrame:
-    return drawn(DEFAULT)[drawn(DEFAULT)["task"] == task]
+    return drawn(MEDIUM)[drawn(MEDIUM)["task"] == task]
 
 
 def test_hearing_a_sentence():
@@ -92,7 +95,7 @@ def test_sizes_and_classes_suit_ten_stratified_folds(params, sizes):
 
 
 def test_only_the_paraphrases_are_pairs():
-    paired = drawn(DEFAULT).groupby("task")["sentence2"].agg(lambda column: column.notna().mean())
+    paired = drawn(MEDIUM).groupby("task")["sentence2"].agg(lambda column: column.notna().mean())
     assert dict(paired) == {COLOUR: 0, SHAPE: 0, PARAPHRASE: 1}
 
 
@@ -108,7 +111,7 @@ def test_the_first_shape_is_that_of_the_only_upper_or_left_thing():
         things = hear(row.sentence1).things
         assert SHAPES[row.label] == things[0].shape, row
         alone += len(things) == 1
-    assert 0 < alone < 400
+    assert 0 < alone < 200
 
 
 def test_paraphrases_tell_the_same_in_other_words():
@@ -129,7 +132,7 @@ def test_many_pairs_that_are_no_paraphrases_use_the_same_words():
 
 def test_no_combination_is_in_two_splits():
     """Those of the task without splits are of the test split, unseen in training like it."""
-    for row in drawn(DEFAULT).itertuples():
+    for row in drawn(MEDIUM).itertuples():
         texts = [row.sentence1] if pd.isna(row.sentence2) else [row.sentence1, row.sentence2]
         for text in texts:
             kinds = frozenset((thing.colour, thing.shape) for thing in hear(text).things)
@@ -137,4 +140,4 @@ def test_no_combination_is_in_two_splits():
 
 
 def test_no_sample_comes_twice():
-    assert not drawn(DEFAULT).duplicated(["task", "sentence1", "sentence2"]).any()
+    assert not drawn(MEDIUM).duplicated(["task", "sentence1", "sentence2"]).any()

@@ -139,11 +139,11 @@ def attempt(folder, url) -> str:
     """Fetch, and read what came: `right result`, or one clear line."""
     try:
         fetched = fetch(FILE, folder, url)
-        with Archive(fetched.path) as opened:
+        with Archive(fetched) as opened:
             assert len(opened.read("noise")) == 300_000
     except PipelineError as error:
         return "one clear line" if "\n" not in error.what + error.fix else "several lines"
-    assert fetched.path.read_bytes() == CONTENT
+    assert fetched.read_bytes() == CONTENT
     return "right result"
 
 

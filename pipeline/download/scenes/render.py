@@ -78,7 +78,7 @@ _OUTLINES: dict[str, list[Point]] = {
     "heart": _heart(),
 }
 _HOLE = 0.55
-"""Radius of the hole of a ring, as a share of the ring's radius."""
+"""Radius of the hole of a ring, as a fraction of the ring's radius."""
 
 
 def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
@@ -106,24 +106,16 @@ def _draw_group(
 ) -> None:
     for index in rng.permutation(len(cells))[: group.count]:
         radius = float(rng.uniform(*_RADIUS[group.size]))
-        centre = _centre(cells[index], _CELL / 2 - 0.5 - radius * _REACH, rng)
-        outline = _OUTLINES[group.shape]
-        canvas.polygon(_place(outline, centre, radius), _tint(group.colour, rng))
+        room = _CELL / 2 - 0.5 - radius * _REACH
+        x, y = (_CELL * (place + 0.5) + float(rng.uniform(-room, room)) for place in cells[index])
+        canvas.polygon(_outline(group.shape, x, y, radius), _tint(group.colour, rng))
         if group.shape == "ring":
-            canvas.polygon(_place(outline, centre, radius * _HOLE), background)
+            canvas.polygon(_outline(group.shape, x, y, radius * _HOLE), background)
 
 
-def _centre(cell: tuple[int, int], room: float, rng: np.random.Generator) -> Point:
-    x, y = (_CELL * (place + 0.5) + float(rng.uniform(-room, room)) for place in cell)
-    return x, y
-
-
-def _place(outline: list[Point], centre: Point, radius: float) -> list[Point]:
-    x, y = centre
-    return [
-        ((x + dx * radius) * _SUPERSAMPLING, (y + dy * radius) * _SUPERSAMPLING)
-        for dx, dy in outline
-    ]
+def _outline(shape: str, x: float, y: float, radius: float) -> list[Point]:
+    scale = _SUPERSAMPLING
+    return [((x + dx * radius) * scale, (y + dy * radius) * scale) for dx, dy in _OUTLINES[shape]]
 
 
 def _tint(colour: str, rng: np.random.Generator) -> tuple[int, int, int]:

@@ -18,8 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.download.scenes.wording import describe
-from pipeline.download.scenes.words import Told
+from pipeline.download.scenes.wording import Told, describe
 from pipeline.download.scenes.world import (
     BACKGROUNDS,
     COLOURS,

@@ -1,17 +1,17 @@
-"""Sentences about a scene that are no captions: comparisons, totals, places, what is absent."""
+"""Sentences about a scene that are not captions: comparisons, totals, places, what is absent."""
 
 from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.download.scenes.wording import caption
-from pipeline.download.scenes.words import (
+from pipeline.download.scenes.wording import (
     BACKGROUND_WORDS,
     COLOUR_WORDS,
     INVERSE,
     RELATION_WORDS,
     SHAPE_WORDS,
     be,
+    caption,
     describe_group,
     finish,
     word_for,

@@ -17,8 +17,7 @@ import pandas as pd
 
 from pipeline.download import records
 from pipeline.download.scenes.sentence_pairs import HIGHEST, SUBSETS, draw_sentence_pair
-from pipeline.download.scenes.wording import describe
-from pipeline.download.scenes.words import Told
+from pipeline.download.scenes.wording import Told, describe
 from pipeline.download.scenes.world import SHAPES, Scene, Stream, draw_scene, generator, pick
 from pipeline.params.download import ScenesParams
 

@@ -1,21 +1,54 @@
-"""Describe a scene in a sentence, in many wordings, all of them true."""
+"""Describe a scene in a sentence, in many wordings, all of them true; and the words for it."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.download.scenes.words import (
-    BACKGROUND_WORDS,
-    INVERSE,
-    PLACE_WORDS,
-    RELATION_WORDS,
-    Told,
-    be,
-    finish,
-    name_group,
-    word_for,
-)
 from pipeline.download.scenes.world import Group, Scene, happens, pick
+
+COLOUR_WORDS = {
+    "red": ("red", "scarlet", "crimson"),
+    "green": ("green", "emerald"),
+    "blue": ("blue", "azure"),
+    "yellow": ("yellow", "golden"),
+    "orange": ("orange", "tangerine"),
+    "purple": ("purple", "violet"),
+    "pink": ("pink", "rosy"),
+    "cyan": ("cyan", "turquoise"),
+}
+SHAPE_WORDS = {
+    "circle": (("circle", "circles"), ("disc", "discs"), ("round dot", "round dots")),
+    "square": (("square", "squares"), ("box", "boxes"), ("block", "blocks")),
+    "triangle": (("triangle", "triangles"), ("three-cornered shape", "three-cornered shapes")),
+    "star": (("star", "stars"), ("five-pointed shape", "five-pointed shapes")),
+    "diamond": (("diamond", "diamonds"), ("rhombus", "rhombuses"), ("lozenge", "lozenges")),
+    "cross": (("cross", "crosses"), ("plus sign", "plus signs")),
+    "ring": (("ring", "rings"), ("hoop", "hoops"), ("loop", "loops")),
+    "heart": (("heart", "hearts"), ("heart shape", "heart shapes")),
+}
+SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
+COUNT_WORDS = {
+    1: ("a", "one", "a single"),
+    2: ("two", "a pair of", "a couple of"),
+    3: ("three", "a trio of"),
+    4: ("four", "a group of four"),
+}
+VAGUE_WORDS = {1: ("a",), 2: ("some",), 3: ("some", "several"), 4: ("some", "several")}
+BACKGROUND_WORDS = {"white": ("white",), "grey": ("grey", "gray"), "black": ("black",)}
+
+RELATION_WORDS = {
+    "above": ("above", "over", "higher than"),
+    "below": ("below", "under", "beneath", "underneath"),
+    "left": ("to the left of", "left of", "on the left side of"),
+    "right": ("to the right of", "right of", "on the right side of"),
+}
+INVERSE = {"above": "below", "below": "above", "left": "right", "right": "left"}
+PLACE_WORDS = {
+    "above": ("at the top", "in the upper half"),
+    "below": ("at the bottom", "in the lower half"),
+    "left": ("on the left", "in the left half"),
+    "right": ("on the right", "in the right half"),
+}
 
 _OPENINGS = (
     "",
@@ -53,22 +86,59 @@ _BACKGROUNDS = (
 )
 
 _SIZE_TOLD = 0.8
-_SHARE_TOLD = {"count": 0.85, "relation": 0.9, "background": 0.4}
+_TOLD = {"count": 0.85, "relation": 0.9, "background": 0.4}
 """How often a caption tells each attribute."""
 
 
 @dataclass(frozen=True)
-class _View:
-    """A scene read in one order: `first` lies `direction` of `second`."""
+class Told:
+    """Which attributes a sentence tells; colours and shapes it always tells.
 
-    first: Group
-    second: Group
-    direction: str
+    `sizes` is for the group that the sentence calls its first, and for the other.
+    """
+
+    sizes: tuple[bool, bool] = (True, True)
+    count: bool = True
+    relation: bool = True
+    background: bool = True
+
+
+def word_for(options: tuple[str, ...], rng: np.random.Generator) -> str:
+    """The usual word half of the time, else any of them; spends two random numbers."""
+    usual, other = happens(0.5, rng), pick(options, rng)
+    return options[0] if usual else other
+
+
+def name_group(group: Group, rng: np.random.Generator, *, size: bool, count: bool) -> str:
+    """Name a group with its number, e.g. `two small red circles`."""
+    number = word_for((COUNT_WORDS if count else VAGUE_WORDS)[group.count], rng)
+    described = describe_group(group, rng, size=size)
+    article = "an" if number == "a" and described[0] in "aeiou" else number
+    return f"{article} {described}"
+
+
+def describe_group(group: Group, rng: np.random.Generator, *, size: bool = False) -> str:
+    """Name a group without its number, e.g. `small red circles`."""
+    size_word = word_for(SIZE_WORDS[group.size], rng)
+    colour = word_for(COLOUR_WORDS[group.colour], rng)
+    form = 0 if group.count == 1 else 1
+    shape = word_for(tuple(forms[form] for forms in SHAPE_WORDS[group.shape]), rng)
+    return " ".join([*([size_word] if size else []), colour, shape])
+
+
+def finish(sentence: str, rng: np.random.Generator) -> str:
+    """Half of the time give a sentence its capital letter and full stop."""
+    return f"{sentence[0].upper()}{sentence[1:]}." if happens(0.5, rng) else sentence
+
+
+def be(group: Group) -> str:
+    """`is` or `are`."""
+    return "is" if group.count == 1 else "are"
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """A caption that tells most of a scene."""
-    drawn = {name: happens(share, rng) for name, share in _SHARE_TOLD.items()}
+    drawn = {name: happens(often, rng) for name, often in _TOLD.items()}
     sizes = happens(_SIZE_TOLD, rng), happens(_SIZE_TOLD, rng)
     return describe(scene, Told(sizes=sizes, **drawn), rng)
 
@@ -95,40 +165,37 @@ def describe(scene: Scene, told: Told, rng: np.random.Generator) -> str:
 
 def _describe_groups(scene: Scene, told: Told, rng: np.random.Generator) -> str:
     if scene.relation is None:
-        return _describe_alone(scene.groups[0], told, rng)
-    view = _look(scene.groups[0], scene.groups[1], scene.relation, rng)
+        group = scene.groups[0]
+        name = name_group(group, rng, size=told.sizes[0], count=told.count)
+        return _open(_ALONE, rng).format(a=name, be=be(group))
+    first, second = scene.groups
+    view = (first, second, scene.relation)
+    if not happens(0.5, rng):
+        view = (second, first, INVERSE[scene.relation])
     if not told.relation:
-        return _fill(_open(_TOGETHER, rng), view, told, rng)
+        return _fill(_open(_TOGETHER, rng), *view, told, rng)
     clause, phrase = pick(_CLAUSES, rng), _open(_PHRASES, rng)
-    return _fill(clause if happens(0.4, rng) else phrase, view, told, rng)
-
-
-def _describe_alone(group: Group, told: Told, rng: np.random.Generator) -> str:
-    name = name_group(group, rng, size=told.sizes[0], count=told.count)
-    return _open(_ALONE, rng).format(a=name, be=be(group))
+    return _fill(clause if happens(0.4, rng) else phrase, *view, told, rng)
 
 
 def _open(templates: tuple[str, ...], rng: np.random.Generator) -> str:
     return pick(_OPENINGS, rng) + pick(templates, rng)
 
 
-def _look(first: Group, second: Group, relation: str, rng: np.random.Generator) -> _View:
-    if happens(0.5, rng):
-        return _View(first, second, relation)
-    return _View(second, first, INVERSE[relation])
-
-
-def _fill(template: str, view: _View, told: Told, rng: np.random.Generator) -> str:
-    # What stands first decides the verb of an opening such as `there is`.
-    leader = view.second if "{be} {b}" in template else view.first
+def _fill(
+    template: str, first: Group, second: Group, direction: str, told: Told, rng: np.random.Generator
+) -> str:
+    """Fill in two groups, the first of which lies `direction` of the second."""
+    # What comes first decides the verb of an opening such as `there is`.
+    leader = second if "{be} {b}" in template else first
     place = int(rng.random() * 2)
     return template.format(
-        a=name_group(view.first, rng, size=told.sizes[0], count=told.count),
-        b=name_group(view.second, rng, size=told.sizes[1], count=told.count),
+        a=name_group(first, rng, size=told.sizes[0], count=told.count),
+        b=name_group(second, rng, size=told.sizes[1], count=told.count),
         be=be(leader),
-        be_b=be(view.second),
-        it="it" if view.second.count == 1 else "them",
-        relation=word_for(RELATION_WORDS[view.direction], rng),
-        place_a=PLACE_WORDS[view.direction][place],
-        place_b=PLACE_WORDS[INVERSE[view.direction]][place],
+        be_b=be(second),
+        it="it" if second.count == 1 else "them",
+        relation=word_for(RELATION_WORDS[direction], rng),
+        place_a=PLACE_WORDS[direction][place],
+        place_b=PLACE_WORDS[INVERSE[direction]][place],
     )

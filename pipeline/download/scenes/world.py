@@ -100,9 +100,9 @@ def pick(options: Sequence[T], rng: np.random.Generator) -> T:
     return options[int(rng.random() * len(options))]
 
 
-def happens(share: float, rng: np.random.Generator) -> bool:
-    """True in `share` of the cases; spends one random number."""
-    return bool(rng.random() < share)
+def happens(probability: float, rng: np.random.Generator) -> bool:
+    """True with this probability; spends one random number."""
+    return bool(rng.random() < probability)
 
 
 @cache

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
@@ -27,7 +28,6 @@ from pipeline.download.records import (
     read_sts,
     read_transfer,
     write_pairs,
-    write_pairs_to,
     write_sts,
     write_transfer,
 )
@@ -97,7 +97,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
         Target(
             "fetch notes",
             "download",
-            [b'{"file.txt": {"sha256": "0", "address": "x"}}'],
+            [b'{"file.txt x": "0"}'],
             [b"content"],
             _place_fetched,
             _fetch,
@@ -297,8 +297,8 @@ def _records(folder: Path) -> Iterator[Target]:
     sound = folder / "pairs"
     images = {"image_id": [0, 1], "split": ["train"] * 2, "archive": ["a.zip"] * 2}
     captions = {"caption_id": [0, 1], "image_id": [0, 1], "caption": ["a dog", "two caf\u00e9s"]}
-    with write_pairs_to(sound) as writer:
-        writer.add(images | {"member": ["0.jpg", "1.jpg"]}, captions)
+    members = {"member": ["0.jpg", "1.jpg"]}
+    write_pairs(sound, pd.DataFrame(images | members), pd.DataFrame(captions))
     rows = [
         (0, "train", "a.zip", "0.jpg", "a dog"),
         (1, "train", "a.zip", "1.jpg", "two caf\u00e9s"),
@@ -426,8 +426,8 @@ def _place_fetched(work: Path, content: bytes) -> None:
 
 
 def _fetch(work: Path) -> bytes:
-    found = fetch(RemoteFile("file.txt", "http://127.0.0.1:9/", 0), work, str(work / "mirror"))
-    return found.path.read_bytes()
+    file = RemoteFile("file.txt", "http://127.0.0.1:9/", 0)
+    return fetch(file, work, str(work / "mirror")).read_bytes()
 
 
 def _uploads() -> Target:

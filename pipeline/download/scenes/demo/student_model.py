@@ -1,7 +1,7 @@
 """Pretrain the demo's student start: a small BERT that knows the words, not yet the meanings.
 
 Masked language modelling (arXiv 1810.04805) on the text-only sentences of the embedded world
-gives what a BERT checkpoint gives on real data: a fair start that is no sentence encoder yet.
+gives what a BERT checkpoint gives on real data: a fair start that is not yet a sentence encoder.
 """
 
 from collections.abc import Sequence
