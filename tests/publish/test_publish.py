@@ -136,6 +136,7 @@ def write_lock(folder: Path, **train: object) -> None:
             "params": {"params.yaml": recorded | train},
             "outs": [file("data/models/0", student)],
         },
+        "summary": {"params": {"params.yaml": {"train.seeds": [0, 1]}}},
     }
     with (folder / "dvc.lock").open("w") as stream:
         YAML().dump({"schema": "2.0", "stages": stages}, stream)
@@ -301,6 +302,7 @@ def test_parameters_are_those_of_dvc_lock(run):
     done = publish()
     assert table_row(done.card.text, "`loss.margin`")[1] == "`0.125`"  # params.yaml has 0.15
     assert done.facts["parameters"]["train.batch_size"] == 48
+    assert done.facts["parameters"]["train.seeds"] == [0, 1]  # the summary's, not the student's
     assert done.facts["parameters"]["loss.filter.kind"] == "off"
     assert table_row(done.card.text, "`train.steps`")[1] == "`null`"
     assert table_row(done.card.text, "`loss.terms`")[1] == '`["image", "caption"]`'
