@@ -69,14 +69,14 @@ clean: ## Remove the virtual environment and caches; data stays
 	$(PYTHON) -m venv .venv
 
 .venv/base: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) --editable .
+	$(INSTALL) --editable '.[repro]'
 	@touch $@
 
 .dvc/plots/page.html: .dvc/plots/frame.html pipeline/results/plots.py | .venv/base
 	@$(BIN)/python -m stages.plots 2> /dev/null
 
 .venv/dev: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) --editable '.[dev,app,cluster,milvus]'
+	$(INSTALL) --editable '.[dev,repro,app,cluster,milvus]'
 	@# milvus-lite asks for faiss-cpu, whose files replace those of faiss-gpu
 	@if $(BIN)/python -m pip show --quiet faiss-gpu 2> /dev/null; then \
 	  $(INSTALL) --force-reinstall --no-deps faiss-gpu; fi

@@ -1,6 +1,5 @@
 """What all commands share: checked params, logs on stderr, one red line and exit code 1."""
 
-import contextlib
 import errno
 import functools
 import inspect
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 import typer
+from tqdm import tqdm
 
 from pipeline.core.device import keep_freed_memory, ran_out_of_memory
 from pipeline.core.errors import InterruptedRunError, PipelineError
@@ -97,15 +97,18 @@ def _run(stage: str, main: Callable[[], None]) -> Failure | None:
 
 
 def _describe(error: Exception) -> Failure:
-    is_known = isinstance(error, PipelineError)
-    if not is_known and os.environ.get(DEBUG_VARIABLE):
+    if isinstance(error, PipelineError):
+        if ran_out_of_memory(error) and "memory" not in error.fix:
+            return f"memory ran out: {error.what}", _MORE_MEMORY
+        return error.what, error.fix
+    if os.environ.get(DEBUG_VARIABLE):
         sys.stderr.write(redact(traceback.format_exc()))
-    if ran_out_of_memory(error) and "memory" not in getattr(error, "fix", ""):
-        return (f"memory ran out: {error.what}" if is_known else "memory ran out."), _MORE_MEMORY
-    return (error.what, error.fix) if is_known else _describe_unexpected(error)
+    return _describe_unexpected(error)
 
 
 def _describe_unexpected(error: Exception) -> Failure:
+    if ran_out_of_memory(error):
+        return "memory ran out.", _MORE_MEMORY
     if isinstance(error, OSError) and error.filename is None and error.errno in _OF_STREAMS:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python must not try again at its end
         return (
@@ -128,8 +131,7 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
     """Lines on stderr, each on its own even where a progress bar stands there."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        bars = sys.modules.get("tqdm")
-        with bars.tqdm.external_write_mode(sys.stderr) if bars else contextlib.nullcontext():
+        with tqdm.external_write_mode(sys.stderr):
             super().emit(record)
 
 

@@ -21,7 +21,7 @@ from pipeline.evaluate.report import (
 from pipeline.evaluate.suite import RunPaths, Suite, evaluate, read_suite
 from pipeline.params.evaluate import PARTS, EvaluateParams, Part
 from pipeline.params.places import expanded
-from pipeline.student.encoder import SentenceEncoder, Student, is_student, load_student
+from pipeline.student.encoder import SentenceEncoder, Student, is_student
 from pipeline.student.settings import Pooling
 from stages import paths
 from stages._cli import note_times, read_params, run_stage
@@ -62,7 +62,7 @@ def main(
     model = expanded(model or str(paths.first_model(params)))
     report = out or _default_report(Path(model))
     check_report_path(report)
-    asked = parse_tasks(tasks)
+    asked = _parse_tasks(tasks)
     encoder, student = _load(model, pooling)
     if report.parent != paths.EVALUATE_REPORTS:  # a student trained again replaces its own
         require_same_model(report, describe_encoder(encoder), asked_for=out is not None)
@@ -87,7 +87,7 @@ def main(
 
 
 def _default_report(model: Path) -> Path:
-    """The report that DVC tracks for a student of its own; others stand apart from it."""
+    """The report that DVC tracks for a student of this pipeline, or one in a folder for others."""
     folder = model.resolve()
     is_own = folder.parent == paths.MODELS.resolve()
     return (paths.EVALUATE_REPORTS if is_own else paths.OTHER_REPORTS) / f"{folder.name}.json"
@@ -112,8 +112,8 @@ def _read_others(reports: list[Path], suite: Suite, name: str) -> list[System]:
     return [system for _, system in read]
 
 
-def parse_tasks(text: str | None) -> list[Part] | None:
-    """The parts that `--tasks` names, with commas between them.
+def _parse_tasks(text: str | None) -> list[Part] | None:
+    """The parts that `--tasks` names, separated by commas.
 
     Raises:
         ParamsError: there is no such part.
@@ -123,7 +123,8 @@ def parse_tasks(text: str | None) -> list[Part] | None:
     names = [name.strip() for name in text.split(",")]
     if unknown := [name for name in names if name not in PARTS]:
         raise ParamsError(
-            f"--tasks names {unknown[0]!r}.", f"choose from {', '.join(PARTS)}, with commas."
+            f"--tasks names {unknown[0]!r}.",
+            f"choose from {', '.join(PARTS)}, separated by commas.",
         )
     return [part for part in PARTS if part in names]
 
@@ -149,12 +150,12 @@ def _load(model: str, pooling: Pooling | None) -> tuple[SentenceEncoder, Student
     """The encoder, and the student that it belongs to, if any.
 
     Raises:
-        ParamsError: another pooling is asked of a student, whose heads were trained on its own.
+        ParamsError: a student should be pooled in another way than its heads were trained with.
     """
     path, is_own = Path(model), paths.MODELS.resolve() in Path(model).resolve().parents
     if not is_own and not is_student(path):
         return SentenceEncoder.load(model, pooling).to(choose_device()), None
-    student = load_student(path, choose_device())
+    student = Student.load(path, choose_device())
     if pooling not in {None, student.encoder.pooling}:
         raise ParamsError(
             f"--pooling {pooling} is not the {student.encoder.pooling} pooling of {model}.",

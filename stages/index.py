@@ -19,7 +19,7 @@ from pipeline.index.milvus.load import check_target, ensure_queries, load_items
 from pipeline.index.shards import make_shards
 from pipeline.params.places import expanded
 from pipeline.student.directory import hash_student
-from pipeline.student.encoder import load_student
+from pipeline.student.encoder import Student
 from stages import paths
 from stages._cli import note_times, read_params, run_stage
 
@@ -66,7 +66,7 @@ def main(
     cached = read_features(features, params.teacher, corpus.fingerprint())
     sentences = read_sentences(text) if "sentences" in params.index.items else []
     items = find_items(params.index, corpus, cached, sentences)
-    student = load_student(model, choose_device())
+    student = Student.load(model, choose_device())
     student.require_teacher(cached.teacher)
     spaces = embed_items(
         vectors, student, hash_student(model), items, cached, params.index.batch_size, part

@@ -50,7 +50,9 @@ def main(
         Path,
         typer.Option(envvar=paths.TOKENS_VARIABLE, help="Where tokenised text is kept."),
     ] = paths.TOKENS,
-    checkpoint_every: Annotated[float, typer.Option(help="Seconds between two.", min=0)] = 120,
+    checkpoint_every: Annotated[
+        float, typer.Option(help="Seconds between two checkpoints.", min=0)
+    ] = 120,
 ) -> None:
     """Distil the cached teacher into a sentence encoder; a stopped run resumes."""
     params = read_params()

@@ -15,7 +15,7 @@ DVC = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())
 STAGES = list(DVC["stages"])
 CANNOT_CHANGE_BYTES = {
     "pipeline/__init__.py",
-    "pipeline/core/log_bars.py",  # shows progress
+    "pipeline/core/progress.py",  # logs, and shows progress
     "pipeline/params/block.py",  # refuses values, never changes one
     "pipeline/core/errors.py",
     "pipeline/core/redact.py",  # shapes what is shown

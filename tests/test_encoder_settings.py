@@ -193,13 +193,13 @@ REFUSED = {
         {"path": "0", "type": f"{LIBRARY}.WordEmbeddings"},
         {"path": "1_Pooling", "type": f"{LIBRARY}.Pooling"}]), "WordEmbeddings, Pooling"),
     "outside": (lambda folder: write(folder / "modules.json", [
-        {"path": "../x", "type": f"{LIBRARY}.Transformer"}]), "no list of modules"),
+        {"path": "../x", "type": f"{LIBRARY}.Transformer"}]), "not a list of modules"),
     "tokens normalised": (all_of(modules("Normalize"), lambda folder: write(
         folder / "2_Normalize/config.json", {"module_input_name": "token_embeddings"})),
         "module_input_name is 'token_embeddings'"),
     "cut vectors": (model(truncate_dim=16), "truncate_dim is 16"),
     "sparse": (model(model_type="SparseEncoder"), "model_type is 'SparseEncoder'"),
-    "no such prompt": (model(default_prompt_name="find"), "'find', no prompt's"),
+    "no such prompt": (model(default_prompt_name="find"), "'find', which is not a prompt"),
     "prompt left out": (all_of(PROMPT, pooling(include_prompt=False)), "include_prompt"),
     "processing": (text(processing_kwargs={"text": {"max_length": 4}}), "processing_kwargs"),
     "tokenizer args": (text(tokenizer_args={"model_max_length": 4}), "model_max_length is 4"),

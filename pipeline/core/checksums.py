@@ -6,7 +6,7 @@ to ends with its own checksum instead, as a last line that its readers skip.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,18 +33,9 @@ def write_checksums(folder: Path, *names: str) -> None:
         InputError: the folder's `checksums.json` is damaged.
         ResourceError: the disk is full, or the folder cannot be written.
     """
-    record_checksums(folder, {name: hash_file(folder / name) for name in names})
-
-
-def record_checksums(folder: Path, checksums: Mapping[str, str]) -> None:
-    """Add entries to the `checksums.json` of a folder; errors as `write_checksums`.
-
-    Args:
-        folder: the folder.
-        checksums: sha256 in hex by file name, or by whatever else identifies the bytes.
-    """
     path = folder / CHECKSUMS
-    write_json(path, read_checksums(folder, fix=f"delete {path}.") | dict(checksums))
+    known = read_checksums(folder, fix=f"delete {path}.")
+    write_json(path, known | {name: hash_file(folder / name) for name in names})
 
 
 def read_checksums(folder: Path, fix: str) -> dict[str, str]:

@@ -14,7 +14,6 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import quote
@@ -26,7 +25,7 @@ from requests.adapters import HTTPAdapter
 from urllib3 import BaseHTTPResponse
 from urllib3.util import Retry
 
-from pipeline.core.checksums import CHECKSUMS, hash_file
+from pipeline.core.checksums import CHECKSUMS, hash_file, read_checksums
 from pipeline.core.errors import DownloadError
 from pipeline.core.files import atomic_file, reports_unwritable, write_json
 from pipeline.core.progress import bytes_counter, log
@@ -45,13 +44,6 @@ _PATIENCE = 3600
 """Seconds that a server may ask to wait."""
 
 
-@dataclass(frozen=True)
-class _Record:
-    sha256: str
-    address: str
-
-
-_RECORDS = TypeAdapter(dict[str, _Record])
 _NOTE = TypeAdapter(dict[str, str | None])
 
 
@@ -68,14 +60,15 @@ def fetch(file: RemoteFile, folder: Path, mirror: str | None) -> Path:
 
     Raises:
         DownloadError: it cannot be fetched, or its bytes are not those of the first time.
+        InputError: the `checksums.json` of the folder is damaged.
         ResourceError: the disk is full.
     """
     address, target = _address(file, mirror), folder / file.name
     with reports_unwritable(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _turn(folder, file.name):
-        known = _read_checksums(folder).get(file.name)
-        expected = known.sha256 if known and known.address == redact(address) else None
+        entry, fix = f"{file.name} {redact(address)}", f"delete {folder / CHECKSUMS}."
+        expected = read_checksums(folder, fix).get(entry)
         if target.is_file() and expected is not None:
             _verify(target, hash_file(target), expected, f"delete {target} to fetch it again.")
             return target
@@ -87,8 +80,9 @@ def fetch(file: RemoteFile, folder: Path, mirror: str | None) -> Path:
         _verify(address, digest, expected, f"the source changed; {accept}")
         part.replace(target)
         _note_of(part).unlink(missing_ok=True)
-        records = _read_checksums(folder) | {file.name: _Record(digest, redact(address))}
-        write_json(folder / CHECKSUMS, {name: asdict(one) for name, one in records.items()})
+        known = read_checksums(folder, fix).items()
+        others = {key: value for key, value in known if not key.startswith(f"{file.name} ")}
+        write_json(folder / CHECKSUMS, {**others, entry: digest})
         return target
 
 
@@ -119,18 +113,6 @@ def _address(file: RemoteFile, mirror: str | None) -> str:
     if is_address(mirror):
         raise DownloadError(*why_missing(mirror, MIRROR_VARIABLE))
     return str(Path(mirror) / file.name)
-
-
-def _read_checksums(folder: Path) -> dict[str, _Record]:
-    path = folder / CHECKSUMS
-    try:
-        return _RECORDS.validate_json(path.read_bytes(), strict=True)
-    except FileNotFoundError:
-        return {}
-    except ValidationError:
-        raise DownloadError(f"{path} is not a table of checksums.", "delete it.") from None
-    except OSError as error:
-        raise DownloadError(f"{path} cannot be read: {error.strerror}.", "delete it.") from None
 
 
 def _verify(name: Path | str, digest: str, expected: str | None, fix: str) -> None:

@@ -101,7 +101,7 @@ def _read(
     if data[list(needed)].isna().to_numpy().any():
         raise InputError("the table has nulls.", fix)
     added = {name: value for name, value in defaults.items() if name not in data}
-    return data.reset_index(drop=True).assign(**added)
+    return data.assign(**added)
 
 
 def _embed(encoder: Any, tables: Sequence[pd.DataFrame], batch_size: int) -> Embeddings:

@@ -2,8 +2,8 @@
 
 Protocol (SentEval, `usepytorch`, `nhid` 0): one linear layer with a bias under softmax
 cross-entropy; Adam at 1e-3 with coupled weight decay on weights and bias; batches of 64, shuffled
-anew every epoch. After every 4 epochs the accuracy on held-out samples is taken; the best model is
-kept (strictly better only), and training stops at the 6th round in all that did not improve, or
+anew every epoch. After every 4 epochs the accuracy on held-out samples is measured; the best model
+is kept (strictly better only), and training stops at the 6th round in all that did not improve, or
 after 51.
 
 The reference fits one model after another and spends its time on calls, not on arithmetic. Here all
@@ -20,14 +20,13 @@ from itertools import compress, groupby
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64
-from numpy.typing import NDArray
 from torch import Tensor
 
 BATCH = 64
 EPOCHS = 4
 """Epochs a round."""
 PATIENCE = 5
-"""Rounds without improvement that are forgiven, in all."""
+"""Rounds without improvement that are allowed, in all."""
 MOST_ROUNDS = 51
 
 _LEARNING_RATE, _BETA1, _BETA2, _EPSILON = 1e-3, 0.9, 0.999, 1e-8
@@ -84,7 +83,7 @@ class Samples:
 
     @property
     def width(self) -> int:
-        """The features and the constant 1 of the bias."""
+        """Features and the constant 1 of the bias."""
         return int(self.features.shape[1])
 
     def predict(self, weights: Float32[np.ndarray, "classes width"], rows: Rows) -> Rows:
@@ -151,18 +150,15 @@ class _Cohort:
         """Train until every model has stopped."""
         for _ in range(MOST_ROUNDS):
             for _ in range(EPOCHS):
-                self._train_epoch()
+                rows, share = _epoch(list(self._fits.values()))
+                gathered = torch.empty(rows.shape[1] * BATCH, self._samples.width)
+                for step in range(len(rows)):
+                    self._step(rows[step], share[step], gathered)
             self._select()
             self._drop_finished()
             if not self._fits:
                 break
         return [Fitted(*result) for result in zip(self._best, self._kept, strict=True)]
-
-    def _train_epoch(self) -> None:
-        rows, share = _epoch(list(self._fits.values()))
-        gathered = torch.empty(rows.shape[1] * BATCH, self._samples.width)
-        for step in range(len(rows)):
-            self._step(rows[step], share[step], gathered)
 
     def _step(
         self,
@@ -195,20 +191,14 @@ class _Cohort:
         """Keep what is strictly better; count the misses of the rest."""
         for place, (member, fit) in enumerate(self._fits.items()):
             weights = self._weights[place].view(self._penalties, self._samples.classes, -1)
-            accuracy = self._accuracy(weights, fit.held_out)
+            features = self._samples.features[torch.from_numpy(fit.held_out)]
+            classes = torch.matmul(weights, features.T).argmax(dim=1).numpy()
+            accuracy = (classes == self._samples.labels[fit.held_out]).mean(axis=1)
             running = self._misses[member] <= PATIENCE
             better = running & (accuracy > self._best[member])
             self._best[member, better] = accuracy[better]
             self._kept[member, better] = weights.numpy()[better]
             self._misses[member, running & ~better] += 1
-
-    def _accuracy(
-        self, weights: Float[Tensor, "penalties classes width"], rows: Rows
-    ) -> Float[np.ndarray, " penalties"]:
-        features = self._samples.features[torch.from_numpy(rows)]
-        classes = torch.matmul(weights, features.T).argmax(dim=1).numpy()
-        accuracy: NDArray[np.float64] = (classes == self._samples.labels[rows]).mean(axis=1)
-        return accuracy
 
     def _drop_finished(self) -> None:
         running = [bool((self._misses[member] <= PATIENCE).any()) for member in self._fits]

@@ -50,7 +50,7 @@ class DevScorer:
         self._tokenized: TokenizedSentences | None = None
 
     def __call__(self, encoder: SentenceEncoder) -> dict[str, float]:
-        """Score an encoder; every call must bring the same tokenizer.
+        """Score an encoder; every call must use the same tokenizer.
 
         Returns:
             sts_dev: Spearman x100, which selects the student. alignment and uniformity: as MCSE

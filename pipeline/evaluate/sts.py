@@ -3,7 +3,7 @@
 Protocol: SentEval as SimCSE extends it. The headline is the aggregation `all`: all pairs of a task
 (a year of STS12 to STS16) are ranked together in one Spearman correlation with average ranks;
 STS-B and SICK-R use their test split. `mean` and `wmean` are the plain and the pair-weighted mean
-over the sub-sets of a year. Cosines are computed in float64; that with a zero vector is 0.
+over the sub-sets of a year. Cosines are computed in float64; with a zero vector they are 0.
 """
 
 import re
@@ -33,9 +33,9 @@ from pipeline.params.evaluate import Convention
 
 _CASED = "STS-B-cased"
 _YEARS = ("STS12", "STS13", "STS14", "STS15", "STS16")
-"""Tasks of several sets, which SentEval reads, sorts and averages one by one."""
+"""Tasks of several sets, which SentEval reads and sorts one by one and averages."""
 _FEWEST_UNSEEN = 10
-"""Below this many unseen pairs a correlation says nothing."""
+"""Below this many unseen pairs a correlation means nothing."""
 
 
 @dataclass(frozen=True)

@@ -172,15 +172,13 @@ class FeatureCache:
             path.replace(path.with_name(f"{path.name}{_DAMAGED}"))
         log.warning("put the damaged shard %s aside; its rows are computed again", path)
 
-    @contextlib.contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Keep the cache from being pruned while the block runs, where folders can be locked.
+    def in_use(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps the cache from being pruned while the block runs, where folders can be locked.
 
         Raises:
-            ResourceError: it is being pruned, or cannot be read.
+            ResourceError: at its start, it is being pruned, or cannot be read.
         """
-        with _locked(self.folder, fcntl.LOCK_SH):
-            yield
+        return _locked(self.folder, fcntl.LOCK_SH)
 
     def _load_keys(self, kind: Kind) -> Iterator[tuple[Path, Keys]]:
         for path in _shards(self.folder / kind):
@@ -239,7 +237,7 @@ class CacheEntry:
 
 def list_cached(root: Path) -> list[CacheEntry]:
     """All teachers of a cache, by name; damaged shards that take up room are logged."""
-    teachers = [_describe(folder) for folder in _teacher_folders(root)]
+    teachers = [_describe(path.parent) for path in sorted(root.glob("*/teacher.json"))]
     for one in teachers:
         if one.damaged:
             log.warning("%s: %d damaged shards, which --prune frees", root / one.name, one.damaged)
@@ -253,7 +251,8 @@ def prune(root: Path, name: str = "") -> list[CacheEntry]:
         InputError: there is no such teacher.
         ResourceError: a running process uses it, or it cannot be removed.
     """
-    chosen = [folder for folder in _teacher_folders(root) if folder.name.startswith(name)]
+    folders = sorted(path.parent for path in root.glob("*/teacher.json"))
+    chosen = [folder for folder in folders if folder.name.startswith(name)]
     if name and not chosen:
         raise InputError(
             f"{root} holds no teacher whose name starts with {name}.",
@@ -270,7 +269,10 @@ def prune(root: Path, name: str = "") -> list[CacheEntry]:
 def _folder_for(root: Path, teacher: TeacherIdentity, probe: NDArray[np.float32]) -> Path:
     """The first of the teacher's possible folders that is new, or whose probe agrees."""
     _warn_of_older(root, teacher)
-    for folder in _possible_folders(root, teacher):
+    first = [f"schema {_SCHEMA}", teacher.fingerprint]
+    more = ([*first, teacher.library, str(number)] for number in itertools.count())
+    for name in itertools.chain([first], more):
+        folder = root / hash_strings(name)[:16]
         found = _read_probe(folder)
         if found is None:
             write_json(folder / "teacher.json", asdict(teacher) | {"probe": probe.tolist()})
@@ -292,13 +294,6 @@ def _warn_of_older(root: Path, teacher: TeacherIdentity) -> None:
             older,
             older.name,
         )
-
-
-def _possible_folders(root: Path, teacher: TeacherIdentity) -> Iterator[Path]:
-    name = [f"schema {_SCHEMA}", teacher.fingerprint]
-    yield root / hash_strings(name)[:16]
-    for number in itertools.count():
-        yield root / hash_strings([*name, teacher.library, str(number)])[:16]
 
 
 def _read_probe(folder: Path) -> NDArray[np.float32] | None:
@@ -360,10 +355,6 @@ def _locate(
     place = np.searchsorted(known, _sortable(wanted), sorter=order).clip(max=len(known) - 1)
     where = order[place].astype(np.int64)
     return where, known[where] != _sortable(wanted)
-
-
-def _teacher_folders(root: Path) -> list[Path]:
-    return sorted(path.parent for path in root.glob("*/teacher.json"))
 
 
 def _shards(folder: Path) -> list[Path]:

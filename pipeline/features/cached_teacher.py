@@ -10,10 +10,10 @@ from jaxtyping import Float32
 
 from pipeline.core.device import choose_device
 from pipeline.core.errors import InputError
+from pipeline.download.packed_images import PackedImages, Rejection
 from pipeline.features.cache import FeatureCache, Keys, Kind, first_of_each, text_keys
-from pipeline.features.encode import Encoder, NewCaptions, PackedImages, Work
+from pipeline.features.encode import FeatureExtractor, NewCaptions, ShardResult
 from pipeline.features.hdf5 import DamagedFeaturesError
-from pipeline.features.images import Rejection
 from pipeline.features.teacher import Teacher
 from pipeline.params.features import FeaturesParams, Precision
 from pipeline.params.teacher import TeacherParams
@@ -53,20 +53,14 @@ class CachedTeacher:
         batch_size: int = 32,
         show_progress: bool = False,
     ) -> None:
-        params = FeaturesParams(
-            engine="local",
-            precision=precision,
-            batch_size=batch_size,
-            workers=2,
-            shard_rows=2048,
-            layout="file",
-            max_rejected=0,
-        )
+        params = FeaturesParams(precision=precision, batch_size=batch_size)
         named = TeacherParams(model=model, pretrained=pretrained)
         teacher = Teacher(named, device or choose_device(), precision)
         self._shard_rows = params.shard_rows
         self._cache = FeatureCache(Path(cache), teacher.identity, teacher.probe())
-        self._extractor = Encoder(teacher, self._cache, params, show_progress=show_progress)
+        self._extractor = FeatureExtractor(
+            teacher, self._cache, params, show_progress=show_progress
+        )
 
     def encode_captions(self, texts: Iterable[str]) -> Rows:
         """The features of texts, one row each.
@@ -98,9 +92,9 @@ class CachedTeacher:
         images = _ImageFiles([Path(path) for path in paths])
 
         def encode() -> Keys:
-            works = sorted(self._extractor.encode_images(images), key=lambda work: work.start)
-            _require_usable(images.paths, works)
-            return np.concatenate([work.keys for work in works])
+            found = list(self._extractor.encode_images(images, self._cache.known("images")))
+            _require_usable(images.paths, found)
+            return np.concatenate([text_keys([]), *(shard.keys for shard in found)])
 
         return self._rows("images", encode)
 
@@ -114,8 +108,8 @@ class CachedTeacher:
                     self._cache.drop(error.path)
 
 
-def _require_usable(paths: Sequence[Path], works: Iterable[Work]) -> None:
-    rejected = [(work.start + row, why) for work in works for row, why in work.rejected.items()]
+def _require_usable(paths: Sequence[Path], shards: Iterable[ShardResult]) -> None:
+    rejected = [(one.start + row, why) for one in shards for row, why in one.rejected.items()]
     if rejected:
         row, why = min(rejected, key=lambda one: one[0])
         raise InputError(

@@ -116,7 +116,7 @@ class RayEngine:
         teacher, cache = _teacher_of(self._identity), self._cache.folder.resolve()
         return _Job(self._params, teacher, self._identity, cache, self._marker, folder)
 
-    def _encode(  # what differs between images and captions
+    def _encode(
         self,
         kind: Kind,
         shards: Iterator[ImageShard] | Iterator[CaptionShard],
@@ -177,7 +177,7 @@ def _spread(
 
 def _result_of(ray: Any, done: Any, kind: Kind, shard: ImageShard | CaptionShard) -> ShardResult:
     """What a worker made of a shard; its errors are raised here."""
-    failed, died = ray.exceptions.RayTaskError, ray.exceptions.ActorDiedError
+    failed, died = ray.exceptions.RayTaskError, ray.exceptions.RayActorError
     try:
         with _reports_cluster(failed, died):
             result: ShardResult = ray.get(done)
@@ -288,7 +288,10 @@ def _find_slots(ray: Any) -> tuple[dict[str, Any], int]:
 def _connected() -> Iterator[None]:
     """Connect to the cluster, or start one; an existing connection is left alone."""
     address = os.environ.get(ADDRESS) or _LOCAL
-    with _environment(_QUIET | (_closed() if address == _LOCAL else {})):
+    closed = _CLOSED | {
+        "RAY_AUTH_TOKEN": secrets.token_hex(32)
+    }  # Ray's would be in the home folder
+    with _environment(_QUIET | (closed if address == _LOCAL else {})):
         require_extra("cluster", "features.engine: ray", "ray")
         import ray
 
@@ -297,25 +300,16 @@ def _connected() -> Iterator[None]:
             return
         _require_reachable(address)
         try:
-            _connect(ray, address)
+            with _keeps_handlers(), _reports_cluster():
+                ray.init(
+                    address=address,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
             yield
         finally:
             ray.shutdown()
-
-
-def _connect(ray: Any, address: str) -> None:
-    with _keeps_handlers(), _reports_cluster():
-        ray.init(
-            address=address,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-
-
-def _closed() -> dict[str, str]:
-    """Settings that keep others out of our cluster, with a token that Ray writes nowhere."""
-    return _CLOSED | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def _require_reachable(address: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from pipeline.core.checksums import verified_hash
-from pipeline.core.errors import InputError
+from pipeline.core.errors import InputError, MissingArtifactError
 from pipeline.core.files import refusal, reports_unreadable
 from pipeline.core.redact import first_line
 
@@ -40,9 +40,12 @@ def open_verified(path: Path) -> Iterator[tuple["h5py.File", str]]:
         The open file, and its sha256.
 
     Raises:
+        MissingArtifactError: there is no such file.
         DamagedFeaturesError: its checksum or, in the block, its content is not as it should be.
         ResourceError: it cannot be read, which says nothing of its content.
     """
+    if not path.exists():
+        raise MissingArtifactError(path, made_by="features")
     with reports_unreadable(path):
         digest = verified_hash(path)
     if digest is None:

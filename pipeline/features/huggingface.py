@@ -1,4 +1,4 @@
-"""Teachers of transformers: CLIP and SigLIP, without running code of others."""
+"""Teachers of transformers: CLIP and SigLIP, without running third-party code."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -28,9 +28,9 @@ from pipeline.features.tokens import Tokens
 
 _KINDS = ("clip", "siglip")
 _OLD_END = 2
-"""CLIP configurations that name this end-of-text token mean the highest id of a text."""
+"""In CLIP configurations, this end-of-text id stands for the highest id of a text."""
 _NO_CODE = {"trust_remote_code": False}
-"""Unless told so, transformers asks at the terminal whether to run a folder's code."""
+"""Without it, transformers asks at the terminal whether to run a folder's code."""
 
 
 class HuggingFaceTeacher:
@@ -66,7 +66,7 @@ class HuggingFaceTeacher:
     def scale(
         self, pixels: UInt8[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch 3 height width"]:
-        """What the image processor makes of pixels at its end: rescaled, normalised."""
+        """The last steps of the image processor, rescaling and normalising, for a batch."""
         return _scale(self._processor, pixels)
 
     def encode_images(
@@ -88,7 +88,7 @@ class HuggingFaceTeacher:
         return Tokens(ids, self._lengths(ids), encoded.get("attention_mask"))
 
     def _lengths(self, ids: Int[Tensor, "captions context"]) -> Int64[np.ndarray, " captions"]:
-        """Under CLIP's causal attention nothing behind the end-of-text token counts; else all."""
+        """Under CLIP's causal attention, the tokens up to the end-of-text token; else all."""
         if not self._is_causal:
             return np.full(len(ids), self._context, np.int64)
         last = (ids if self._end == _OLD_END else (ids == self._end).int()).argmax(dim=-1)
@@ -102,7 +102,7 @@ class HuggingFaceTeacher:
 
 @dataclass(frozen=True)
 class _Process:
-    """An image processor, from a picture to pixels: up to where a whole batch can go on."""
+    """An image processor, from a picture to pixels: all steps, or those for single images."""
 
     processor: Any
     whole: bool
@@ -128,15 +128,15 @@ def _scale(
 
 
 def _statistics(processor: Any) -> tuple[Any, Any]:
-    """Mean and standard deviation that pixels are normalised by: one a channel, or one for all."""
+    """Mean and standard deviation for normalising: one per channel, or one for all."""
     return processor.image_mean, processor.image_std
 
 
 def _make_decoder(name: str, processor: Any) -> Decoder:
-    """The image processor as a decoder, once it is known to give one shape.
+    """The image processor as a decoder, after checking that it gives one shape.
 
     Raises:
-        ModelError: it does not resize, or leaves pictures of different shapes different.
+        ModelError: it does not resize, or gives pictures of different shapes.
     """
     tried = [Image.linear_gradient("L").resize(size).convert("RGB") for size in _TRIED]
     process = _Process(processor, whole=True)
@@ -159,9 +159,9 @@ _TRIED = ((40, 60), (60, 40))
 
 
 def _is_split(part: Tensor, whole: Tensor, processor: Any) -> bool:
-    """Whether scaling what was made of a picture gives all that the processor makes of it.
+    """Whether scaling the first part's pixels gives the same as the whole processor.
 
-    It does not where the processor does more behind that, such as padding.
+    It does not if the processor does more after that, such as padding.
     """
     return part.dtype == torch.uint8 and torch.equal(_scale(processor, part[None])[0], whole)
 
@@ -204,7 +204,7 @@ def _load(name: str) -> tuple[nn.Module, Any, Any]:
     if lacking := sorted(info["missing_keys"]):
         raise ModelError(
             f"teacher {name} lacks {len(lacking)} of its weights, the first {lacking[0]}.",
-            "get the model's weights again, all of them.",
+            "download the model's weights again.",
         )
     return model.eval().requires_grad_(requires_grad=False), processor, tokenizer
 
@@ -220,17 +220,17 @@ def _reported(name: str, load: Callable[[], Any]) -> Any:
 
 
 def _require_vocabulary(name: str, tokenizer: Any, size: int) -> None:
-    """Refuse the empty tokenizer that transformers makes up where a folder has none."""
+    """Refuse the empty tokenizer that transformers makes up if a folder has none."""
     ids = tokenizer.get_vocab().values()
     if len(ids) <= len(tokenizer.all_special_tokens) or max(ids) >= size:
         raise ModelError(
             f"teacher {name}: its tokenizer has {len(ids)} tokens, its model {size}.",
-            "check that the tokenizer files are there, and of this model.",
+            "check that the tokenizer files are there and belong to this model.",
         )
 
 
 def _silence() -> None:
-    """Keep reports about weights and loading bars off the user's screen."""
+    """Keep reports about weights and loading bars off the screen."""
     from transformers.utils import logging
 
     cast(Any, logging).set_verbosity_error()

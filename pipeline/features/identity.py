@@ -1,4 +1,4 @@
-"""What teacher features depend on besides the rows, and the name under which they are cached."""
+"""Everything but the rows that teacher features depend on, and the name of their cache."""
 
 import json
 import re
@@ -30,10 +30,10 @@ PROBE_TEXTS = (
     "Donaudampfschifffahrtsgesellschaftskapit\u00e4n" * 4,
     "word " * 300,
 )
-"""Texts whose token ids tell tokenizers apart that have one vocabulary and other rules."""
+"""Texts whose token ids differ between tokenizers of one vocabulary with different rules."""
 
 _NAMES = {"_name_or_path", "name_or_path", "architectures", "dtype", "transformers_version"}
-"""Settings of transformers that say where a model comes from, not what it is."""
+"""Settings of transformers that say where a model comes from; they do not change features."""
 
 _IRRELEVANT = {"training", *_NAMES}
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -41,7 +41,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 @dataclass(frozen=True)
 class TeacherIdentity:
-    """One teacher, as it was named and as it was loaded."""
+    """A teacher, by its name and by what was loaded."""
 
     model: str
     """Name in params.yaml."""
@@ -66,9 +66,9 @@ class TeacherIdentity:
     def fingerprint(self) -> str:
         """sha256 over everything that the features depend on.
 
-        The names are not among it, so that two names of one model share their features; nor is
-        the library's version, which seldom changes a number: the cache holds the features of a
-        probe instead, and notices when they move (`cache.py`).
+        Names are left out, so that two names of one model share their features; so is the
+        library's version, which seldom changes a number: the cache compares the features of a
+        probe instead (`cache.py`).
         """
         return hash_strings(
             [self.architecture, self.weights, self.preprocessing, self.tokenizer, self.dtype]
@@ -76,7 +76,7 @@ class TeacherIdentity:
 
 
 def folder_of(model: str) -> Path | None:
-    """The folder that a teacher's name names, or None where it is a name on a hub.
+    """The folder that a teacher's name refers to, or None for a name on a hub.
 
     Raises:
         ModelError: a `local-dir:` folder does not exist.
@@ -100,12 +100,12 @@ def hash_teacher_source(model: str) -> str:
 
 
 def hash_architecture(model: nn.Module, config: Mapping[str, Any] | None = None) -> str:
-    """A hash over what a model computes, but for its weights: layers, shapes and settings.
+    """A hash over layers, shapes and settings of a model, without its weights.
 
     Args:
-        model: its representation lacks such settings as the number of heads; they are taken from
+        model: settings that its representation lacks, such as the number of heads, are taken from
             the modules' public attributes.
-        config: the configuration, where the library keeps one.
+        config: the configuration, if the library has one.
     """
     layers = [_setting_of(name, module) for name, module in model.named_modules()]
     shapes = [f"{key} {tuple(value.shape)}" for key, value in sorted(model.state_dict().items())]
@@ -114,14 +114,14 @@ def hash_architecture(model: nn.Module, config: Mapping[str, Any] | None = None)
 
 
 def hash_tokenizer(rules: Iterable[str], ids: Int[Tensor, "texts context"]) -> str:
-    """A hash over the rules of a tokenizer and the ids that it gives PROBE_TEXTS."""
+    """A hash over the rules of a tokenizer and its ids of PROBE_TEXTS."""
     return hash_strings([*rules, str(ids.tolist())])
 
 
 def describe_tokenizer(tokenizer: Any) -> Iterator[str]:
     """Vocabulary and rules of a transformers tokenizer, as text.
 
-    Cutting and padding are left out: calls change them, and the ids of a probe show them.
+    Truncation and padding are left out: calls change them, and the ids of PROBE_TEXTS show them.
     """
     yield json.dumps(sorted(tokenizer.get_vocab().items()))
     rules = getattr(tokenizer, "backend_tokenizer", None)
@@ -132,7 +132,7 @@ def describe_tokenizer(tokenizer: Any) -> Iterator[str]:
 
 
 def without_addresses(text: str) -> str:
-    """A representation without the memory addresses of its functions, in one line."""
+    """A representation on one line, without the memory addresses of functions."""
     return _ADDRESS.sub("", " ".join(text.split()))
 
 

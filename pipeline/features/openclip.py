@@ -1,4 +1,4 @@
-"""Teachers of open_clip: the only user of that library among the pipeline's steps."""
+"""Teachers of open_clip: the only module of the pipeline that uses that library."""
 
 import contextlib
 import copy
@@ -38,7 +38,7 @@ Tokenizer = Callable[[list[str]], Int[Tensor, "captions context"]]
 Clean = Callable[[str], str]
 
 _OF_PICTURES = (Resize, ResizeKeepRatio, CenterCrop, CenterCropOrPad, MaybeConvertMode)
-"""Steps of a transform that make a picture of a picture."""
+"""Steps of a transform that take and give a picture."""
 
 _WORDS = 1 << 18
 """Words whose token ids are kept."""
@@ -72,7 +72,7 @@ class OpenClipTeacher:
     def scale(
         self, pixels: UInt8[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch 3 height width"]:
-        """What the transform makes of pixels at its end: ToTensor and Normalize."""
+        """The last steps of the transform, ToTensor and Normalize, for a batch."""
         scaled = pixels.float().div_(255)
         return scaled if self._normalize is None else cast(Tensor, self._normalize(scaled))
 
@@ -80,11 +80,11 @@ class OpenClipTeacher:
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch dim"]:
         """Features of transformed images, not normalised."""
-        # Some models (CoCa) normalise unless they are told not to.
+        # Some models (CoCa) normalise by default.
         return cast(Tensor, self.model.encode_image(images, normalize=False))
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
-        """Token ids, cut and padded to the context as the tokenizer does."""
+        """Token ids, cut and padded to the context by the tokenizer."""
         ids = self._tokenizer(list(captions))
         if self._text is None:
             return Tokens(ids, np.full(len(ids), ids.shape[1], np.int64))
@@ -98,11 +98,11 @@ class OpenClipTeacher:
 
 
 class CausalText:
-    """A causal text tower, run on no more than what its features depend on.
+    """A causal text tower, run only on the tokens that its features depend on.
 
     The feature is the state of the end-of-text token, which under causal attention depends on no
-    token behind it. Captions may therefore be cut there, and of the last block only this one state
-    is needed.
+    later token. Captions may therefore be cut there, and only this state of the last block is
+    needed.
 
     Args:
         tower: holds token_embedding, positional_embedding, transformer, ln_final and
@@ -121,11 +121,11 @@ class CausalText:
 
     @classmethod
     def of(cls, model: nn.Module) -> "CausalText | None":
-        """The text tower of an open_clip model; None where the whole context counts.
+        """The text tower of an open_clip model; None if features depend on the whole context.
 
-        That is so for towers without a causal mask, with another pooling than the end-of-text
-        token's state (SigLIP), with a class token behind the padding (CoCa), and for those of
-        transformers, whose own padding mask decides.
+        They do in towers without a causal mask, with another pooling than the end-of-text token's
+        state (SigLIP), with a class token after the padding (CoCa), and in those of transformers,
+        which use their own padding mask.
         """
         tower = model if type(model) is open_clip.CLIP else getattr(model, "text", None)
         if type(tower) not in {open_clip.CLIP, TextTransformer}:
@@ -139,11 +139,11 @@ class CausalText:
         return cls(known, known.attn_mask, end if pooling == "eos" else None)
 
     def last_tokens(self, ids: Int[Tensor, "batch cut"]) -> Int64[Tensor, " batch"]:
-        """Where the token is whose state becomes the feature; its first place if there are more."""
+        """Index of the end-of-text token; of the first, if there are several."""
         return (ids if self._end is None else (ids == self._end).int()).argmax(dim=-1)
 
     def __call__(self, ids: Int[Tensor, "batch cut"]) -> Float[Tensor, "batch dim"]:
-        """Features of captions that are cut behind the longest, or not at all."""
+        """Features of captions that are cut after the longest one, or not at all."""
         tower, last, cut = self._tower, self.last_tokens(ids), ids.shape[1]
         states = tower.token_embedding(ids) + tower.positional_embedding[:cut]
         if self._is_plain:
@@ -158,7 +158,7 @@ class CausalText:
 
 
 def _is_plain(block: nn.Module) -> bool:
-    """Whether `_run_block` computes what this block does."""
+    """Whether `_run_block` computes the same as this block."""
     attention = getattr(block, "attn", None)
     return (
         type(block) is ResidualAttentionBlock
@@ -172,10 +172,10 @@ def _is_plain(block: nn.Module) -> bool:
 def _run_blocks(
     blocks: nn.ModuleList, states: Float[Tensor, "batch cut width"], last: Int64[Tensor, " batch"]
 ) -> Float[Tensor, "batch width"]:
-    """The state of each caption's last token behind all blocks.
+    """The state of each caption's last token after all blocks.
 
-    Written out because nn.MultiheadAttention takes a mask of numbers, which keeps
-    `scaled_dot_product_attention` from its causal kernels, and copies its input.
+    nn.MultiheadAttention is not used: it copies its input and takes a mask of numbers, with which
+    `scaled_dot_product_attention` cannot use its causal kernels.
     """
     *first, final = blocks
     for block in first:
@@ -186,7 +186,7 @@ def _run_blocks(
 def _run_block(
     block: Any, states: Float[Tensor, "batch cut width"], at: Int64[Tensor, " batch"] | None
 ) -> Float[Tensor, "batch queries width"]:
-    """One block, for all states or for the one at the given place of each caption."""
+    """One block, for all states or for one state of each caption, at the given index."""
     normed = block.ln_1(states)
     queries = normed
     if at is not None:
@@ -202,7 +202,7 @@ def _attend(
     keys: Float[Tensor, "batch cut width"],
     at: Int64[Tensor, " batch"] | None,
 ) -> Float[Tensor, "batch queries width"]:
-    """Causal self-attention; queries are all states, or the one at the given place of each."""
+    """Causal self-attention; queries are all states, or one of each caption at the given index."""
     width = queries.shape[-1]
     weight, bias = attention.in_proj_weight, cast(Tensor, attention.in_proj_bias)
     key, value = F.linear(keys, weight[width:], bias[width:]).chunk(2, dim=-1)
@@ -223,13 +223,13 @@ def _split_heads(
 
 
 def _seen_from(at: Int64[Tensor, " batch"], cut: int) -> Bool[Tensor, "batch 1 1 cut"]:
-    """Which places each caption's last token sees: those up to its own."""
+    """Which tokens each caption's last token sees: those up to itself."""
     return (torch.arange(cut, device=at.device) <= at[:, None])[:, None, None]
 
 
 @dataclass(frozen=True)
 class _PictureSteps:
-    """The steps of a transform that give a picture, and its pixels."""
+    """The steps of a transform up to a picture, which gives its pixels."""
 
     steps: tuple[Any, ...]
 
@@ -242,10 +242,10 @@ class _PictureSteps:
 def split_transform(
     transform: Callable[[Image.Image], Tensor],
 ) -> tuple[Callable[[Image.Image], Tensor], Normalize | None]:
-    """A transform's part that is done image by image, and what is left to do for a whole batch.
+    """The part of a transform that is applied to single images, and the part for whole batches.
 
-    The first gives uint8, a quarter of the bytes, where the transform ends as open_clip's do, with
-    ToTensor and Normalize behind steps from picture to picture; else it is the whole transform.
+    If the transform ends as open_clip's do, with ToTensor and Normalize after steps from picture to
+    picture, the first part gives uint8, a quarter of the bytes; else it is the whole transform.
     """
     steps = transform.transforms if isinstance(transform, Compose) else []
     match steps:
@@ -262,7 +262,7 @@ def _side_of(model: nn.Module) -> int:
 
 
 def _make_tokenizer(tokenizer: Any) -> Tokenizer:
-    """The library's tokenizer, or one that gives the same ids sooner."""
+    """The library's tokenizer, or a faster one that gives the same ids."""
     if type(tokenizer) is SimpleTokenizer and tokenizer.reduction_fn is None:
         return WordTokenizer(tokenizer)
     if type(tokenizer) is HFTokenizer:
@@ -274,10 +274,10 @@ def _make_tokenizer(tokenizer: Any) -> Tokenizer:
 class WordTokenizer:
     """open_clip's SimpleTokenizer, word by word, so that known words need not be split again.
 
-    No token of it reaches across white space, hence the ids of a text are those of its words.
+    None of its tokens crosses white space, hence the ids of a text are those of its words.
 
     Args:
-        tokenizer: what it does is what this does.
+        tokenizer: open_clip's, whose ids it gives.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -289,7 +289,7 @@ class WordTokenizer:
         self._encode_word = functools.lru_cache(maxsize=_WORDS)(bare.encode)
 
     def __call__(self, captions: list[str]) -> Int[Tensor, "captions context"]:
-        """Token ids between the tokens of start and end, cut and padded with 0 to the context."""
+        """Token ids between start and end tokens, cut and padded with 0 to the context."""
         ids = np.zeros((len(captions), self.context), np.int64)
         for row, caption in zip(ids, captions, strict=True):
             tokens = self._encode(caption)
@@ -305,10 +305,10 @@ class WordTokenizer:
 
 
 def _quick(clean: Clean) -> Clean:
-    """A clean-up function of open_clip that does not ask ftfy about plain ASCII.
+    """A clean-up function of open_clip that skips ftfy for plain ASCII.
 
-    What ftfy and the unescaping of HTML mend takes a character that is not ASCII or not printable,
-    or an ampersand.
+    ftfy and the unescaping of HTML change only texts with a character that is not ASCII or not
+    printable, or with an ampersand.
     """
     known: dict[Clean, Clean] = {get_clean_fn("lower"): str.lower, get_clean_fn("whitespace"): str}
     rest = known.get(clean)
@@ -336,8 +336,8 @@ def _describe_tokenizer(tokenizer: Any) -> list[str]:
 def _load(params: TeacherParams, device: torch.device) -> tuple[nn.Module, Any, Any]:
     """Load model, image transform and tokenizer, and set inference mode.
 
-    open_clip returns some models in training mode, where BatchNorm would use the statistics of
-    the batch and overwrite its own; hence the `eval`.
+    open_clip returns some models in training mode, in which BatchNorm would use, and overwrite its
+    own statistics with, those of the batch; hence the `eval`.
     """
     _check_name(params)
     logging.getLogger().setLevel(logging.WARNING)
@@ -353,7 +353,7 @@ def _load(params: TeacherParams, device: torch.device) -> tuple[nn.Module, Any, 
             device=device,
             force_quick_gelu=needs_quick_gelu(params.model, params.pretrained),
         )
-        # Without it transformers would ask at the terminal whether to run a folder's code.
+        # Without it, transformers would ask at the terminal whether to run the folder's code.
         without_code = {"trust_remote_code": False} if is_of_transformers else {}
         tokenizer = open_clip.get_tokenizer(params.model, **without_code)
     return model.eval().requires_grad_(requires_grad=False), transform, tokenizer
@@ -372,15 +372,15 @@ def _reports_loading(params: TeacherParams) -> Iterator[None]:
 
 
 def _refuse_code(model: str, config: Any) -> None:
-    """Refuse a configuration that lets code of others run.
+    """Refuse a configuration that lets third-party code run.
 
-    open_clip hands the settings of a tokenizer to transformers as they are.
+    open_clip passes the settings of a tokenizer on to transformers unchanged.
     """
     if isinstance(config, dict) and config.get("trust_remote_code"):
         raise ModelError(
-            f"teacher {model}: its open_clip_config.json asks to run code of its own "
+            f"teacher {model}: its open_clip_config.json asks to run code from its folder "
             "(trust_remote_code).",
-            "name another model; this one would run as you.",
+            "name another model; this code would run with your rights.",
         )
     if isinstance(config, dict | list):
         for part in config.values() if isinstance(config, dict) else config:
@@ -390,15 +390,15 @@ def _refuse_code(model: str, config: Any) -> None:
 def needs_quick_gelu(model: str, pretrained: str | None) -> bool:
     """Whether the weights were trained with QuickGELU, as OpenAI's were.
 
-    open_clip only warns where the architecture's own activation is another, and the features are
-    then silently wrong.
+    open_clip only warns if the architecture has another activation, and the features are then
+    silently wrong.
     """
     tag = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else None
     return bool((tag or {}).get("quick_gelu", False))
 
 
 def _check_name(params: TeacherParams) -> None:
-    """Catch the usual slip before anything is downloaded."""
+    """Catch the most common mistake before anything is downloaded."""
     if ":" not in params.model and params.pretrained is None:
         raise ModelError(
             f"teacher.pretrained is null, but {params.model} names no weights of its own.",

@@ -27,7 +27,7 @@ from jaxtyping import Float16
 from numpy.typing import NDArray
 
 from pipeline.core.checksums import add_checksum
-from pipeline.core.errors import InputError, MissingArtifactError, StaleArtifactError
+from pipeline.core.errors import InputError, StaleArtifactError
 from pipeline.core.files import atomic_file
 from pipeline.core.progress import counter
 from pipeline.core.redact import one_line
@@ -99,7 +99,6 @@ def read_features(path: Path, teacher: TeacherParams, corpus: str) -> Features:
         ResourceError: it cannot be read.
         StaleArtifactError: another teacher or corpus made it.
     """
-    _require(path)
     with open_verified(path) as (file, digest):
         _check_identity(path, dict(file.attrs), teacher, corpus)
         ids = [table_of(file, name, np.int64, 1)[()] for name in _IDS]
@@ -125,7 +124,6 @@ def read_identity(path: Path) -> TeacherIdentity:
         InputError: it is damaged, or not a feature file.
         ResourceError: it cannot be read.
     """
-    _require(path)
     with open_verified(path) as (file, _):
         return TeacherIdentity(
             **{field.name: str(file.attrs[field.name]) for field in fields(TeacherIdentity)}
@@ -186,11 +184,6 @@ def _pieces(rows: FeatureRows) -> Iterator[tuple[Places | slice, Float16[np.ndar
 def _map(path: Path, table: h5py.Dataset) -> NDArray[np.float16]:
     """A table of the file, mapped copy-on-write: writing to the array leaves the file alone."""
     return np.asarray(np.memmap(path, np.float16, "c", offset_of(table), table.shape))
-
-
-def _require(path: Path) -> None:
-    if not path.is_file():
-        raise MissingArtifactError(path, made_by="features")
 
 
 def _check_identity(path: Path, found: dict[str, Any], teacher: TeacherParams, corpus: str) -> None:

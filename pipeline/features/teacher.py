@@ -1,4 +1,4 @@
-"""The frozen teacher: image bytes and captions to features, and what those depend on."""
+"""The frozen teacher: from image bytes and captions to features."""
 
 import contextlib
 import io
@@ -54,7 +54,7 @@ class Backend(Protocol):
     def scale(
         self, pixels: UInt8[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch 3 height width"]:
-        """What the model is given instead of pixels."""
+        """The input of the model for these pixels."""
         ...
 
     def encode_images(
@@ -68,7 +68,7 @@ class Backend(Protocol):
         ...
 
     def encode_tokens(self, tokens: Tokens) -> Float[Tensor, "batch dim"]:
-        """Features, on the model's device, where the tokens are too."""
+        """Features; they and the tokens are on the model's device."""
         ...
 
 
@@ -79,12 +79,12 @@ class Teacher:
         params: which model.
         device: where it runs.
         precision: type of the forward pass; auto: float16 on a CUDA GPU, else float32. Weights
-            stay in float32; autocast decides where the other type is used.
+            stay in float32; autocast decides which operations use the other type.
 
     Attributes:
         device: where it runs.
-        identity: what its features depend on.
-        decode: from an image's bytes to what `encode_images` takes, without the model.
+        identity: everything that its features depend on.
+        decode: from an image's bytes to the input of `encode_images`, without the model.
 
     Raises:
         ModelError: it cannot be loaded.
@@ -111,7 +111,7 @@ class Teacher:
         )
         self._backend.model.to(memory_format=self._layout)
         if precision == "fp32":
-            torch.backends.cudnn.allow_tf32 = False  # which keeps 10 bits of each factor
+            torch.backends.cudnn.allow_tf32 = False  # it keeps only 10 bits of each factor
 
     @property
     def model(self) -> Any:
@@ -132,11 +132,11 @@ class Teacher:
         return features.float().cpu()
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
-        """Token ids of captions; what is longer than the model's context is cut."""
+        """Token ids of captions, cut to the model's context."""
         return self._backend.tokenize(captions)
 
     def lengths(self, tokens: Tokens) -> Int64[np.ndarray, " captions"]:
-        """Tokens of each caption that its feature depends on."""
+        """How many tokens of each caption its feature depends on."""
         return tokens.lengths
 
     @torch.inference_mode()
@@ -153,7 +153,7 @@ class Teacher:
     def encode(
         self, sentences: Sequence[str], *, batch_size: int, show_progress: bool = False
     ) -> Float32[np.ndarray, "sentences dim"]:
-        """The text tower as a sentence encoder: `encode_captions` in length order.
+        """The text tower as a sentence encoder: `encode_captions`, batched by length.
 
         Raises:
             ModelError: a feature is not finite.
@@ -172,9 +172,9 @@ class Teacher:
         return cast(NDArray[np.float32], features)
 
     def probe(self) -> Float32[np.ndarray, "two dim"]:
-        """Features of one picture and one caption that never change, each encoded alone.
+        """Features of a fixed picture and a fixed caption, each encoded alone.
 
-        Whoever keeps them can tell when a library begins to give other numbers.
+        They show when a new version of a library gives other numbers.
 
         Raises:
             ModelError: the teacher cannot encode them.
@@ -189,7 +189,7 @@ class Teacher:
 
     @property
     def _layout(self) -> torch.memory_format:
-        # Convolutions are faster with channels last, but Apple's do not know it.
+        # Convolutions are faster with channels last, which Apple's do not support.
         return torch.contiguous_format if self.device.type == "mps" else torch.channels_last
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
@@ -206,7 +206,7 @@ def _dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
 
 
 def _load(params: TeacherParams, device: torch.device) -> Backend:
-    """Load with the library that the name says, or that the folder's configuration is of.
+    """Load with the library that the name, or else the folder's configuration, belongs to.
 
     Raises:
         ModelError: the model cannot be loaded.

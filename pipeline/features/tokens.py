@@ -1,4 +1,4 @@
-"""Tokenised captions: what `Teacher.tokenize` gives and `Teacher.encode_tokens` takes."""
+"""Tokenised captions: made by `Teacher.tokenize`, encoded by `Teacher.encode_tokens`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ class Tokens:
 
     ids: Int[Tensor, "captions context"]
     lengths: Int64[np.ndarray, " captions"]
-    """Tokens of each caption that its feature depends on, from the first."""
+    """How many tokens of each caption, from the first, its feature depends on."""
     mask: Int[Tensor, "captions context"] | None = None
-    """1 where a token is no padding; None for models that do not ask for it."""
+    """1 for tokens, 0 for padding; None for models that do not take a mask."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, rows: Rows) -> "Tokens":
-        """The captions of these rows, cut to the longest of them."""
+        """The captions of these rows, cut to the longest one."""
         chosen = np.asarray(rows, dtype=np.int64)
         lengths = self.lengths[chosen]
         cut, index = int(lengths.max(initial=1)), torch.from_numpy(chosen)

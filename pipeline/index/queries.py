@@ -161,10 +161,10 @@ def _export(model: Path, folder: Path) -> None:
     """Export a student, and compare the vectors of both."""
     import torch
 
-    from pipeline.student.encoder import load_student
+    from pipeline.student.encoder import Student
     from pipeline.student.export import export_student
 
-    student = load_student(model, torch.device("cpu"))
+    student = Student.load(model, torch.device("cpu"))
     export_student(student, folder / QUERY, folder / TOKENIZER)
     exported, own = ExportedQueries.open(folder), StudentQueries(student)
     for target in get_args(Target):

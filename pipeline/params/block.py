@@ -13,11 +13,9 @@ from pydantic import (
     ValidationError,
     field_validator,
 )
-from pydantic_core import ErrorDetails
 
 from pipeline.core.errors import ParamsError
 from pipeline.core.redact import one_line
-from pipeline.params.yaml import read_yaml
 
 B = TypeVar("B", bound="Block")
 T = TypeVar("T")
@@ -86,6 +84,8 @@ def load_params(path: Path, schema: type[B]) -> B:
         ParamsError: naming every fault of the file at once.
         ResourceError: the file cannot be read.
     """
+    from pipeline.params.yaml import read_yaml
+
     content = read_yaml(path)
     if content is None:
         raise ParamsError(f"{path}: the file is empty.", "run `git checkout params.yaml`.")
@@ -117,7 +117,9 @@ _MOST_FAULTS = 40
 
 
 def _find_missing(content: object, schema: type[Block], above: str = "") -> Iterator[str]:
-    for name in schema.model_fields if isinstance(content, Mapping) else ():
+    if not isinstance(content, Mapping):
+        return
+    for name in schema.model_fields:
         inner = _inner_block(schema, name)
         if name not in content and (above or inner):
             yield f"{above}{name} is missing"
@@ -132,7 +134,7 @@ def _inner_block(block: type[Block], name: str) -> type[Block] | None:
     return annotation if is_block else None
 
 
-def _describe(fault: ErrorDetails, schema: type[Block]) -> str:
+def _describe(fault: Mapping[str, Any], schema: type[Block]) -> str:
     keys, known = _locate(fault["loc"], schema)
     shown = one_line(".".join(keys), _LONGEST) or "the file"
     value = one_line(repr(fault["input"]), _LONGEST)

@@ -39,5 +39,7 @@ def _is_noise(node: dict[str, Any], key: str) -> bool:
 
 def _number_or_text(node: dict[str, Any]) -> dict[str, Any]:
     """A number, or the text of one, such as `1e-5` in YAML 1.1."""
-    about = {key: node.pop(key) for key in ("default", "description") if key in node}
+    about: dict[str, Any] = {
+        key: node.pop(key) for key in ("default", "description") if key in node
+    }
     return {"anyOf": [node, {"type": "string", "pattern": f"^{NUMBER_TEXT}$"}], **about}

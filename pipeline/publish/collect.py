@@ -53,7 +53,7 @@ from pipeline.publish.provenance import (
 )
 from pipeline.results.summary import read_json
 from pipeline.student.directory import hash_student
-from pipeline.student.encoder import Student, load_student
+from pipeline.student.encoder import Student
 
 Facts = dict[str, Any]
 
@@ -113,7 +113,7 @@ def collect(
     seed, dev_best = selection["seed"], selection["dev_best"]
     lock, folder = read_lock(paths.lock), paths.models / str(seed)
     report = paths.evaluate / f"{seed}.json"
-    student, (system, *others) = load_student(folder, torch.device("cpu")), read_report(report)
+    student, (system, *others) = Student.load(folder, torch.device("cpu")), read_report(report)
     _verify(student, folder, system, report, runs[seed])
     require_recorded(folder, paths.lock, lock, seed)
     parameters, unrecorded = read_parameters(params, lock, seed)

@@ -9,16 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
-from pipeline.core.errors import InputError, StaleArtifactError
-from pipeline.core.redact import one_line
+from pipeline.core.errors import InputError, ParamsError, StaleArtifactError
+from pipeline.core.redact import first_line
 from pipeline.download.sources import OWN_KINDS, SCENES
 from pipeline.features.identity import LOCAL_PREFIX, TRANSFORMERS_PREFIX
 from pipeline.params.block import dotted
 from pipeline.params.places import expanded
 from pipeline.params.schema import Params
+from pipeline.params.yaml import parse_yaml
 
 _RECORDED_BY = {
     "download": "download",
@@ -44,11 +42,12 @@ def read_lock(path: Path) -> Lock:
     if not path.is_file():
         return {}
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"), path.name)
         return {str(name): dict(stage) for name, stage in content["stages"].items()}
-    except (YAMLError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = one_line(str(error), 200)
-        raise InputError(f"{path} cannot be read: {reason}.", "run `dvc repro`.") from None
+    except (ParamsError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} cannot be used: {first_line(error)}.", "run `dvc repro`."
+        ) from None
 
 
 def read_stages(lock: Lock, seed: int) -> dict[str, dict[str, dict[str, str]] | None]:

@@ -127,9 +127,9 @@ def grounded_space(target: Target) -> Space:
 def _load_student(model: Path) -> "Student":
     import torch
 
-    from pipeline.student.encoder import load_student
+    from pipeline.student.encoder import Student
 
-    return load_student(model, torch.device("cpu"))
+    return Student.load(model, torch.device("cpu"))
 
 
 def require_corpus(pairs: Path, corpus: str) -> None:

@@ -1,4 +1,4 @@
-"""Which files of a student directory make its embeddings, and their checksums; without torch."""
+"""The files of a student directory that determine its embeddings, and their checksums."""
 
 from pathlib import Path
 
@@ -34,12 +34,12 @@ def hash_student(folder: Path) -> str:
 
 
 def write_student_checksums(folder: Path) -> None:
-    """Note the checksums of a student's files, the pooling's own and the model card left out."""
-    write_checksums(folder, *_sealed(folder))
+    """Record the checksums of a student's files, except the pooling's and the model card."""
+    write_checksums(folder, *_top_files(folder))
 
 
 def verify_student_checksums(folder: Path) -> None:
-    """Refuse a student whose files are not those that were saved.
+    """Refuse a student whose files changed since they were saved.
 
     Raises:
         InputError: naming the file.
@@ -48,9 +48,9 @@ def verify_student_checksums(folder: Path) -> None:
         "run `dvc repro -f train`, or get the model again; "
         f"if you changed it yourself, delete its {CHECKSUMS}."
     )
-    verify_checksums(folder, *_sealed(folder), fix=fix)
+    verify_checksums(folder, *_top_files(folder), fix=fix)
 
 
-def _sealed(folder: Path) -> list[str]:
+def _top_files(folder: Path) -> list[str]:
     names = map(str, _IDENTITY_FILES)
     return [name for name in names if "/" not in name and (folder / name).is_file()]

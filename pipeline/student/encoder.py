@@ -13,7 +13,7 @@ A student directory loads in plain `transformers.AutoModel` and in
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -55,16 +55,16 @@ Tokens = Mapping[str, Int[Tensor, "batch tokens"]]
 RunBackbone = Callable[[nn.Module, Tokens], Tensor]
 
 _NO_LIMIT = 1 << 20
-"""Tokens; for models that name no limit of their own."""
+"""Tokens, for models that name no limit."""
 _TOKENIZED_AT_ONCE = 8192
-"""Sentences whose encodings, which are large, are held together."""
+"""Sentences whose encodings, which are large, are in memory together."""
 _USUAL_TOKENS = 32
-"""A batch of longer sentences holds fewer of them, so that its memory stays the same."""
+"""Tokens per sentence; batches of longer sentences have fewer of them, for the same memory."""
 
 
 @dataclass(frozen=True)
 class TokenizedSentences:
-    """Sentences as token ids, special tokens included, cut to what the model can read."""
+    """Sentences as token ids, special tokens included, cut to the model's length."""
 
     ids: list[NDArray[np.int32]]
     truncated: int
@@ -78,7 +78,7 @@ class SentenceEncoder(nn.Module):
         backbone: a transformers model that returns `last_hidden_state`.
         tokenizer: its fast tokenizer.
         pooling: `cls` (first token) or `mean` (over all tokens that are not padding).
-        settings: what else makes a vector of a text; its `pooling` and `folder` are not used.
+        settings: how texts are read and vectors normalised; `pooling` and `folder` are not used.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class SentenceEncoder(nn.Module):
         if settings.lower_case:
             _lower_case(tokenizer)
         self.run_backbone: RunBackbone = run_padded
-        """Training may put another way to the same states here."""
+        """Computes the last hidden states; training may replace it by a faster way."""
         self.truncated = 0
         """Sentences that `encode` had to cut so far."""
 
@@ -110,13 +110,13 @@ class SentenceEncoder(nn.Module):
 
         Args:
             name: the directory (a Path is never looked up on the hub) or hub name.
-            pooling: overrides what the directory says of its pooling and normalisation; the
-                embedding is then the pooled vector as it is.
+            pooling: overrides the pooling and normalisation of the directory; the embedding is
+                then the plain pooled vector.
 
         Raises:
-            MissingArtifactError: `name` is a Path and not there.
-            ModelError: it cannot be loaded, sets what cannot be honoured (encoder_settings.py), or
-                names no pooling and none was given.
+            MissingArtifactError: `name` is a Path that does not exist.
+            ModelError: it cannot be loaded, has an unsupported setting (settings.py), or names no
+                pooling and none was given.
         """
         if isinstance(name, Path) and not name.is_dir():
             raise MissingArtifactError(name, made_by="train")
@@ -124,7 +124,7 @@ class SentenceEncoder(nn.Module):
         if settings.pooling is None:
             raise ModelError(
                 f"{name} does not say how it pools its tokens.",
-                "say it with --pooling cls or --pooling mean.",
+                "pass --pooling cls or --pooling mean.",
             )
         if settings.similarity != "cosine":
             log.info("%s compares by %s; scores here are by cosine", name, settings.similarity)
@@ -134,15 +134,15 @@ class SentenceEncoder(nn.Module):
         return encoder
 
     def _probe(self, name: str | Path) -> None:
-        """Embed one sentence, so that a model of another kind is refused before any work."""
+        """Embed one sentence, so that an unsuitable model is refused before any work."""
         try:
             self.encode_tokenized(self.tokenize_all(["a probe"]), batch_size=1)
         except PipelineError:
             raise
-        except Exception as error:  # noqa: BLE001  # models of other kinds fail in any way
+        except Exception as error:  # noqa: BLE001  # unsuitable models fail in many ways
             raise ModelError(
                 f"{name} does not embed sentences as a BERT-like encoder: {first_line(error)}",
-                "use an encoder whose last_hidden_state has one vector a token.",
+                "use an encoder whose last_hidden_state has one vector per token.",
             ) from None
 
     @property
@@ -152,12 +152,12 @@ class SentenceEncoder(nn.Module):
 
     @property
     def max_length(self) -> int:
-        """The most tokens that the model can read, special tokens included."""
+        """Most tokens that the model reads, special tokens included."""
         config = cast(Any, self.backbone).config
         positions = int(getattr(config, "max_position_embeddings", 0) or 0)
         embeddings = getattr(self.backbone, "embeddings", None)
         if (padding := getattr(embeddings, "padding_idx", None)) is not None:
-            positions -= int(padding) + 1  # RoBERTa's positions start behind it
+            positions -= int(padding) + 1  # RoBERTa's positions start after it
         limits = [int(self.tokenizer.model_max_length), positions]
         return min(limit for limit in (*limits, _NO_LIMIT) if limit > 0)
 
@@ -183,7 +183,7 @@ class SentenceEncoder(nn.Module):
         return [self.prompt + sentence for sentence in sentences]
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch dim"]:
-        """Sentence vectors h before any head; normalised only where the model says so."""
+        """Sentence vectors h, before any head; normalised only if the model says so."""
         hidden = self.run_backbone(self.backbone, tokens)
         vectors = pool(hidden, tokens["attention_mask"], self.pooling)
         return F.normalize(vectors, dim=-1) if self.normalised else vectors
@@ -208,7 +208,7 @@ class SentenceEncoder(nn.Module):
         """Embed sentences without dropout, in length order; the rows keep the given order.
 
         Raises:
-            ModelError: the model gave a value that is not finite.
+            ModelError: a value is not finite.
         """
         tokenized = self.tokenize_all(sentences)
         self.truncated += tokenized.truncated
@@ -218,7 +218,7 @@ class SentenceEncoder(nn.Module):
     def encode_tokenized(
         self, tokenized: TokenizedSentences, *, batch_size: int, show_progress: bool = False
     ) -> Float32[np.ndarray, "sentences dim"]:
-        """As `encode`, for what `tokenize_all` gave."""
+        """As `encode`, for the result of `tokenize_all`."""
         result = np.empty((len(tokenized.ids), self.dim), dtype=np.float32)
         lengths = [len(ids) for ids in tokenized.ids]
         batches = length_batches(lengths, batch_size, most=batch_size * _USUAL_TOKENS)
@@ -247,7 +247,7 @@ class SentenceEncoder(nn.Module):
             )
 
     def _pad(self, sentences: list[NDArray[np.int32]]) -> dict[str, Tensor]:
-        """Token ids, padded on the right to the longest, and their mask."""
+        """Token ids, padded on the right to the longest, and the attention mask."""
         lengths = np.array([len(ids) for ids in sentences])
         mask = np.arange(lengths.max()) < lengths[:, None]
         ids = np.full(mask.shape, self.tokenizer.pad_token_id or 0, dtype=np.int64)
@@ -257,7 +257,7 @@ class SentenceEncoder(nn.Module):
 
 
 def _lower_case(tokenizer: Any) -> None:
-    """Have a tokenizer lower-case its text first, as sentence-transformers does."""
+    """Make a tokenizer lower-case its text first, as sentence-transformers does."""
     from tokenizers.normalizers import Lowercase, Sequence
 
     backend = tokenizer.backend_tokenizer
@@ -266,7 +266,7 @@ def _lower_case(tokenizer: Any) -> None:
 
 
 def run_padded(backbone: nn.Module, tokens: Tokens) -> Float[Tensor, "batch tokens dim"]:
-    """The last hidden states, padding computed along."""
+    """The last hidden states, computed for padding too."""
     return cast(Tensor, backbone(**tokens).last_hidden_state)
 
 
@@ -275,7 +275,7 @@ def pool(
     attention_mask: Int[Tensor, "batch tokens"],
     pooling: Pooling,
 ) -> Float[Tensor, "batch dim"]:
-    """One vector a sentence: the first token's, or the mean over those that are not padding."""
+    """One vector per sentence: that of the first token, or the mean over all but padding."""
     if pooling == "cls":
         return hidden[:, 0]
     mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
@@ -334,35 +334,58 @@ def _unit_rms(features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"
     """Scale rows to a root mean square of 1.
 
     Teachers differ widely in scale (norms of 1 to 20), and so may the two towers of one. At unit
-    RMS the fresh head neither saturates nor drowns its input in its bias, so that it starts as a
-    random projection, which keeps the teacher's angles.
+    RMS a fresh head neither saturates nor is dominated by its bias, so that it starts as a random
+    projection, which keeps the teacher's angles.
     """
     return F.normalize(features, dim=-1) * math.sqrt(features.shape[-1])
 
 
 @dataclass(frozen=True)
 class Student:
-    """What training makes: the encoder, the heads, and what trained them."""
+    """The result of training: the encoder, the heads, and how they were trained."""
 
     encoder: SentenceEncoder
     heads: GroundingHeads
     objective: str
     seed: int | None = None
-    """Of the training run."""
+    """Seed of the training run."""
     matryoshka: tuple[int, ...] = ()
-    """Shorter embeddings, by their first dimensions, that were trained along."""
+    """Lengths of shorter embeddings, by their first dimensions, that were trained too."""
     teacher: str = ""
-    """sha256 over the weights of the teacher whose features the heads read; empty: not recorded."""
+    """sha256 of the weights of the teacher whose features the heads read; empty: not recorded."""
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | None = None) -> "Student":
-        """Read a student directory; `load_student` with a device chosen: the first GPU or the CPU.
+        """Read a student directory that `save_student` wrote.
+
+        Args:
+            folder: the directory.
+            device: where its weights go; None: the first GPU, else the CPU.
 
         Raises:
             MissingArtifactError: the directory does not exist.
-            ModelError, InputError: as `load_student`.
+            ModelError: it cannot be loaded.
+            InputError: the heads are missing or do not fit, or a file changed since it was saved.
         """
-        return load_student(Path(folder), device or choose_device())
+        folder, device = Path(folder), device or choose_device()
+        verify_student_checksums(folder)
+        encoder = SentenceEncoder.load(folder)
+        try:
+            about = json.loads((folder / "heads.json").read_text(encoding="utf-8"))
+            facts = {
+                "objective": str(about["objective"]),
+                "seed": about.get("seed"),
+                "matryoshka": tuple(map(int, about.get("matryoshka", ()))),
+                "teacher": str(about.get("teacher", "")),
+            }
+            heads = GroundingHeads(*about["dims"])
+            heads.load_state_dict(load_file(folder / "heads.safetensors"))
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise InputError(
+                f"{folder} has no usable grounding heads: {first_line(error)}.",
+                "run `dvc repro -f train`, or get the model again.",
+            ) from None
+        return cls(encoder.to(device).eval(), heads.to(device).eval(), **facts)
 
     def encode(
         self, texts: Sequence[str], *, batch_size: int = 128, show_progress: bool = False
@@ -370,7 +393,7 @@ class Student:
         """Embed texts; the rows are compared by cosine.
 
         Raises:
-            ModelError: the model gave a value that is not finite.
+            ModelError: a value is not finite.
         """
         return self.encoder.encode(texts, batch_size=batch_size, show_progress=show_progress)
 
@@ -409,16 +432,16 @@ class Student:
         """Refuse features of another teacher than the heads were trained on.
 
         Args:
-            weights: the hash of the teacher that made them; empty where that is not recorded.
+            weights: the hash of the teacher that made the features; empty: not recorded.
 
         Raises:
-            StaleArtifactError: it is another one.
+            StaleArtifactError: it is another teacher.
         """
         if self.teacher and weights and self.teacher != weights:
             raise StaleArtifactError(
                 "the teacher's features were made by another teacher than the student's heads "
                 f"were trained on ({weights[:12]} and {self.teacher[:12]}).",
-                "run `dvc repro train`, or set the teacher that it was trained with.",
+                "run `dvc repro train`, or set the teacher that the student was trained with.",
             )
 
     @torch.inference_mode()
@@ -443,19 +466,19 @@ class Student:
 
     @property
     def sees_images(self) -> bool:
-        """Whether training used pictures, so that text and images can be compared."""
+        """Whether training used images, so that text and images can be compared."""
         return self.objective != "simcse"
 
     def _require_grounding(self, rows: NDArray[Any], width: int) -> None:
         if not self.sees_images:
             raise ModelError(
-                "this student was trained without pictures (train.objective: simcse).",
+                "this student was trained without images (train.objective: simcse).",
                 "train with `dvc exp run -S train.objective=kdmcse`.",
             )
         if rows.shape[1] != width:
             raise ModelError(
                 f"the features are {rows.shape[1]} wide, the student's head expects {width}.",
-                "run `dvc repro train`, so that teacher and student belong together.",
+                "run `dvc repro train`, so that student and teacher match.",
             )
 
     def _to_tensor(self, rows: NDArray[Any]) -> Tensor:
@@ -487,43 +510,18 @@ def save_student(folder: Path, student: Student, card: str) -> None:
     write_student_checksums(folder)
 
 
-def load_student(folder: Path, device: torch.device) -> Student:
-    """Read a student directory that `save_student` wrote, onto a device.
-
-    Raises:
-        ModelError: it cannot be loaded.
-        InputError: the heads are missing or do not fit, or a file is not what was saved.
-    """
-    verify_student_checksums(folder)
-    encoder = SentenceEncoder.load(folder)
-    try:
-        about = json.loads((folder / "heads.json").read_text(encoding="utf-8"))
-        facts = {
-            "objective": str(about["objective"]),
-            "seed": about.get("seed"),
-            "matryoshka": tuple(map(int, about.get("matryoshka", ()))),
-            "teacher": str(about.get("teacher", "")),
-        }
-        heads = GroundingHeads(*about["dims"])
-        heads.load_state_dict(load_file(folder / "heads.safetensors"))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise InputError(
-            f"{folder} has no usable grounding heads: {first_line(error)}.",
-            "run `dvc repro -f train`, or get the model again.",
-        ) from None
-    return Student(encoder.to(device).eval(), heads.to(device).eval(), **facts)
-
-
 def is_student(folder: Path) -> bool:
     """Whether `save_student` wrote this directory."""
     return (folder / "heads.json").is_file()
 
 
 def _load_transformers(name: str | Path, folder: str) -> tuple[nn.Module, Any]:
-    """Load weights and tokenizer, without running code of others."""
+    """Load weights and tokenizer, without running code from the directory."""
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
 
-    _silence_transformers()
+    cast(Any, logging).set_verbosity_error()  # no reports about unused or fresh weights
+    cast(Any, logging).disable_progress_bar()
     pickled = is_pickled(Path(name) / folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -538,41 +536,26 @@ def _load_transformers(name: str | Path, folder: str) -> tuple[nn.Module, Any]:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except Exception as error:  # noqa: BLE001  # transformers raises whatever a bad file makes it
+    except Exception as error:  # noqa: BLE001  # transformers raises many kinds of errors
         raise ModelError(
             f"{name} cannot be loaded as an encoder: {first_line(error)}.", LOAD_HINT
         ) from None
-    _require_weights(name, info["missing_keys"])
-    return backbone, tokenizer
-
-
-def _require_weights(name: str | Path, missing: Iterable[str]) -> None:
-    """Refuse weights that would be drawn at random; the pooler's are never used."""
-    if lacking := sorted(key for key in missing if not key.startswith("pooler.")):
+    lacking = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if lacking:  # they would be random; the pooler is never used
         raise ModelError(
             f"{name} lacks {len(lacking)} of its weights, the first {lacking[0]}.",
-            "get the model's weights again, all of them.",
+            "get all weights of the model again.",
         )
-
-
-def _silence_transformers() -> None:
-    """Keep reports about unused or fresh weights and loading bars off the user's screen."""
-    from transformers.utils import logging
-
-    cast(Any, logging).set_verbosity_error()
-    cast(Any, logging).disable_progress_bar()
+    return backbone, tokenizer
 
 
 def _write_sentence_transformers_files(folder: Path, encoder: SentenceEncoder) -> None:
     package = "sentence_transformers.models"
-    modules = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling")]
-    _write(
-        folder / "modules.json",
-        [
-            {"idx": int(name), "name": name, "path": path, "type": f"{package}.{kind}"}
-            for name, path, kind in modules
-        ],
-    )
+    modules = [
+        {"idx": idx, "name": str(idx), "path": path, "type": f"{package}.{kind}"}
+        for idx, (path, kind) in enumerate([("", "Transformer"), ("1_Pooling", "Pooling")])
+    ]
+    _write(folder / "modules.json", modules)
     text = {"max_seq_length": encoder.max_length, "do_lower_case": encoder.lower_case}
     _write(folder / TEXT_FILE, text)
     if encoder.prompt:

@@ -1,4 +1,4 @@
-"""What a sentence-transformers directory says of its encoder: honoured, or refused by name.
+"""The settings in a sentence-transformers directory: applied, or refused by name.
 
     modules.json                       a Transformer, a Pooling, then Normalize or Dropout
     1_Pooling/config.json              cls or mean (the folder is the one that modules.json names)
@@ -6,7 +6,7 @@
     config_sentence_transformers.json  prompts, default_prompt_name, truncate_dim
 
 These are the settings that sentence-transformers 6.2 reads, and those that older versions wrote. A
-directory without modules.json is one of plain transformers, for that library too.
+directory without modules.json is one of plain transformers, as it is for that library.
 """
 
 import json
@@ -27,38 +27,37 @@ POOLING_KEYS: dict[Pooling, str] = {
 }
 _PACKAGE = "sentence_transformers."
 _FOLLOWING = {"Normalize", "Dropout"}
-"""Modules that may follow the pooling; dropout does nothing outside of training."""
-_OLDER_TEXT_FILES = tuple(
-    Path(f"sentence_{kind}_config.json")
-    for kind in ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
-_REMEDY = "take the setting out of a copy of the model, which then gives other embeddings."
+"""Modules that may follow the pooling; dropout has no effect outside training."""
+_OLDER = ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+_TEXT_FILES = (TEXT_FILE, *(Path(f"sentence_{kind}_config.json") for kind in _OLDER))
+"""The settings of text, under the names that they have had."""
+_FIX = "remove the setting from a copy of the model, whose embeddings will then differ."
 
 M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a directory makes a vector of a text."""
+    """How a directory turns a text into a vector."""
 
     folder: str = ""
-    """Of the transformer, within the directory."""
+    """Folder of the transformer, within the directory."""
     pooling: Pooling | None = None
-    """None: it does not say."""
+    """None: not stated."""
     normalised: bool = False
     """Embeddings are L2-normalised."""
     max_length: int | None = None
-    """Tokens that a text is cut to; None: what tokenizer and model can read."""
+    """Tokens that a text is cut to; None: the limit of tokenizer and model."""
     lower_case: bool = False
-    """Texts are lower-cased before their tokenizer sees them."""
+    """Texts are lower-cased before tokenisation."""
     prompt: str = ""
-    """Stands in front of every text."""
+    """Text put in front of every text."""
     similarity: str = "cosine"
-    """What the model compares embeddings by, where it is asked."""
+    """The similarity that the model asks for."""
 
 
 class _Loading(BaseModel):
-    """Arguments of the loaders that change no embedding here: the type is float32 always."""
+    """Arguments of the loaders that change no embedding here: the type is always float32."""
 
     model_config = ConfigDict(extra="forbid")
     attn_implementation: Any = None
@@ -96,7 +95,7 @@ class _Text(BaseModel):
     config_args: _Loading | None = None
     config_kwargs: _Loading | None = None
     unpad_inputs: Any = None
-    """Of attention kernels; these and those below change no embedding of `encode`."""
+    """Of attention kernels; this and the settings below change no embedding of `encode`."""
     query_length: Any = None
     document_length: Any = None
     query_expansion: Any = None
@@ -129,39 +128,39 @@ class _Module(BaseModel):
     @classmethod
     def _stays_within(cls, path: str) -> str:
         if Path(path).is_absolute() or ".." in Path(path).parts:
-            raise ValueError("it is outside of the directory")
+            raise ValueError("it is outside the directory")
         return path
 
     @property
     def kind(self) -> str:
-        """The class, in full where it is not one of sentence-transformers'."""
+        """The class; the full name unless it is one of sentence-transformers."""
         known = self.type.startswith(_PACKAGE)
         return self.type.rpartition(".")[2] if known else self.type
 
 
 def read_settings(name: str | Path, pooling: Pooling | None = None) -> Settings:
-    """Read what a directory or hub model says.
+    """Read the settings of a directory or hub model.
 
     Args:
-        name: of the directory or hub model.
-        pooling: taken instead of the directory's, and then without the modules behind it.
+        name: the directory or hub name.
+        pooling: replaces the directory's pooling and the modules after it.
 
     Raises:
-        ModelError: a setting cannot be honoured, or a file cannot be read.
+        ModelError: a setting is not supported, or a file cannot be read.
     """
     modules = _read_modules(name)
     if modules is None:
         return Settings(pooling=pooling or _read_pooling(name, POOLING_FILE))
     folder = modules[0].path if modules and modules[0].kind == "Transformer" else ""
-    text = _read_text(name, Path(folder))
+    texts = (_read(name, Path(folder) / file, _Text) for file in _TEXT_FILES)
+    text = next(filter(None, texts), _Text())
     model = _read(name, PROMPTS_FILE, _Model) or _Model()
-    prompt = _default_prompt(name, model)
     found = Settings(
         folder=folder,
         pooling=pooling,
         max_length=text.max_seq_length,
         lower_case=text.do_lower_case,
-        prompt=prompt,
+        prompt=_default_prompt(name, model),
         similarity=model.similarity_fn_name or "cosine",
     )
     return found if pooling else _with_chain(name, found, modules)
@@ -175,18 +174,18 @@ def _read_modules(name: str | Path) -> list[_Module] | None:
         return [_Module.model_validate(one) for one in list(content)]
     except (TypeError, ValidationError):
         raise ModelError(
-            f"{name}: modules.json is no list of modules.", "get the model again."
+            f"{name}: modules.json is not a list of modules.", "get the model again."
         ) from None
 
 
 def _with_chain(name: str | Path, found: Settings, modules: list[_Module]) -> Settings:
-    """The settings with what the modules behind the transformer do."""
+    """Add what the modules after the transformer do."""
     kinds = [module.kind for module in modules]
     if kinds[:2] != ["Transformer", "Pooling"] or not _FOLLOWING.issuperset(kinds[2:]):
         raise ModelError(
             f"{name} embeds through {', '.join(kinds) or 'no module'}, which is not supported.",
-            "use a model of a Transformer, a Pooling and at most Normalize behind them; --pooling "
-            "scores the pooled tokens alone.",
+            "use a model of a Transformer, a Pooling and at most a Normalize; with --pooling, only "
+            "the pooled tokens are scored.",
         )
     file = Path(modules[1].path) / "config.json"
     config = _read(name, file, _Pooling) or _Pooling()
@@ -201,7 +200,7 @@ def _with_chain(name: str | Path, found: Settings, modules: list[_Module]) -> Se
 
 
 def _read_pooling(name: str | Path, file: Path) -> Pooling | None:
-    """The one pooling that a config names, if any.
+    """The pooling that a config names, if any.
 
     Raises:
         ModelError: it is not `cls` or `mean`.
@@ -230,29 +229,23 @@ def _pooling_modes(config: Any) -> set[str]:
     return {names.get(key, key) for key in active}
 
 
-def _read_text(name: str | Path, folder: Path) -> _Text:
-    """The first settings of text that are there, under one of the names they had."""
-    for file in (TEXT_FILE, *_OLDER_TEXT_FILES):
-        if (found := _read(name, folder / file, _Text)) is not None:
-            return found
-    return _Text()
-
-
 def _default_prompt(name: str | Path, model: _Model) -> str:
     if model.default_prompt_name is None:
         return ""
     if model.default_prompt_name not in model.prompts:
         raise _unsupported(
-            name, PROMPTS_FILE, f"default_prompt_name is {model.default_prompt_name!r}, no prompt's"
+            name,
+            PROMPTS_FILE,
+            f"default_prompt_name is {model.default_prompt_name!r}, which is not a prompt",
         )
     return model.prompts[model.default_prompt_name] or ""
 
 
 def _read(name: str | Path, file: Path, kind: type[M]) -> M | None:
-    """A file of settings, all of which can be honoured; None: there is none.
+    """A file of settings, all of them supported; None: there is none.
 
     Raises:
-        ModelError: naming the first setting that cannot.
+        ModelError: naming the first setting that is not supported.
     """
     content = _read_json(name, file)
     if content is None:
@@ -266,7 +259,7 @@ def _read(name: str | Path, file: Path, kind: type[M]) -> M | None:
 
 
 def _unsupported(name: str | Path, file: Path, what: str) -> ModelError:
-    return ModelError(f"{name}: {one_line(what, 200)} in {file}, which is not supported.", _REMEDY)
+    return ModelError(f"{name}: {one_line(what, 200)} in {file}, which is not supported.", _FIX)
 
 
 def _read_json(name: str | Path, file: Path) -> Any:
@@ -290,8 +283,8 @@ def _find_file(name: str | Path, file: Path) -> Path | None:
         return Path(hf_hub_download(str(name), str(file)))
     except RemoteEntryNotFoundError:
         return None
-    except Exception as error:  # noqa: BLE001  # the hub's library lets its transport's errors pass
+    except Exception as error:  # noqa: BLE001  # errors of the transport pass through the library
         raise ModelError(
-            f"{name} is no folder, and the hub does not give it: {first_line(error)}",
+            f"{name} is not a folder and cannot be downloaded from the Hub: {first_line(error)}.",
             "check the path or hub name, and the network.",
         ) from None

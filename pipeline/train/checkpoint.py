@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import pickle
 import time
 import zipfile
 from importlib.metadata import version
@@ -32,18 +31,6 @@ State = dict[str, Any]
 _PACKAGE = Path(__file__).parents[1]
 _CODE = ("pipeline.train.loop", "pipeline.evaluate.selection")
 """What trains and what selects the student. Other code makes another run."""
-_FORMAT = 1
-_NAME = 16
-_UNREADABLE = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    EOFError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-)
 _LIBRARIES = ("accelerate", "numpy", "tokenizers", "torch", "transformers")
 
 
@@ -57,31 +44,29 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path, fingerprint: str, every: float) -> None:
-        self._path = folder / f"{fingerprint[:_NAME]}.pt"
-        self._key = {"format": _FORMAT, "run": fingerprint}
+        self._path = folder / f"{fingerprint}.pt"
         self._clean()
         self._every = every
         self._saved = time.monotonic()
 
     def load(self) -> State | None:
-        """The state to resume from; None where there is none, or it belongs to another run."""
+        """The state to resume from; None where there is none, or it is damaged."""
+        if not self._path.is_file():
+            return None
         try:
             with zipfile.ZipFile(self._path) as file:  # torch does not check its CRC-32s
                 if damaged := file.testzip():
-                    raise ValueError(f"{damaged} is damaged")
-            content = torch.load(self._path, map_location="cpu", weights_only=True)
-            key, state = content["key"], content["state"]
-        except FileNotFoundError:
+                    raise ValueError(f"{damaged} is damaged")  # noqa: TRY301
+            state = dict(torch.load(self._path, map_location="cpu", weights_only=True))
+            log.info("training resumes after step %d, from %s", state["step"], self._path)
+        except Exception as error:  # noqa: BLE001  # damaged files fail in any way
+            log.warning(
+                "%s cannot be read (%s): training starts anew",
+                self._path,
+                one_line(str(error), 100),
+            )
             return None
-        except _UNREADABLE as error:
-            reason = one_line(str(error), 100)
-            log.warning("%s cannot be read (%s): training starts anew", self._path, reason)
-            return None
-        if differing := [name for name in self._key if key.get(name) != self._key[name]]:
-            log.warning("%s is of another %s: training starts anew", self._path, differing[0])
-            return None
-        log.info("training resumes after step %d, from %s", state["step"], self._path)
-        return dict(state)
+        return state
 
     def is_due(self) -> bool:
         """Whether it is time to save again."""
@@ -94,7 +79,7 @@ class Checkpoint:
             ResourceError: the disk is full, or the place cannot be written; the old file stays.
         """
         with atomic_file(self._path) as temporary, output_file(temporary) as stream:
-            torch.save({"key": self._key, "state": state}, cast(IO[bytes], stream))
+            torch.save(state, cast(IO[bytes], stream))
         self._saved = time.monotonic()
 
     def remove(self) -> None:

@@ -59,9 +59,8 @@ class Curves:
 
     def state(self) -> dict[str, Any]:
         """All that `restore` needs."""
-        return {"points": [list(point) for point in self.points], "terms": self._terms}
+        return {"points": self.points, "terms": self._terms}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`."""
-        self.points = [(step, curve, value) for step, curve, value in state["points"]]
-        self._terms = {name: list(terms) for name, terms in state["terms"].items()}
+        self.points, self._terms = state["points"], state["terms"]

@@ -22,15 +22,15 @@ def hard_negative_order(
 ) -> Order:
     """An order of a pool in which every cut of `batch_size` rows is full of hard negatives.
 
-    A batch grows by one anchor after the other, the first row that is left, each followed by its
-    nearest rows that are left and that the noise filter would keep. Every row comes once, so an
-    epoch reads what it would without; the last batches of a pool find fewer neighbours.
+    A batch grows by one anchor after another, each the first row that is left, followed by its
+    nearest rows that are left and that the noise filter would keep. Every row comes once, so that
+    an epoch reads the same captions; the last batches of a pool find fewer neighbours.
 
     Args:
         images: teacher features of the pool's images, as the teacher gives them.
         captions: of its captions.
         batch_size: rows a batch.
-        neighbours: hard negatives an anchor brings along.
+        neighbours: hard negatives that follow an anchor.
         noise: the similarity that is searched, and where a neighbour would be a false negative.
         image_rows: which image each row is of; captions of one image are no negatives. None: all
             are of different images.
@@ -61,14 +61,9 @@ def _walk(scores: Float[np.ndarray, "pool pool"], batch_size: int, neighbours: i
         left[anchor] = False
         order.append(anchor)
         room = min(neighbours, -len(order) % batch_size)
-        for row in _nearest(np.where(left, scores[anchor], -np.inf), room):
-            left[row] = False
-            order.append(int(row))
+        usable = np.where(left, scores[anchor], -np.inf)
+        nearest = np.argsort(-usable, kind="stable")[:room]
+        nearest = nearest[np.isfinite(usable[nearest])]
+        left[nearest] = False
+        order += nearest.tolist()
     return np.array(order)
-
-
-def _nearest(scores: Float[np.ndarray, " pool"], count: int) -> Int64[np.ndarray, " found"]:
-    """The rows of the highest scores, the highest first, as far as there are any."""
-    rows = np.argsort(-scores, kind="stable")[:count]
-    found: Int64[np.ndarray, " found"] = rows[np.isfinite(scores[rows])]
-    return found

@@ -31,104 +31,97 @@ every shape that it meets and keeps a thousand: 1.5 GiB, and a tenth of the time
 
 @dataclass(frozen=True)
 class Unpadded:
-    """Runs a backbone without padding while it trains, and as ever where it does not.
+    """Runs a backbone without padding in training, and with padding otherwise.
 
     Attributes:
-        first_position: what the backbone calls the first token's position.
+        first_position: the number of the first token's position in the backbone.
     """
 
     first_position: int
 
     def __call__(self, backbone: nn.Module, tokens: Tokens) -> Float[Tensor, "batch tokens dim"]:
-        """The last hidden states; in training, those of padding are of no use."""
+        """The last hidden states; in training, those of padding are meaningless."""
         if not backbone.training:
             return run_padded(backbone, tokens)
         return run_unpadded(backbone, tokens, self.first_position)
 
 
 def choose_unpadded(encoder: SentenceEncoder, params: TrainParams) -> bool:
-    """Do as `train.unpad` says, and say whether padding is left out.
+    """Do as `train.unpad` says, and return whether padding is left out.
 
     Raises:
-        ParamsError: it is to be, and cannot.
+        ParamsError: it should be, and cannot.
     """
-    if params.unpad is False:
+    is_worth_it = encoder.device.type == "cpu" and not params.compile
+    if not (is_worth_it if params.unpad == "auto" else params.unpad):
         return False
-    if params.unpad == "auto":
-        is_worth_it = encoder.device.type == "cpu" and not params.compile
-        return is_worth_it and leave_out_padding(encoder)
-    if not leave_out_padding(encoder):
+    is_unpadded = leave_out_padding(encoder)
+    if params.unpad is True and not is_unpadded:
         raise ParamsError(
             "train.unpad is true, but this encoder gives other vectors without padding.",
             "set it to auto or false.",
         )
-    return True
+    return is_unpadded
 
 
 def leave_out_padding(encoder: SentenceEncoder) -> bool:
     """Make an encoder train without padding, where that changes nothing in its vectors.
 
-    It does not for models whose attention is not one of transformers' functions, or that find
-    positions by themselves; a few sentences, encoded in both ways, tell. These stay as they were.
+    A few sentences, encoded in both ways, decide. Models whose attention is not one of
+    transformers' functions, or that compute positions themselves, stay as they were.
 
     Args:
         encoder: changed in place.
 
     Returns:
-        Whether it was.
+        Whether it was changed.
     """
-    backbone = cast(Any, encoder.backbone)
-    before = getattr(backbone.config, "_attn_implementation", None)
-    padding = encoder.tokenizer.pad_token_id or 0
-    tokens = encoder.tokenize(_PROBES)
-    _register()
-    for first_position in (0, padding + 1):
-        run = functools.partial(run_unpadded, first_position=first_position)
-        if _agrees(backbone, tokens, run):
+    for first_position in (0, (encoder.tokenizer.pad_token_id or 0) + 1):
+        if _takes(encoder, functools.partial(run_unpadded, first_position=first_position)):
             encoder.run_backbone = Unpadded(first_position)
             return True
-    backbone.set_attn_implementation(before)
     return False
 
 
 def take_masks_unseen(encoder: SentenceEncoder) -> bool:
-    """Make a padded encoder give its masks to attention as they are, by `attention_mask`.
+    """Make a padded encoder pass its masks to attention as they are, by `attention_mask`.
 
-    It does not for models whose attention is not one of transformers' functions.
+    Models whose attention is not one of transformers' functions stay as they were.
 
     Args:
         encoder: changed in place.
 
     Returns:
-        Whether it was.
+        Whether it was changed.
     """
-    backbone = cast(Any, encoder.backbone)
-    before = getattr(backbone.config, "_attn_implementation", None)
-    tokens = encoder.tokenize(_PROBES)
-    _register()
-    if before == "sdpa" and _agrees(backbone, tokens, run_padded):
-        return True
-    backbone.set_attn_implementation(before)
-    return False
+    config = cast(Any, encoder.backbone).config
+    return getattr(config, "_attn_implementation", None) == "sdpa" and _takes(encoder, run_padded)
 
 
-def _register() -> None:
+def _takes(encoder: SentenceEncoder, run: RunBackbone) -> bool:
+    """Whether a backbone gives the same states by `run` with our attention, which it then keeps."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(_NAME, attend)
     AttentionMaskInterface.register(_NAME, attention_mask)
+    backbone = cast(Any, encoder.backbone)
+    before = getattr(backbone.config, "_attn_implementation", None)
+    agrees = _agrees(backbone, encoder.tokenize(_PROBES), run)
+    if not agrees:
+        backbone.set_attn_implementation(before)
+    return agrees
 
 
 @torch.no_grad()
 def _agrees(backbone: Any, tokens: Tokens, run: RunBackbone) -> bool:
-    """Whether a way to the hidden states gives the model's own, with our attention in its place."""
+    """Whether `run` with our attention gives the model's own hidden states."""
     was_training = backbone.training
     backbone.eval()
     try:
         expected = run_padded(backbone, tokens)
         backbone.set_attn_implementation(_NAME)
         given = run(backbone, tokens)
-    except Exception:  # noqa: BLE001  # a model says in its own way what it does not take
+    except Exception:  # noqa: BLE001  # models refuse in any way
         return False
     finally:
         backbone.train(was_training)
@@ -138,7 +131,7 @@ def _agrees(backbone: Any, tokens: Tokens, run: RunBackbone) -> bool:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of a batch stand, and so much padding that their number is a round one.
+    """Where the tokens of a batch are, and enough padding to make their number a round one.
 
     Attributes:
         places: of every row in the flattened (B, T), none twice.
@@ -155,7 +148,7 @@ class Layout:
         return cls(torch.cat([places, holes[: -len(places) % _ROWS]]), mask)
 
     def pad(self, rows: Tensor) -> Tensor:
-        """Put rows (rows, ...) to their places in (B, T, ...), with 0 between."""
+        """Put rows (rows, ...) in their places in (B, T, ...), with 0 between."""
         padded = _spread(rows, self.places, self.mask.numel())
         return padded.view(*self.mask.shape, *rows.shape[1:])
 
@@ -165,7 +158,7 @@ class Layout:
 
 
 class _Spread(torch.autograd.Function):
-    """No place is taken twice, so that gradients are put in place and need not be added up."""
+    """No place is taken twice, so that gradients are copied and need no addition."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, places: Tensor, count: int) -> Tensor:
@@ -196,7 +189,7 @@ _take: Callable[[Tensor, Tensor], Tensor] = cast(Any, _Take).apply
 def run_unpadded(
     backbone: nn.Module, tokens: Tokens, first_position: int
 ) -> Float[Tensor, "batch tokens dim"]:
-    """The last hidden states of a batch; those of padding are of no use."""
+    """The last hidden states of a batch; those of padding are meaningless."""
     mask = tokens["attention_mask"].bool()
     layout = Layout.of(mask)
     positions = (mask.cumsum(1) - 1 + first_position).flatten()[layout.places]
@@ -215,8 +208,8 @@ def attend(
 ) -> tuple[Float[Tensor, "rows tokens heads dim"], None]:
     """Attention within each sentence, where a `layout` in `settings` says where they are.
 
-    transformers defines arguments and result of such functions, and passes the layout on from the
-    call of the model. Without one this is transformers' own.
+    transformers defines arguments and result of such functions, and passes on the layout from the
+    call of the model. Without a layout this is transformers' own attention.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -240,10 +233,10 @@ def attention_mask(
     allow_is_bidirectional_skip: bool = False,
     **settings: Any,
 ) -> Tensor | None:
-    """The mask that transformers gives SDPA, but on a GPU never looked at.
+    """The mask that transformers gives SDPA, but on a GPU never inspected.
 
-    transformers leaves out a mask that hides nothing, and to know that, the host waits at every
-    forward pass until the device has the mask. transformers defines arguments and result.
+    transformers drops a mask that hides nothing; to know that, the host waits for the device at
+    every forward pass. transformers defines arguments and result.
     """
     from transformers.masking_utils import sdpa_mask
 

@@ -152,8 +152,8 @@ def test_a_loss_that_is_not_finite(scratch, every):
 EAGER_LOG = """
 import runpy
 import sys
-from pipeline.core import log_bars
-log_bars.INTERVAL = 0.0  # a line of progress at every step
+from pipeline.core import progress
+progress.INTERVAL = 0.0  # a line of progress at every step
 runpy.run_module(f"stages.{sys.argv.pop()}", run_name="__main__")
 """
 
@@ -225,13 +225,6 @@ def test_a_place_that_cannot_be_written_has_a_remedy(scratch):
     assert_clear_error(invoke("index"), "reports/index.json", "is a directory", "name a file")
 
 
-def test_a_gpu_out_of_memory_has_the_same_remedy():
-    def main() -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
-
-    assert_clear_error(run(main), "memory ran out", "batch size")
-
-
 def run(main) -> object:
     return CliRunner().invoke(run_stage(main), [])
 
@@ -245,38 +238,38 @@ def test_a_bug_is_one_line_too_and_says_how_to_see_more(monkeypatch):
     assert "Traceback" in run(main).stderr
 
 
-def test_memory_running_out_has_a_remedy():
+OUT_OF_MEMORY = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    pa.ArrowMemoryError("realloc of size 256 failed"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_memory_that_ran_out_has_a_remedy(error):
     def main() -> None:
-        raise MemoryError
+        raise error
 
-    assert_clear_error(run(main), "memory ran out", "batch size")
+    def export() -> None:
+        raise RuntimeError("the export failed") from error
+
+    for command in (main, export):
+        assert_clear_error(run(command), "memory ran out", "batch size")
 
 
-@pytest.mark.parametrize(
-    "cause",
-    [
-        MemoryError(),
-        OSError(errno.ENOMEM, "Cannot allocate memory"),
-        pa.ArrowMemoryError("realloc of size 256 failed"),
-    ],
-)
+@pytest.mark.parametrize("cause", OUT_OF_MEMORY)
 def test_out_of_memory_is_not_blamed_on_a_file(cause):
     def main() -> None:
         try:
             raise cause
-        except (MemoryError, OSError, pa.ArrowException):
+        except type(cause):
             raise InputError("a.parquet cannot be read.", "run `dvc repro -f x`.") from None
 
     result = run(main)
     assert_clear_error(result, "memory ran out: a.parquet cannot be read", "batch size")
     assert "dvc repro" not in result.stderr
-
-
-def test_out_of_memory_is_found_behind_the_error_that_it_caused():
-    def main() -> None:
-        raise RuntimeError("the export failed") from MemoryError()
-
-    assert_clear_error(run(main), "memory ran out", "batch size")
 
 
 def test_errors_that_name_each_other_as_the_cause_are_read_once():

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from pipeline.core.batching import ahead, fetched, length_batches
 from pipeline.core.checksums import hash_strings
-from pipeline.core.device import ran_out_of_memory
 from pipeline.core.errors import InterruptedRunError, ResourceError
 from pipeline.core.files import (
     atomic_file,
@@ -246,17 +245,6 @@ def test_a_disk_that_fills_up_under_numpy_is_reported(tmp_path):
         path.symlink_to("/dev/full")
         save_array(path, np.zeros(100_000))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_memory_that_ran_out_is_known_by_its_words():
-    for error in (
-        MemoryError(),
-        RuntimeError("std::bad_alloc"),
-        RuntimeError("CUDA out of memory"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-    ):
-        assert ran_out_of_memory(error)
-    assert not ran_out_of_memory(ValueError("no such key"))
 
 
 def test_fetched_waits_for_one_when_the_next_is_on_its_way():

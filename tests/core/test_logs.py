@@ -112,24 +112,21 @@ def remote_shard(tmp_path, server):
     return scratch
 
 
-def test_a_download_logs_time_stage_and_item_without_secrets(remote_shard):
-    done = run("-m", "stages.download", cwd=remote_shard)
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stderr.splitlines() if "fetching" in line]
-    assert len(lines) == 1
-    assert LINE.match(lines[0])[1] == "download"
-    assert "one.tar" in lines[0]
-    assert_no_secret(done.stdout + done.stderr)
-
-
 def files_of(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def test_a_download_writes_no_secret(remote_shard):
-    """Into nothing but params.yaml, where its user wrote them."""
-    assert run("-m", "stages.download", cwd=remote_shard).returncode == 0
+def test_a_download_logs_to_stderr_alone_and_tells_no_secret(remote_shard):
+    """It writes none either, except into params.yaml, where the user wrote them."""
+    done = run("-m", "stages.download", cwd=remote_shard)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    (line,) = [line for line in done.stderr.splitlines() if "fetching" in line]
+    assert LINE.match(line)[1] == "download"
+    assert "one.tar" in line
+    assert_no_secret(done.stderr)
     for path in files_of(remote_shard):
+        assert path.suffix != ".log"
         if path.name != "params.yaml":
             assert_no_secret(path.read_bytes())
 
@@ -204,14 +201,6 @@ def test_no_stage_writes_its_environment_anywhere(tmp_path, monkeypatch):
     assert any(path.name == "README.md" for path in written)
     for path in written:
         assert_no_secret(path.read_bytes())
-
-
-def test_logs_go_to_stderr_alone_and_into_no_file(remote_shard):
-    before = {path.name for path in files_of(remote_shard)}
-    done = run("-m", "stages.download", cwd=remote_shard)
-    assert done.stdout == ""
-    made = {path.suffix for path in files_of(remote_shard) if path.name not in before}
-    assert ".log" not in made
 
 
 def test_defaults_hold_no_secret():

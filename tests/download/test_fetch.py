@@ -36,10 +36,7 @@ def test_a_file_arrives_whole_is_recorded_and_fetched_once(served, tmp_path):
     fetched = fetch(FILE, tmp_path / "to", url)
     assert fetched.read_bytes() == CONTENT
     recorded = json.loads((tmp_path / "to/checksums.json").read_text())
-    assert recorded["file.bin"] == {
-        "sha256": hashlib.sha256(CONTENT).hexdigest(),
-        "address": f"{url}/file.bin",
-    }
+    assert recorded == {f"file.bin {url}/file.bin": hashlib.sha256(CONTENT).hexdigest()}
     assert sorted(p.name for p in (tmp_path / "to").iterdir()) == ["checksums.json", "file.bin"]
     assert fetch(FILE, tmp_path / "to", url) == fetched
     assert len(handler.requests) == 1

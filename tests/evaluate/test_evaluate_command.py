@@ -128,11 +128,6 @@ def test_beside_refuses_a_report_with_other_settings(run):
     assert_nothing_written(run)
 
 
-def test_beside_refuses_a_report_that_is_not_there(run):
-    result = invoke("evaluate", "--out", "scores.json", "--beside", "nowhere.json")
-    assert_clear_error(result, "nowhere.json does not exist")
-
-
 def test_only_the_asked_tasks_are_scored(run):
     report = evaluate("--tasks", "sts")
     assert report.keys() == {"sts", "systems"}
@@ -140,19 +135,34 @@ def test_only_the_asked_tasks_are_scored(run):
     assert report["systems"][0]["about"]["data"].keys() == {"sts", "training_text"}
 
 
-def test_an_unknown_task_is_refused(run):
-    result = invoke("evaluate", "--out", "scores.json", "--tasks", "sts,clustering")
-    assert_clear_error(result, "--tasks names 'clustering'", "sts, transfer, retrieval")
-    assert_nothing_written(run)
-
-
 PLAIN_MEAN = ("--model", str(PLAIN), "--pooling", "mean")
 
 
-def test_retrieval_asked_of_a_model_without_heads_is_refused(run):
-    result = invoke("evaluate", "--out", "scores.json", *PLAIN_MEAN, "--tasks", "sts,retrieval")
-    assert_clear_error(result, "no grounding heads", "leave retrieval out")
-    assert_nothing_written(run)
+REFUSED = {
+    "an unknown task": (
+        ("--tasks", "sts,clustering"),
+        ("names 'clustering'", "sts, transfer,"),
+    ),
+    "retrieval without heads": (
+        (*PLAIN_MEAN, "--tasks", "sts,retrieval"),
+        ("no grounding heads", "leave retrieval out"),
+    ),
+    "no pooling": (("--model", str(PLAIN)), ("does not say how it pools", "--pooling mean")),
+    "another pooling": (("--pooling", "cls"), ("is not the mean pooling",)),
+    "no report beside": (("--beside", "nowhere.json"), ("nowhere.json does not exist",)),
+    "one name twice": (
+        ("--beside", "reports/evaluate/0.json"),
+        ("two systems of the tables are called student", "--name"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_scored_as_asked_is_refused(in_tiny_run, tmp_path, name):
+    arguments, words = REFUSED[name]
+    result = invoke("evaluate", "--out", str(tmp_path / "scores.json"), *arguments)
+    assert_clear_error(result, *words)
+    assert_nothing_written(tmp_path)
 
 
 def test_default_tasks_leave_retrieval_out_for_a_model_without_heads(run):
@@ -172,15 +182,11 @@ def change_heads(**values: object) -> dict:
 
 def test_a_student_trained_without_pictures_does_not_retrieve(run):
     change_heads(objective="simcse")
-    assert evaluate().keys() == {"sts", "transfer", "systems"}
+    report = evaluate()
+    assert report.keys() == {"sts", "transfer", "systems"}
+    assert report["systems"][0]["about"]["seed"] == 0
     result = invoke("evaluate", "--tasks", "retrieval", "--out", "scores.json")
     assert_clear_error(result, "no grounding heads trained on pictures")
-
-
-def test_a_model_that_names_no_pooling_needs_one(run):
-    result = invoke("evaluate", "--out", "scores.json", "--model", str(PLAIN))
-    assert_clear_error(result, "does not say how it pools", "--pooling mean")
-    assert_nothing_written(run)
 
 
 @pytest.mark.slow
@@ -321,22 +327,6 @@ def test_a_report_is_not_replaced_by_that_of_another_model_of_its_name(run, capl
     assert_clear_error(
         invoke("evaluate", "--model", "a/model", *ask), "not a report of this version"
     )
-
-
-def test_two_systems_of_one_name_are_refused(run):
-    result = invoke("evaluate", "--beside", "reports/evaluate/0.json", "--out", "x.json")
-    assert_clear_error(result, "two systems of the tables are called student", "--name")
-
-
-def test_a_text_only_student_keeps_its_seed_and_retrieves_nothing(run):
-    change_heads(objective="simcse")
-    content = evaluate()
-    assert content["systems"][0]["about"]["seed"] == 0
-    assert "retrieval" not in content
-
-
-def test_a_student_is_scored_with_its_own_pooling(run):
-    assert_clear_error(invoke("evaluate", "--pooling", "cls"), "is not the mean pooling")
 
 
 def test_a_matryoshka_student_is_scored_by_its_first_dimensions(run):

@@ -1,4 +1,4 @@
-"""Extraction with the demo teacher: every row once, whatever happens on the way."""
+"""Extraction with the demo teacher: every row once, whatever happens during the run."""
 
 import functools
 import io
@@ -316,7 +316,7 @@ def test_features_that_are_not_finite_are_refused(tmp_path, teacher, pngs, monke
 
 
 def extract_together(pairs: Path, work: Path, name: str, both) -> None:
-    """In a process of its own, which starts to extract when the other one is ready, too."""
+    """In another process, which starts to extract when both are ready."""
     teacher = Teacher(TeacherParams(model=TINY["teacher"]["model"]), torch.device("cpu"))
     torch.set_num_threads(1)
     both.wait(240)
@@ -325,7 +325,7 @@ def extract_together(pairs: Path, work: Path, name: str, both) -> None:
 
 @pytest.mark.slow
 def test_two_processes_do_not_spoil_each_other(tmp_path, teacher, pngs):
-    """New interpreters: a process forked beside the threads of torch can wait for ever."""
+    """New interpreters: a process forked beside the threads of torch can hang."""
     extract(make_pairs(tmp_path / "pairs", pngs), teacher, tmp_path / "alone")
     spawn = multiprocessing.get_context("spawn")
     ready = spawn.Barrier(2)

@@ -34,16 +34,11 @@ def changed(first: TeacherIdentity, second: TeacherIdentity) -> set[str]:
     return {name for name in names if getattr(first, name) != getattr(second, name)}
 
 
-@pytest.mark.parametrize(
-    "field", ["architecture", "weights", "preprocessing", "tokenizer", "dtype"]
-)
-def test_the_fingerprint_covers_what_changes_features(field):
-    assert replace(IDENTITY, **{field: "other"}).fingerprint != IDENTITY.fingerprint
-
-
-@pytest.mark.parametrize("field", ["model", "pretrained", "source", "library"])
-def test_the_fingerprint_is_independent_of_names_and_versions(field):
-    assert replace(IDENTITY, **{field: "other"}).fingerprint == IDENTITY.fingerprint
+def test_the_fingerprint_is_independent_of_names_and_versions_only():
+    names = {"model", "pretrained", "source", "library"}
+    for field in fields(TeacherIdentity):
+        other = replace(IDENTITY, **{field.name: "other"})
+        assert (other.fingerprint == IDENTITY.fingerprint) == (field.name in names), field.name
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +115,7 @@ def test_a_context_of_another_length_changes_model_and_tokenizer(tmp_path, open_
     assert {"architecture", "weights", "tokenizer"} <= changed(other, open_clip_teacher)
 
 
-@pytest.mark.parametrize("place", [0.01, 0.5, 0.999])
+@pytest.mark.parametrize("place", [0.01, 0.999])
 def test_every_byte_of_the_weights_counts(tmp_path, place):
     copy = shutil.copytree(ROOT / "data/demo/teacher", tmp_path / "copy")
     original = identify(f"local-dir:{copy}")
@@ -140,7 +135,7 @@ def test_the_type_of_the_forward_pass_counts(clip, clip_teacher, precision):
     assert identify(f"transformers:{clip}", "fp32") == clip_teacher
 
 
-def test_activation_and_heads_of_a_transformers_model_count(tmp_path, clip_teacher):
+def test_settings_of_a_transformers_model_count(tmp_path, clip_teacher):
     for number, change in enumerate(({"act": "gelu"}, {"heads": 2}, {"eos": 2})):
         folder = save_clip(tmp_path / str(number), **change)
         found = changed(identify(f"transformers:{folder}"), clip_teacher)
@@ -190,16 +185,15 @@ for name in sys.argv[1:]:
 def test_the_fingerprint_is_the_same_in_another_process(tmp_path, clip, clip_teacher):
     names = [save_open_clip(tmp_path), f"local-dir:{ROOT / 'data/demo/teacher'}"]
     expected = [clip_teacher.fingerprint, *(identify(name).fingerprint for name in names)]
-    for seed in ("1", "2"):
-        output = subprocess.run(
-            [sys.executable, "-c", _PRINT, f"transformers:{clip}", *names],
-            check=True,
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env=os.environ | {"PYTHONHASHSEED": seed},
-        )
-        assert output.stdout.split() == expected
+    output = subprocess.run(
+        [sys.executable, "-c", _PRINT, f"transformers:{clip}", *names],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONHASHSEED": "1"},
+    )
+    assert output.stdout.split() == expected
 
 
 def test_the_source_is_all_files_of_a_folder(tmp_path, clip):
@@ -211,7 +205,7 @@ def test_the_source_is_all_files_of_a_folder(tmp_path, clip):
     assert hash_teacher_source("transformers:org/name") == ""
 
 
-def test_folders_and_names_on_a_hub_are_told_apart(tmp_path):
+def test_folders_are_distinguished_from_names_on_a_hub(tmp_path):
     assert folder_of(f"local-dir:{tmp_path}") == tmp_path
     assert folder_of(f"transformers:{tmp_path}") == tmp_path
     assert folder_of("transformers:org/name") is None

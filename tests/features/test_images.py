@@ -1,4 +1,4 @@
-"""Decoding: what the teacher's transform gives, for every kind of file, and never an exception."""
+"""Decoding gives the pixels of the teacher's transform or a rejection, never an exception."""
 
 import io
 import multiprocessing
@@ -33,7 +33,7 @@ WHOLE = Decoder(to_pixels, side=1000)
 
 
 def draw(width: int, height: int, *, seed: int = 0) -> Image.Image:
-    """Colours that change smoothly, and a corner that tells all eight orientations apart."""
+    """Smooth colours, and a corner that differs in all eight orientations."""
     small = np.random.default_rng(seed).integers(0, 255, (5, 6, 3), dtype=np.uint8)
     picture = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
     picture.paste((255, 0, 0), (0, 0, width // 3, height // 8))
@@ -53,7 +53,7 @@ def pixels(content: bytes, decode: Decoder = WHOLE) -> np.ndarray:
 
 
 def plain(content: bytes) -> np.ndarray:
-    """What Pillow's own convert gives."""
+    """The pixels that Pillow's own convert gives."""
     with warnings.catch_warnings(action="ignore"):
         return np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).transpose(2, 0, 1)
 
@@ -92,7 +92,7 @@ def test_a_transform_of_another_shape_is_run_as_a_whole():
     assert rest is None
 
 
-def test_a_decoder_travels_to_other_processes():
+def test_a_decoder_can_be_pickled():
     part, _ = split_transform(image_transform(SIDE, is_train=False, mean=MEAN, std=STD))
     decode, content = Decoder(part, SIDE), save(draw(90, 60), "JPEG")
     again = pickle.loads(pickle.dumps(decode))  # noqa: S301
@@ -147,7 +147,7 @@ def test_pictures_are_turned_upright(kind, orientation):
 
 
 @pytest.mark.parametrize("damage", [b"Exif\0\0MM\0*\0\0\0\x08\0\x01", b"Exif\0\0rubbish", b"\xff"])
-def test_a_damaged_orientation_is_none(damage):
+def test_a_damaged_orientation_is_ignored(damage):
     content = save(draw(40, 24), "JPEG", exif=damage)
     assert np.array_equal(pixels(content), plain(content))
 
@@ -186,7 +186,7 @@ def test_every_mode_with_a_meaning_is_converted_as_pillow_does(mode, kind):
 
 
 @pytest.mark.parametrize("transparency", [3, bytes(range(200, 256))])
-def test_transparency_of_a_palette_is_left_out_without_a_word(transparency):
+def test_transparency_of_a_palette_is_ignored_without_a_warning(transparency):
     content = save(draw(32, 32).quantize(60), "PNG", transparency=transparency)
     assert np.array_equal(pixels(content), plain(content))
 
@@ -203,7 +203,7 @@ def grey16() -> Image.Image:
     return Image.fromarray(np.full((4, 4), 700, np.uint16))
 
 
-def test_numbers_that_are_no_brightness_are_rejected():
+def test_pixels_without_a_meaning_as_brightness_are_rejected():
     integers = Image.fromarray(np.full((4, 4), 70_000, np.int32))
     floats = Image.fromarray(np.full((4, 4), 0.5, np.float32))
     contents = [save(image, "TIFF") for image in (grey16(), integers, floats)]
@@ -225,7 +225,7 @@ def test_numbers_that_are_no_brightness_are_rejected():
         (save(Image.new("1", (20_000, 20_000)), "PNG"), "huge", "400000000 pixels"),
     ],
 )
-def test_what_cannot_be_decoded_is_rejected_with_a_reason(content, reason, words):
+def test_bad_files_are_rejected_with_a_reason(content, reason, words):
     rejection = Decoder(to_pixels, SIDE)(content)
     assert isinstance(rejection, Rejection)
     assert rejection.reason == reason
@@ -233,14 +233,14 @@ def test_what_cannot_be_decoded_is_rejected_with_a_reason(content, reason, words
     assert "\n" not in rejection.detail
 
 
-def test_a_strip_that_would_grow_beyond_all_bounds_is_rejected():
+def test_a_strip_that_would_become_huge_is_rejected():
     part, _ = split_transform(image_transform(SIDE, is_train=False, mean=MEAN, std=STD))
     rejection = Decoder(part, 1000)(save(Image.new("L", (1, 2000)), "PNG"))
     assert rejection == Rejection("huge", "a strip of 1 x 2000 pixels")
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_of_many_frames_the_first_counts(kind):
+def test_the_first_of_many_frames_is_used(kind):
     first, second = draw(32, 32, seed=1), draw(32, 32, seed=2)
     options = {"lossless": True} if kind == "WEBP" else {}
     content = save(first, kind, save_all=True, append_images=[second], **options)
@@ -248,7 +248,7 @@ def test_of_many_frames_the_first_counts(kind):
     assert np.array_equal(pixels(content), np.asarray(expected).transpose(2, 0, 1))
 
 
-def test_a_stop_signal_is_no_fault_of_the_image():
+def test_a_stop_signal_is_not_a_fault_of_the_image():
     def stopped(_image):
         raise InterruptedRunError("features was stopped by SIGTERM", "run it again")
 
@@ -286,7 +286,7 @@ def test_no_bytes_raise(content):
     assert isinstance(Decoder(to_pixels, SIDE)(content), Rejection | torch.Tensor)
 
 
-def test_threads_decode_what_one_does():
+def test_threads_decode_as_one_does():
     decode = Decoder(to_pixels, SIDE)
     contents = [seed[: len(seed) - cut] for cut in (0, 30) for seed in SEEDS] * 20
     with ThreadPoolExecutor(8) as pool:
@@ -311,7 +311,7 @@ def test_photos_of_the_usual_size_are_those_of_the_plain_transform():
 
 
 def decode_with_little_memory(content: bytes, send) -> None:
-    """In a process of its own: with 64 MiB on top of what it has."""
+    """In another process: with 64 MiB more than it has."""
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + (64 << 20),) * 2)
     try:
@@ -320,8 +320,8 @@ def decode_with_little_memory(content: bytes, send) -> None:
         send.send("MemoryError")
 
 
-def test_want_of_memory_is_no_fault_of_the_image():
-    """It would be left out of the features for good, for a machine that was busy for a moment."""
+def test_running_out_of_memory_is_not_a_fault_of_the_image():
+    """Or it would be left out of the features for good, because memory was short for a moment."""
     content = save(Image.new("RGB", (9_000, 9_000)), "PNG")
     receive, send = multiprocessing.Pipe(duplex=False)
     context = multiprocessing.get_context("fork")

@@ -49,9 +49,9 @@ SENTENCES = [
     "a " * CONTEXT,
     "photo " * 100,
 ]
-"""Of no token to more than the context holds."""
+"""From no token to more than the context holds."""
 LENGTHS = [4, 2, 13, 3, CONTEXT, CONTEXT, CONTEXT]
-"""Their tokens, those of start and end among them; every word is one."""
+"""Their tokens, with those of start and end; every word is one token."""
 
 
 def load(name: str, precision: str = "auto") -> Teacher:
@@ -158,7 +158,7 @@ def test_a_coca_teacher_is_not_normalised():
     assert (features.norm(dim=-1) - 1).abs().min() > 1e-3
 
 
-def test_the_features_do_not_depend_on_what_shares_the_batch(demo):
+def test_features_do_not_depend_on_the_rest_of_the_batch(demo):
     tokens = demo.tokenize(SENTENCES)
     whole = demo.encode_tokens(tokens, range(len(SENTENCES)))
     for rows in ([0], [2, 0], [6, 5, 4, 1], np.array([3, 1])):
@@ -304,7 +304,7 @@ def test_an_image_processor_of_another_library_is_run_as_a_whole(clip, monkeypat
     assert image_features(teacher, JPEGS).shape == (3, 24)
 
 
-def test_a_lone_surrogate_is_no_error(clip):
+def test_a_lone_surrogate_is_encoded(clip):
     assert load(f"transformers:{clip}").encode_captions(["a \ud83d cat"]).isfinite().all()
 
 
@@ -322,13 +322,13 @@ def without(folder: str, target: Path, *names: str) -> Path:
         (("config.json",), "neither open_clip_config.json nor config.json"),
     ],
 )
-def test_what_a_transformers_folder_lacks_is_named(tmp_path, clip, missing, words):
+def test_missing_files_of_a_transformers_folder_are_named(tmp_path, clip, missing, words):
     with pytest.raises(ModelError, match=words):
         load(f"local-dir:{without(clip, tmp_path, *missing)}")
 
 
 def test_pickled_weights_give_the_same_features(tmp_path, clip):
-    """What a pickle could run beside its tensors is refused: tests/faults/fuzz/test_weights.py."""
+    """Pickles that would run code are refused: tests/faults/fuzz/test_weights.py."""
     expected = load(f"transformers:{clip}").encode_captions(["a dog"])
     copy = without(clip, tmp_path, "model.safetensors")
     torch.save(AutoModel.from_pretrained(clip).state_dict(), copy / "pytorch_model.bin")
@@ -371,18 +371,11 @@ def test_a_tokenizer_of_a_larger_vocabulary_is_refused(tmp_path, clip):
         load(f"transformers:{copy}")
 
 
-def test_pictures_that_keep_their_shape_are_refused(tmp_path, clip):
+@pytest.mark.parametrize("step", ["do_center_crop", "do_resize"])
+def test_a_processor_that_does_not_crop_or_resize_is_refused(tmp_path, clip, step):
+    """Without resizing, it would crop a picture that the decoder has already made smaller."""
     copy = without(clip, tmp_path)
-    path = copy / "preprocessor_config.json"
-    path.write_text(path.read_text().replace('"do_center_crop": true', '"do_center_crop": false'))
-    with pytest.raises(ModelError, match="pictures of different sizes"):
-        load(f"transformers:{copy}")
-
-
-def test_a_processor_that_does_not_resize_is_refused(tmp_path, clip):
-    """Its crop would be of a picture that the decoder made smaller before."""
-    copy = without(clip, tmp_path)
-    change_processor(copy, do_resize=False)
+    change_processor(copy, **{step: False})
     with pytest.raises(ModelError, match="pictures of different sizes"):
         load(f"transformers:{copy}")
 
@@ -476,20 +469,20 @@ def test_a_folder_without_weights_is_not_filled_with_random_ones(tmp_path):
 
 @pytest.mark.parametrize("asked", [{"trust_remote_code": True}, {}])
 def test_a_folder_cannot_have_its_own_code_run(tmp_path, asked):
-    """Neither by its settings nor, at a terminal, by a question."""
+    """Neither through its settings nor through a question at the terminal."""
     text = {"hf_tokenizer_name": "any", "tokenizer_kwargs": asked}
     name = save_open_clip(tmp_path / "teacher", text=text)
     settings = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
     (tmp_path / "teacher/tokenizer_config.json").write_text(json.dumps(settings))
     code = f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Own: pass\n"
     (tmp_path / "teacher/own.py").write_text(code)
-    words = r"run code of its own \(trust_remote_code\)" if asked else "cannot be loaded"
+    words = r"run code from its folder \(trust_remote_code\)" if asked else "cannot be loaded"
     with pytest.raises(ModelError, match=words):
         load(name)
     assert not (tmp_path / "ran").exists()
 
 
-def test_what_decode_rejects_is_no_tensor(demo):
+def test_decode_gives_a_rejection_for_bad_bytes(demo):
     assert isinstance(demo.decode(b"<html>"), Rejection)
 
 

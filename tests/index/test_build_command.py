@@ -15,7 +15,7 @@ from pipeline.index.embed import Partition
 from pipeline.index.format import Window
 from pipeline.index.queries import ExportedQueries, StudentQueries, export_queries
 from pipeline.search.searcher import Searcher
-from pipeline.student.encoder import load_student
+from pipeline.student.encoder import Student
 from tests.conftest import ROOT, TINY, assert_clear_error, invoke, unseal, write_params
 
 
@@ -135,7 +135,7 @@ def test_exported_queries_are_the_students(in_tiny_run):
     model = Path("data/models/0")
     searcher = Searcher.open(model, Path("data/index"))
     assert isinstance(searcher.queries, ExportedQueries)
-    own = StudentQueries(load_student(model, __import__("torch").device("cpu")))
+    own = StudentQueries(Student.load(model, __import__("torch").device("cpu")))
     texts = ["a red circle", "Ünïcode ∑ 🙂", "x " * 500, "", *map(str, range(100))]
     for target in ("texts", "images"):
         np.testing.assert_allclose(

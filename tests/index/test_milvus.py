@@ -380,8 +380,8 @@ _LOAD = """
 import resource
 import sys
 from pathlib import Path
-from pipeline.core import log_bars
-log_bars.INTERVAL = 0.0  # a line for every message
+from pipeline.core import progress
+progress.INTERVAL = 0.0  # a line for every message
 import numpy as np
 from pipeline.index.milvus.collection import Address
 from pipeline.index.milvus.load import load_items

@@ -28,13 +28,7 @@ from pipeline.features.store import Features, TeacherIdentity, write_features
 from pipeline.publish.provenance import folder_md5, public
 from pipeline.publish.push import push
 from pipeline.results.compare import summarise
-from pipeline.student.encoder import (
-    GroundingHeads,
-    SentenceEncoder,
-    Student,
-    load_student,
-    save_student,
-)
+from pipeline.student.encoder import GroundingHeads, SentenceEncoder, Student, save_student
 from tests.conftest import (
     ROOT,
     assert_clear_error,
@@ -214,7 +208,7 @@ def test_the_card_says_that_a_seed_was_named(run):
     done = publish("--seed", "1", "--out", "elsewhere")
     assert (done.said["seed"], done.said["folder"]) == (1, "elsewhere")
     assert "Seed 1 was chosen by the publisher" in done.text
-    assert load_student(done.folder, torch.device("cpu")).seed == 1
+    assert Student.load(done.folder, torch.device("cpu")).seed == 1
     assert_clear_error(invoke("publish", "--seed", "7"), "--seed 7", "0, 1")
 
 
@@ -265,7 +259,7 @@ def test_only_a_run_of_the_project_s_own_parts_gets_its_licence(run):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_card_s_code_gives_the_student_s_embeddings(run, seed, monkeypatch):
     done = publish("--seed", str(seed))
-    student = load_student(run / f"data/models/{seed}", torch.device("cpu"))
+    student = Student.load(run / f"data/models/{seed}", torch.device("cpu"))
     expected = student.encoder.encode(SENTENCES, batch_size=2)
     monkeypatch.chdir(done.folder)
     setting, sentence_transformers, transformers, heads = re.findall(

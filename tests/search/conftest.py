@@ -11,10 +11,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from pipeline.download.records import read_pairs
+from pipeline.features.teacher import Teacher
+from pipeline.params.teacher import TeacherParams
+from pipeline.search.searcher import Searcher
 from tests.conftest import ROOT, TINY, invoke, write_params
+
+
+@pytest.fixture(scope="session")
+def searcher(tiny_run: Path) -> Searcher:
+    return Searcher.open(tiny_run / "data/models/0", tiny_run / "data/index")
+
+
+@pytest.fixture(scope="session")
+def teacher() -> Teacher:
+    return Teacher(TeacherParams(model=TINY["teacher"]["model"]), torch.device("cpu"))
+
 
 LOST = 7
 """An image of `compared` that its archive lacks."""

@@ -9,7 +9,6 @@ import re
 import shutil
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlencode
@@ -18,7 +17,6 @@ import anyio
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from fastapi import FastAPI
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,27 +30,15 @@ from pipeline.download.records import read_pairs, write_pairs, write_table
 from pipeline.features.teacher import Teacher
 from pipeline.index.format import ROWS, Window
 from pipeline.index.reader import FileIndex
-from pipeline.params.teacher import TeacherParams
 from pipeline.search.app import upload
 from pipeline.search.app.concurrency import ConcurrencyLimiter
 from pipeline.search.app.problems import BusyError
 from pipeline.search.app.server import create_app
-from pipeline.search.app.service import LazyTeacher, System
+from pipeline.search.app.service import System
 from pipeline.search.searcher import Searcher
-from tests.conftest import TINY
 from tests.search.conftest import make_bomb, read_member, rewrite_archive
 
 MIB = 1024**2
-
-
-@pytest.fixture(scope="module")
-def searcher(tiny_run) -> Searcher:
-    return Searcher.open(tiny_run / "data/models/0", tiny_run / "data/index")
-
-
-@pytest.fixture(scope="module")
-def teacher() -> Teacher:
-    return Teacher(TeacherParams(model=TINY["teacher"]["model"]), torch.device("cpu"))
 
 
 def open_client(app: FastAPI) -> TestClient:
@@ -414,6 +400,10 @@ def test_an_upload_ends_at_its_limit(client):
 
 
 def ask(app: FastAPI, headers: dict[str, str], receive) -> tuple[int, dict]:
+    return asyncio.run(post(app, headers, receive))
+
+
+async def post(app: FastAPI, headers: dict[str, str], receive) -> tuple[int, dict]:
     """POST to /search/image as a server would, with a body that `receive` gives."""
     sent: list[dict] = []
     scope = {
@@ -434,7 +424,7 @@ def ask(app: FastAPI, headers: dict[str, str], receive) -> tuple[int, dict]:
     async def send(message: dict) -> None:
         sent.append(message)
 
-    asyncio.run(app(scope, receive, send))
+    await app(scope, receive, send)
     return sent[0]["status"], json.loads(sent[1]["body"] or "{}")
 
 
@@ -546,21 +536,27 @@ def test_two_systems_need_two_names(tiny_run, searcher):
         create_app(twice, None, tiny_run / "data/pairs")
 
 
-def test_the_teacher_is_loaded_once_however_many_ask(teacher):
+def test_the_teacher_is_loaded_once_however_many_ask(tiny_run, searcher, teacher):
     loads = []
 
     def load() -> Teacher:
-        loads.append(threading.get_ident())
+        loads.append(1)
         time.sleep(0.05)
         if len(loads) == 1:
             raise ModelError("no memory.", "try again.")
         return teacher
 
-    lazy = LazyTeacher(load)
-    with pytest.raises(ModelError):
-        lazy.get()
-    with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(lambda _: lazy.get(), range(8))) == {teacher}
+    app = create_app([System("one", searcher)], load, tiny_run / "data/pairs")
+    picture = read_member(tiny_run / "data/pairs", 5)
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": picture}
+
+    async def scenario() -> list[tuple[int, dict]]:
+        failed = await post(app, {}, receive)
+        return [failed, *await asyncio.gather(*(post(app, {}, receive) for _ in range(4)))]
+
+    assert [status for status, _ in asyncio.run(scenario())] == [409, 200, 200, 200, 200]
     assert len(loads) == 2
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.download.archives import Archive
-from pipeline.download.records import read_pairs
 from tests.conftest import ROOT, assert_clear_error, invoke
+from tests.search.conftest import read_member
 
 
 def answers(output: str) -> list[dict]:
@@ -58,10 +57,7 @@ def environment() -> dict[str, str]:
 
 
 def test_a_picture_is_a_query(in_tiny_run, tmp_path):
-    pairs = read_pairs(Path("data/pairs"))
-    row = pairs.images.iloc[5]
-    with Archive(Path("data/pairs") / row["archive"]) as archive:
-        (tmp_path / "seen.png").write_bytes(archive.read(row["member"]))
+    (tmp_path / "seen.png").write_bytes(read_member(Path("data/pairs"), 5))
     result = invoke("search", "--by-image", str(tmp_path / "seen.png"), "--images", "-k", "2")
     (found,) = answers(result.stdout)
     assert found["query"] == "seen.png"
@@ -80,11 +76,8 @@ def test_a_page_holds_its_pictures_and_nothing_unescaped(in_tiny_run, tmp_path):
     assert not re.search(r"(src|href)=\"(?!data:)", html), "nothing is loaded from elsewhere"
     pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', html)
     assert len(pictures) == 4
-    pairs = read_pairs(Path("data/pairs"))
     for hit, data in zip(hits, pictures, strict=True):
-        row = pairs.images.set_index("image_id").loc[hit["id"]]
-        with Archive(Path("data/pairs") / row["archive"]) as archive:
-            original = Image.open(io.BytesIO(archive.read(row["member"])))
+        original = Image.open(io.BytesIO(read_member(Path("data/pairs"), hit["id"])))
         assert Image.open(io.BytesIO(base64.b64decode(data))).size == original.size
         assert f"cosine {hit['score']:.4f}" in html
 
@@ -96,6 +89,8 @@ def test_a_page_holds_its_pictures_and_nothing_unescaped(in_tiny_run, tmp_path):
         (("--file", "no/such"), "no/such cannot be read"),
         (("--by-image", "no/such.png"), "no/such.png is not a file"),
         (("a", "-k", "0"), "k is 0"),
+        (("a", "--model", "nowhere"), "nowhere does not exist"),
+        (("a", "--model", "nowhere"), "name a student's folder"),
         (("a", "--min-score", "2"), "score is 2"),
         (("a", "--save", "params.yaml/page.html"), "could not be written"),
     ],
@@ -104,12 +99,12 @@ def test_a_wrong_command_says_what_to_do(in_tiny_run, arguments, words):
     assert_clear_error(invoke("search", *arguments), words)
 
 
-def test_a_text_query_imports_neither_torch_nor_transformers(tiny_run):
-    """What makes a search start fast."""
+def test_neither_a_text_query_nor_a_page_imports_torch(tiny_run, tmp_path):
+    """What makes a search start fast; a page with pictures needs no teacher either."""
     heavy = ["torch", "transformers", "h5py", "sklearn"]
+    words = ["a red circle", "--images", "--save", str(tmp_path / "page.html")]
     script = (
-        "import sys, stages.search; "
-        "stages.search.app(['a red circle', '--images'], standalone_mode=False); "
+        f"import sys, stages.search; stages.search.app({words}, standalone_mode=False); "
         f"print([name for name in {heavy} if name in sys.modules])"
     )
     command = [sys.executable, "-c", script]
@@ -118,3 +113,4 @@ def test_a_text_query_imports_neither_torch_nor_transformers(tiny_run):
     )
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.decode().splitlines()[-1] == "[]"
+    assert "data:image/jpeg" in (tmp_path / "page.html").read_text()

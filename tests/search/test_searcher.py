@@ -1,7 +1,5 @@
 import dataclasses
-import io
 import re
-from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -10,38 +8,25 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from pipeline.core.errors import InputError, StaleArtifactError
 from pipeline.core.plaintext import is_blank
-from pipeline.download.archives import Archive
 from pipeline.download.records import read_pairs
 from pipeline.features.store import read_features
 from pipeline.features.teacher import Teacher
 from pipeline.index.format import Window
 from pipeline.params.teacher import TeacherParams
-from pipeline.search.searcher import Searcher, read_queries
-from pipeline.student.encoder import load_student
+from pipeline.search.searcher import read_queries
+from pipeline.student.encoder import Student
 from tests.conftest import TINY
-
-
-def make_bomb() -> bytes:
-    """A picture of a few kilobytes and 400 million pixels."""
-    stream = io.BytesIO()
-    Image.new("1", (20_000, 20_000)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-@pytest.fixture(scope="module")
-def searcher(tiny_run) -> Searcher:
-    return Searcher.open(tiny_run / "data/models/0", tiny_run / "data/index")
+from tests.search.conftest import make_bomb, read_member
 
 
 def test_hits_are_the_exact_cosines(tiny_run, searcher):
     texts = read_pairs(tiny_run / "data/pairs").captions["caption"].tolist()
     captions = list(dict.fromkeys(texts))
     query = "a small red circle above a blue square"
-    encoder = load_student(tiny_run / "data/models/0", torch.device("cpu")).encoder
+    encoder = Student.load(tiny_run / "data/models/0", torch.device("cpu")).encoder
     vectors = encoder.encode([query, *captions], batch_size=32).astype(np.float64)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     expected = np.sort(vectors[1:] @ vectors[0])[::-1][:7]
@@ -67,7 +52,7 @@ def test_images_are_ranked_through_the_grounding_heads(tiny_run, searcher):
         TeacherParams(model=TINY["teacher"]["model"]),
         pairs.fingerprint(),
     )
-    student = load_student(tiny_run / "data/models/0", torch.device("cpu"))
+    student = Student.load(tiny_run / "data/models/0", torch.device("cpu"))
     query = student.ground_sentences(student.encoder.encode(["a red circle"], batch_size=1))
     cosines = (student.ground_images(features.images) @ query.T)[:, 0]
     best = features.image_ids[np.argsort(-cosines)[:5]]
@@ -122,31 +107,21 @@ def test_a_window_is_a_part_of_the_whole_ranking(searcher, target):
     assert enough == [hit for hit in whole if hit.score >= middle]
 
 
-@pytest.fixture(scope="module")
-def teacher(tiny_run) -> Teacher:
-    return Teacher(TeacherParams(model=TINY["teacher"]["model"]), torch.device("cpu"))
-
-
-def read_image(tiny_run: Path, image_id: int) -> bytes:
-    row = read_pairs(tiny_run / "data/pairs").images.set_index("image_id").loc[image_id]
-    with Archive(tiny_run / "data/pairs" / row["archive"]) as archive:
-        return archive.read(row["member"])
-
-
 def test_an_indexed_picture_finds_itself(tiny_run, searcher, teacher):
     for hit in searcher.search(["a blue star"], target="images", window=Window(3))[0]:
-        picture = read_image(tiny_run, hit.id)
+        picture = read_member(tiny_run / "data/pairs", hit.id)
         best = searcher.search_by_image(picture, teacher, target="images", window=Window(1))[0]
         assert best.score == pytest.approx(1, abs=1e-3)
-        assert read_image(tiny_run, best.id) == picture
+        assert read_member(tiny_run / "data/pairs", best.id) == picture
 
 
 def test_captions_are_ranked_by_their_cosine_to_a_picture(tiny_run, searcher, teacher):
-    hits = searcher.search_by_image(read_image(tiny_run, 0), teacher, target="texts")
-    student = load_student(tiny_run / "data/models/0", torch.device("cpu"))
+    picture = read_member(tiny_run / "data/pairs", 0)
+    hits = searcher.search_by_image(picture, teacher, target="texts")
+    student = Student.load(tiny_run / "data/models/0", torch.device("cpu"))
     captions = list(dict.fromkeys(read_pairs(tiny_run / "data/pairs").captions["caption"]))
     sentences = student.ground_sentences(student.encoder.encode(captions, batch_size=64))
-    pixels = teacher.decode(read_image(tiny_run, 0))
+    pixels = teacher.decode(picture)
     image = student.ground_images(teacher.encode_images(pixels[None]).numpy())
     expected = np.sort((sentences @ image.T)[:, 0])[::-1][:10]
     np.testing.assert_allclose([hit.score for hit in hits], expected, atol=1e-5)

@@ -10,13 +10,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from pipeline.core.errors import InputError, MissingArtifactError, ModelError
 from pipeline.student.directory import hash_student
-from pipeline.student.encoder import (
-    GroundingHeads,
-    SentenceEncoder,
-    Student,
-    load_student,
-    save_student,
-)
+from pipeline.student.encoder import GroundingHeads, SentenceEncoder, Student, save_student
 from pipeline.student.settings import read_settings
 from tests.conftest import ROOT, unseal
 
@@ -56,7 +50,7 @@ def test_all_three_libraries_give_the_same_embeddings(saved):
 
 
 def test_a_saved_student_is_read_back(saved):
-    student = load_student(saved, torch.device("cpu"))
+    student = Student.load(saved, torch.device("cpu"))
     assert student.objective == "kdmcse"
     features = np.random.default_rng(0).standard_normal((3, 6))
     grounded = student.ground_images(features)
@@ -133,13 +127,13 @@ def test_the_hash_follows_what_changes_an_embedding(saved):
 def test_damage_is_named(saved):
     (saved / "heads.safetensors").write_bytes(b"rot")
     with pytest.raises(InputError, match=r"heads\.safetensors is damaged: its sha256"):
-        load_student(saved, torch.device("cpu"))
+        Student.load(saved, torch.device("cpu"))
     unseal(saved)
     with pytest.raises(InputError, match="no usable grounding heads"):
-        load_student(saved, torch.device("cpu"))
+        Student.load(saved, torch.device("cpu"))
     (saved / "model.safetensors").write_bytes(b"rot")
     with pytest.raises(ModelError, match="cannot be loaded"):
-        load_student(saved, torch.device("cpu"))
+        Student.load(saved, torch.device("cpu"))
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
@@ -150,9 +144,9 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_text_only_student_does_not_ground(saved):
-    student = load_student(saved, torch.device("cpu"))
+    student = Student.load(saved, torch.device("cpu"))
     blind = Student(student.encoder, student.heads, "simcse")
-    with pytest.raises(ModelError, match="trained without pictures"):
+    with pytest.raises(ModelError, match="trained without images"):
         blind.ground_images(np.zeros((1, 6)))
     with pytest.raises(ModelError, match="5 wide"):
         student.ground_images(np.zeros((1, 5)))
@@ -214,13 +208,13 @@ def test_a_normalising_model_gives_unit_vectors_unless_told_otherwise(saved):
 
 
 def test_the_seed_travels_with_the_student(saved, tmp_path_factory):
-    student = load_student(saved, torch.device("cpu"))
+    student = Student.load(saved, torch.device("cpu"))
     assert student.seed is None
     folder = tmp_path_factory.mktemp("seeded")
     save_student(folder, Student(student.encoder, student.heads, "kdmcse", 7), "# card\n")
-    assert load_student(folder, torch.device("cpu")).seed == 7
+    assert Student.load(folder, torch.device("cpu")).seed == 7
     about = json.loads((folder / "heads.json").read_text())
     del about["seed"]
     unseal(folder)
     (folder / "heads.json").write_text(json.dumps(about))
-    assert load_student(folder, torch.device("cpu")).seed is None
+    assert Student.load(folder, torch.device("cpu")).seed is None

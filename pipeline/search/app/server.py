@@ -14,7 +14,7 @@ from pipeline.features.teacher import Teacher
 from pipeline.search.app.guard import guard
 from pipeline.search.app.messages import Problem
 from pipeline.search.app.problems import PROBLEMS, answer_problems
-from pipeline.search.app.service import LazyTeacher, Service, System
+from pipeline.search.app.service import Service, System
 from pipeline.search.app.upload import REQUEST_BODY
 
 StaticName = Literal["page.css", "page.js", "icon.svg"]
@@ -61,7 +61,7 @@ def create_app(
         StaleArtifactError: an index is of other pairs.
     """
     corpus = read_pairs(pairs)
-    service = Service(_by_name(systems, corpus), LazyTeacher(teacher), corpus)
+    service = Service(_by_name(systems, corpus), teacher, corpus)
     app = FastAPI(
         title="KDMCSE search",
         description=_DESCRIPTION,

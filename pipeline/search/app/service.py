@@ -3,8 +3,8 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import PurePath
-from threading import Lock
 from typing import Annotated, get_args
 
 import numpy as np
@@ -68,44 +68,20 @@ class System:
         )
 
 
-class LazyTeacher:
-    """A teacher that is loaded once, when it is first needed; safe in threads.
-
-    Args:
-        load: loads it; None where there is none.
-    """
-
-    def __init__(self, load: Callable[[], Teacher] | None) -> None:
-        self._load = load
-        self._loaded: Teacher | None = None
-        self._lock = Lock()
-
-    def get(self) -> Teacher:
-        """The teacher.
-
-        Raises:
-            ModelError: it cannot be loaded, or there is none.
-        """
-        if self._load is None:
-            raise ModelError("this server has no teacher for pictures.", "search for a text.")
-        with self._lock:
-            if self._loaded is None:
-                self._loaded = self._load()
-            return self._loaded
-
-
 class Service:
     """The endpoints.
 
     Args:
         systems: by name; the first is asked by default.
-        teacher: for pictures as queries.
+        teacher: loads the teacher for pictures as queries; called when first needed.
         pairs: the corpus of all of them.
     """
 
-    def __init__(self, systems: Mapping[str, System], teacher: LazyTeacher, pairs: Pairs) -> None:
+    def __init__(
+        self, systems: Mapping[str, System], teacher: Callable[[], Teacher] | None, pairs: Pairs
+    ) -> None:
         self._systems = systems
-        self._teacher = teacher
+        self._teacher = cache(teacher or _no_teacher)  # called by one thread, that of uploads
         self._version = pairs.fingerprint()[:_VERSION]
         self._pictures = Pictures(pairs)
         self._about = About(
@@ -154,7 +130,7 @@ class Service:
             picture = await read_upload(request)
             hits = await self._uploads.run(
                 lambda: system.searcher.search_by_image(
-                    picture, self._teacher.get(), target=wanted.target, window=wanted.window
+                    picture, self._teacher(), target=wanted.target, window=wanted.window
                 )
             )
         return self._as_results(hits, wanted, system, None)
@@ -196,6 +172,10 @@ class Service:
         picture = None if image is None else f"/image/{self._version}/{image}"
         fields = asdict(hit) | {"archive": PurePath(hit.archive).name}  # shards have whole paths
         return Result(**fields, picture=picture)
+
+
+def _no_teacher() -> Teacher:
+    raise ModelError("this server has no teacher for pictures.", "search for a text.")
 
 
 def _pick_examples(pairs: Pairs) -> list[str]:

@@ -97,7 +97,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
         Target(
             "fetch notes",
             "download",
-            [b'{"file.txt": {"sha256": "0", "address": "x"}}'],
+            [b'{"file.txt x": "0"}'],
             [b"content"],
             _place_fetched,
             _fetch,

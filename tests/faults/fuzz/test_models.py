@@ -28,7 +28,7 @@ from pipeline.index.format import Window
 from pipeline.params.teacher import TeacherParams
 from pipeline.search.searcher import Searcher
 from pipeline.student.directory import POOLING_FILE
-from pipeline.student.encoder import load_student
+from pipeline.student.encoder import Student
 from tests.faults.fuzz.runner import Target, account, run
 from tests.faults.ledger import record, times
 from tests.features.tiny_teachers import save_clip, save_open_clip
@@ -121,7 +121,7 @@ QUERY = "a small red circle"
 def search_reader(tiny_run) -> Reader:
     """Of an index: what it finds, held against all captions and images, compared one by one."""
     model = tiny_run / "data/models/0"
-    student = load_student(model, CPU)
+    student = Student.load(model, CPU)
     pairs = read_pairs(tiny_run / "data/pairs")
     features = load_features(tiny_run / "data/features.h5")
     caption = str(pairs.captions["caption"].iloc[0])
@@ -171,7 +171,7 @@ def student_reader(student) -> Reader:
     """Of a student: a sentence in both spaces, held against transformers and the plain formula."""
 
     def read(folder: Path) -> object:
-        loaded = load_student(folder, CPU)
+        loaded = Student.load(folder, CPU)
         vectors = loaded.encoder.encode([QUERY], batch_size=1)
         return np.concatenate([vectors, loaded.ground_sentences(vectors)], axis=1)[0]
 

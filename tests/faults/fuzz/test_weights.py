@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from pipeline.core.errors import PipelineError
 from pipeline.features.teacher import Teacher
 from pipeline.params.teacher import TeacherParams
-from pipeline.student.encoder import SentenceEncoder, load_student
+from pipeline.student.encoder import SentenceEncoder, Student
 from tests.conftest import ROOT, unseal
 from tests.faults.ledger import record
 from tests.features.tiny_teachers import save_clip, save_open_clip
@@ -158,10 +158,10 @@ def test_a_student(student, marker, name):
 
 def test_the_heads_of_a_student(tiny_run, tmp_path, marker):
     student = shutil.copytree(tiny_run / "data/models/0", tmp_path / "student")
-    load_student(student, CPU)
+    Student.load(student, CPU)
     unseal(student)
     torch.save(Hostile(marker), student / "heads.safetensors")
-    is_refused(lambda: load_student(student, CPU), marker, "encoder")
+    is_refused(lambda: Student.load(student, CPU), marker, "encoder")
 
 
 def add_code(folder: Path, marker: Path, file: str, kinds: dict[str, str]) -> None:

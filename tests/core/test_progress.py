@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.core import log_bars
+from pipeline.core import progress as shown
 from pipeline.core.progress import bytes_counter, counter, end_bars, progress
 from tests.conftest import ROOT
 
@@ -21,8 +21,8 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def log(monkeypatch, capsys) -> Callable[[], str]:
-    """What was written to stderr, which is no terminal, with short intervals."""
-    monkeypatch.setattr(log_bars, "INTERVAL", 0.05)
+    """What was written to stderr, which is not a terminal, with short intervals."""
+    monkeypatch.setattr(shown, "INTERVAL", 0.05)
     return lambda: capsys.readouterr().err
 
 
@@ -35,7 +35,7 @@ def slowly(count: int):
 def test_a_log_gets_a_line_an_interval_and_one_at_the_end(log):
     begun = time.monotonic()
     assert list(progress(slowly(50), what="images", unit="image", total=50)) == list(range(50))
-    intervals = (time.monotonic() - begun) / log_bars.INTERVAL
+    intervals = (time.monotonic() - begun) / shown.INTERVAL
     text = log()
     assert text.endswith("\n")
     *between, last = text.splitlines()
@@ -57,7 +57,7 @@ def test_postfixes_make_no_more_lines(log):
 
 
 def test_a_log_line_among_the_bars_adds_nothing(log):
-    with counter("training", "step", 5), log_bars.tqdm.external_write_mode(sys.stderr):
+    with counter("training", "step", 5), shown.tqdm.external_write_mode(sys.stderr):
         sys.stderr.write("10:00:00 train: a message\n")
     message, last = log().splitlines()
     assert message == "10:00:00 train: a message"
