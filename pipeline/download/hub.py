@@ -4,9 +4,10 @@ Shards are read in the Hub's cache and images of Parquet files are packed once. 
 write all of it to a second cache, and has no members that could be read in place.
 """
 
+import contextlib
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -50,14 +51,10 @@ class Repository:
         Raises:
             DownloadError: it cannot be fetched.
         """
-        from huggingface_hub import HfApi
+        from huggingface_hub import hf_hub_download
 
-        try:
-            path = HfApi().hf_hub_download(
-                self.name, file, repo_type="dataset", revision=self.commit
-            )
-        except Exception as error:  # noqa: BLE001  # its transport's errors come through as they are
-            raise _refused(error, self.name, self.commit) from None
+        with _reports_refusal(self.name, self.commit):
+            path = hf_hub_download(self.name, file, repo_type="dataset", revision=self.commit)
         return Path(path).absolute()
 
 
@@ -87,15 +84,10 @@ def write_hub_pairs(target: Path, rows: PairRows, params: HubParams, splits: Spl
         add_tables(target, rows, repository, tables, params, splits)
     else:
         shown = ", ".join(repository.files[:_SHOWN]) or "none"
-        if params.files is not None:
-            raise InputError(
-                f"{repository.name} has no .parquet or .tar files that match {params.files}, but "
-                f"{shown}.",
-                f"check {_KEY}.files; null takes all.",
-            )
+        wanted = "" if params.files is None else f" that match {_KEY}.files, {params.files}"
         raise InputError(
-            f"{_KEY}.dataset: {repository.name} has neither .parquet nor .tar files, but {shown}.",
-            "name another data set; many have a revision refs/convert/parquet.",
+            f"{repository.name} has no .parquet or .tar files{wanted}, but {shown}.",
+            f"check {_KEY}.dataset and .files; many have a revision refs/convert/parquet.",
         )
 
 
@@ -108,13 +100,19 @@ def find_repository(params: HubParams) -> Repository:
     from huggingface_hub import HfApi
 
     name, api = str(params.dataset), HfApi()
-    try:
+    with _reports_refusal(name, params.revision):
         commit = str(api.dataset_info(name, revision=params.revision).sha)
         files = api.list_repo_files(name, repo_type="dataset", revision=commit)
-    except Exception as error:  # noqa: BLE001  # its transport's errors come through as they are
-        raise _refused(error, name, params.revision) from None
     log.info("%s is at revision %s", name, commit)
     return Repository(name, commit, tuple(sorted(files)))
+
+
+@contextlib.contextmanager
+def _reports_refusal(name: str, revision: str | None) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  # errors of the transport are not wrapped
+        raise _refused(error, name, revision) from None
 
 
 def _refused(error: Exception, name: str, revision: str | None) -> DownloadError:
