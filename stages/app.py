@@ -20,10 +20,10 @@ def main(
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8000,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="Another name that browsers know this machine by.")
+        list[str] | None, typer.Option(help="Another host name of this machine.")
     ] = None,
     open_page: Annotated[
-        bool | None, typer.Option("--open/--no-open", help="Default: on a screen's terminal.")
+        bool | None, typer.Option("--open/--no-open", help="Default: if there is a screen.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the model. Default: its folder.")] = None,
     model: Annotated[Path | None, typer.Option(help="Default: the first seed's student.")] = None,
@@ -37,7 +37,7 @@ def main(
     beside_index: Annotated[Path | None, typer.Option(help="Its index.")] = None,
     pairs: Path = paths.PAIRS,
 ) -> None:
-    """Serve the search page and its JSON API; prints the address, ends on Ctrl-C."""
+    """Serve the search page and its JSON API; prints the address, and stops on Ctrl-C."""
     require_extra("app", "the search page", "fastapi", "uvicorn", "python_multipart")
     import torch
 
@@ -82,7 +82,7 @@ def _beside(
 
 
 def _has_screen() -> bool:
-    """Whether a browser would open as a window; a text browser would take the terminal."""
+    """Whether a browser would open a window; a text browser would take over the terminal."""
     if sys.platform in {"darwin", "win32"}:
         return sys.stdout.isatty()
     has_display = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))

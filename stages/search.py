@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _AT_ONCE = 64
-"""Queries that are answered before the first of them is printed."""
+"""Queries that are answered together, before the first answer is printed."""
 
 
 def main(
@@ -42,13 +42,18 @@ def main(
     file: Annotated[Path | None, typer.Option(help="One query a line.")] = None,
     by_image: Annotated[Path | None, typer.Option(help="A picture to look for.")] = None,
     k: Annotated[int, typer.Option("-k", help="Results to show.")] = 10,
-    offset: Annotated[int, typer.Option(help="Results to leave out before them.")] = 0,
+    offset: Annotated[int, typer.Option(help="Results to skip before them.")] = 0,
     min_score: Annotated[float, typer.Option(help="The lowest cosine to show.")] = -1.0,
     images: Annotated[bool, typer.Option(help="Rank pictures instead of texts.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON lines, as where the output is no terminal.")
+        bool,
+        typer.Option(
+            "--json", help="Print JSON lines, the default if the output is not a terminal."
+        ),
     ] = False,
-    save: Annotated[Path | None, typer.Option(help="Also write an HTML page of them.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Also write the results as an HTML page.")
+    ] = None,
     model: Annotated[Path | None, typer.Option(help="Default: the first seed's student.")] = None,
     index: Path = paths.INDEX,
     pairs: Path = paths.PAIRS,
@@ -59,7 +64,7 @@ def main(
         str | None, typer.Option(help="The environment variable that holds Milvus' token.")
     ] = None,
     collection_prefix: Annotated[
-        str, typer.Option(help="What names of Milvus' collections begin with.")
+        str, typer.Option(help="Prefix of the names of Milvus' collections.")
     ] = DEFAULT_PREFIX,
 ) -> None:
     """Search texts, or pictures, by text or by a picture; scores are cosines."""
@@ -113,7 +118,7 @@ def _answer_picture(
 
 
 def _read_queries(query: str | None, file: Path | None, by_image: Path | None) -> list[str]:
-    """The queries of the one source that was named; a picture's is its name."""
+    """The queries of the one source that was named; for a picture, its name."""
     given = [source for source in (query, file, by_image) if source is not None]
     if len(given) > 1:
         raise InputError("there is more than one of query, --file and --by-image.", "use one.")

@@ -301,7 +301,7 @@ def test_a_bad_picture_is_one_clear_line(rough_visit, content, words):
 
 def test_what_is_dropped_without_a_file_is_said(visit):
     visit.page.evaluate(EMPTY_DROP)
-    expect(visit.page.locator("#problem")).to_contain_text("That is no file.")
+    expect(visit.page.locator("#problem")).to_contain_text("That is not a file.")
 
 
 @pytest.mark.parametrize(

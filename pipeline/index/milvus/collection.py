@@ -288,11 +288,7 @@ def connect(address: Address, *, create: bool = False) -> Iterator["MilvusClient
     """A client of a server, or of milvus-lite, which is started and stopped with it.
 
     Each call has a time limit by default, raises errors of this project, and ends before a signal
-    is handled.
-
-    Args:
-        address: of the database.
-        create: make the folder of milvus-lite if it does not exist.
+    is handled. With `create`, the folder of milvus-lite is made if it does not exist.
 
     Raises:
         InputError: there is no such database, or the token is refused.
@@ -375,7 +371,8 @@ def _check_folder(folder: Path, *, create: bool) -> None:
         raise InputError(f"{folder.parent} is not a folder.", "make it, or name another --uri.")
     if not folder.exists() and not create:
         raise InputError(f"{folder} does not exist.", Address(str(folder)).command)
-    if folder.exists() and not _is_database(folder):
+    parts = {path.name for path in folder.iterdir()} if folder.is_dir() else {"a file"}
+    if folder.exists() and parts and "collections" not in parts:
         raise InputError(
             f"{folder} is not a database of milvus-lite 3.", "name another --uri, or delete it."
         )
@@ -387,11 +384,6 @@ def _check_folder(folder: Path, *, create: bool) -> None:
             f"{folder} is in use by another process.",
             "wait for its end: milvus-lite serves one process at a time, a server serves many.",
         ) from None
-
-
-def _is_database(folder: Path) -> bool:
-    """Whether milvus-lite made a folder, or may make one of it."""
-    return folder.is_dir() and ((folder / "collections").is_dir() or not any(folder.iterdir()))
 
 
 def _explain(address: Address, error: Exception) -> PipelineError:

@@ -55,14 +55,8 @@ _STRINGS = [one.name for one in ROWS if one.type == "string"]
 def check_target(address: Address, folder: Path, model: Path, pairs: Pairs) -> None:
     """Find out, before the long work, whether an index could be loaded at its end.
 
-    Args:
-        address: of the database.
-        folder: the index that queries are embedded with, which may be absent.
-        model: the student.
-        pairs: the corpus.
-
     Raises:
-        StaleArtifactError: the folder is of another student or corpus.
+        StaleArtifactError: the folder, which may be absent, is of another student or corpus.
         PipelineError: as `connect`.
     """
     if folder.exists() and read_manifest(folder, model).get("corpus") != pairs.fingerprint():
@@ -74,13 +68,7 @@ def check_target(address: Address, folder: Path, model: Path, pairs: Pairs) -> N
 
 
 def ensure_queries(folder: Path, model: Path, pairs: Pairs, kept: Path) -> dict[str, Any]:
-    """The manifest of the index that queries are embedded with.
-
-    Args:
-        folder: left as it is if it exists; otherwise made, without rows.
-        model: the student.
-        pairs: the corpus.
-        kept: where the exported student is kept.
+    """The manifest of the index that queries are embedded with; made, without rows, if absent.
 
     Raises:
         PipelineError: as `read_manifest`, or the folder cannot be written.
@@ -101,12 +89,8 @@ def load_items(
 ) -> About:
     """Load rows and vectors, and put them in the place of the former load.
 
-    Args:
-        address: of the database.
-        manifest: of the index that queries are embedded with.
-        items: what the rows are.
-        spaces: their vectors.
-        kind: how Milvus is to find neighbours.
+    The alias moves in one step for all spaces. A load that fails or is killed is never found; what
+    it left is dropped, at the latest by the next load.
 
     Raises:
         ResourceError: the server does not answer, its rows are not those that were sent, or a disk

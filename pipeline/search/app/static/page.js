@@ -36,7 +36,7 @@ async function request(address, options) {
     return await fetch(address, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem("the server does not answer.", "see whether `python -m stages.app` still runs.");
+    throw new Problem("the server does not answer.", "check that `python -m stages.app` is still running.");
   }
 }
 
@@ -432,7 +432,7 @@ function listen() {
 
 function takePicture(files) {
   if (!files.length) {
-    showProblem($("problem"), new Problem("that is no file.", "drop a picture that is a file."));
+    showProblem($("problem"), new Problem("that is not a file.", "drop a picture that is a file."));
     return;
   }
   const number = `${performance.timeOrigin} ${pictures.size}`; // differs after a reload
