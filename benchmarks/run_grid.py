@@ -25,8 +25,9 @@ from pipeline.evaluate.report import System, describe, describe_encoder, write_r
 from pipeline.evaluate.selection import DevScorer
 from pipeline.evaluate.suite import Places, Suite, evaluate, read_suite
 from pipeline.features.store import read_features
+from pipeline.params.changes import apply_changes
 from pipeline.params.schema import Params
-from pipeline.results.grid import Grid, apply_changes, read_grid
+from pipeline.results.grid import Grid, read_grid
 from pipeline.student.encoder import SentenceEncoder
 from pipeline.train.batches import TrainingData, training_pairs
 from pipeline.train.loop import train_student

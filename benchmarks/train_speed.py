@@ -50,8 +50,8 @@ from pipeline.download.senteval import read_senteval
 from pipeline.download.wiki import read_sentences_file
 from pipeline.evaluate.selection import DevScorer
 from pipeline.features.store import Features
+from pipeline.params.changes import apply_changes
 from pipeline.params.schema import Params
-from pipeline.results.grid import apply_changes
 from pipeline.student.encoder import SentenceEncoder
 from pipeline.train.batches import TrainingData, training_pairs
 from pipeline.train.loop import train_student

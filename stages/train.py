@@ -6,7 +6,7 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from pipeline.core.files import atomic_file, atomic_folder, write_json
+from pipeline.core.files import atomic_folder, write_csv, write_json
 from pipeline.download.records import Pairs, read_pairs, read_sentences, read_sts
 from pipeline.evaluate.selection import DevScorer, dev_pairs
 from pipeline.features.store import read_features
@@ -72,7 +72,7 @@ def main(
         card = model_card(run, params.teacher, seed, training.metrics)
         save_student(folder, training.student, card)
     for name, table in tables.items():
-        _write_table(reports / f"{name}.csv", table)
+        write_csv(reports / f"{name}.csv", table)
     write_json(reports / "metrics.json", {**training.metrics, **effect})
     note_times(reports / "metrics.json", **training.times)
     kept.remove()
@@ -99,11 +99,6 @@ def _look_at_student(
 ) -> dict[str, pd.DataFrame]:
     angles, margins = angles_and_margins(data.pairs, run, seed, student)
     return {"angles": angles, "margins": margins}
-
-
-def _write_table(path: Path, table: pd.DataFrame) -> None:
-    with atomic_file(path) as temporary:
-        table.to_csv(temporary, index=False)
 
 
 app = run_stage(main)

@@ -12,6 +12,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from pipeline.core.errors import ParamsError
+from pipeline.params.block import dotted
 from pipeline.params.changes import Changes, apply_changes
 from pipeline.params.schema import Params
 
@@ -38,7 +39,7 @@ def changed_values(params: Params, preset: Changes) -> dict[str, tuple[Any, Any]
     """
     before = params.model_dump()
     after = Params.model_validate(apply_changes(before, preset)).model_dump()
-    old, new = _by_dotted_key(before), _by_dotted_key(after)
+    old, new = dict(dotted(before)), dict(dotted(after))
     return {key: (old[key], value) for key, value in new.items() if old[key] != value}
 
 
@@ -120,14 +121,6 @@ def _reads_as(text: str, content: Mapping[str, Any]) -> bool:
         return bool(_load(text) == content)
     except YAMLError:
         return False
-
-
-def _by_dotted_key(block: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, value in block.items():
-        inner = isinstance(value, Mapping)
-        values |= _by_dotted_key(value, f"{prefix}{name}.") if inner else {prefix + name: value}
-    return values
 
 
 def _load(text: str) -> Any:

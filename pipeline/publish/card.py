@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from pipeline.download.sources import SCENES
-from pipeline.evaluate.scores import AVERAGE
+from pipeline.evaluate.score import AVERAGE
 from pipeline.student.settings import Pooling
 
 NOT_RECORDED = "not recorded"

@@ -26,7 +26,7 @@ from pipeline.core.errors import (
     PipelineError,
     StaleArtifactError,
 )
-from pipeline.core.files import atomic_folder, write_json
+from pipeline.core.files import atomic_folder, read_json, write_json
 from pipeline.download.sources import BY_NAME, OWN_KINDS, SCENES
 from pipeline.evaluate.report import (
     HEADLINES,
@@ -36,7 +36,7 @@ from pipeline.evaluate.report import (
     headline_name,
     read_report,
 )
-from pipeline.evaluate.scores import AVERAGE, Score
+from pipeline.evaluate.score import AVERAGE, Score
 from pipeline.features.identity import LOCAL_PREFIX, TRANSFORMERS_PREFIX
 from pipeline.features.store import read_identity
 from pipeline.params.block import dotted
@@ -52,7 +52,6 @@ from pipeline.publish.card import (
     StudentFacts,
     make_card,
 )
-from pipeline.results.summary import read_json
 from pipeline.student.directory import hash_student
 from pipeline.student.encoder import Student, load_student
 

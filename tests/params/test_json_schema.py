@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from pipeline.params.changes import apply_changes
 from pipeline.params.presets import Data, Method, read_preset
 from pipeline.params.schema import Params
-from pipeline.results.grid import apply_changes
 from tests.conftest import ROOT, invoke, merge, read_default_params
 
 SCHEMA = json.loads((ROOT / "params.schema.json").read_text())

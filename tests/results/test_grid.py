@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from pipeline.core.errors import ParamsError
-from pipeline.results.grid import apply_changes, check_grid, overrides, read_grid
+from pipeline.params.changes import apply_changes
+from pipeline.results.grid import check_grid, overrides, read_grid
 from tests.conftest import ROOT, assert_clear_error, invoke, write_params
 
 TOY = """
@@ -56,7 +57,7 @@ stages:
     cmd: python -m stages.summary
     deps: [reports/evaluate, reports/train]
     params: [train.seeds]
-    outs: [reports/summary.csv]
+    outs: [reports/scores.csv]
     metrics:
       - reports/summary.json:
           cache: false
