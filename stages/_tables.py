@@ -1,4 +1,4 @@
-"""How an evaluation is shown to people: one table a part, one row a system."""
+"""How an evaluation is shown to people: one table per part, one row per system."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -57,7 +57,7 @@ def _beside(found: pd.DataFrame, part: str, rows: list[str], columns: str) -> pd
 
 
 def _sts_details(scores: Sequence[Score]) -> pd.DataFrame:
-    """One row a task: every aggregation, Pearson, the unseen pairs and the geometry."""
+    """One row per task: every aggregation, Pearson, the unseen pairs and the geometry."""
     rows = []
     for task in (s for s in scores if _is(s, "spearman", "all") and not s.unseen):
         found = [s for s in scores if (s.task, s.split) == (task.task, task.split)]

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +32,7 @@ def main(
     params = read_params()
     results = read_results(reports, params.train.seeds)
     if as_json:
-        typer.echo(json.dumps(results.as_json(), indent=2))
+        typer.echo(json.dumps(asdict(results), indent=2))
         return
     console = Console(width=_WIDTH, markup=False, emoji=False, highlight=False)
     console.print(_scores(results), "", _times(results))

@@ -44,7 +44,7 @@ def write_chart(
 
 
 def difference_chart(table: ResultTable) -> Figure:
-    """A dot a tested configuration: the difference to the baseline with its 95 % interval."""
+    """One dot per tested configuration: the difference to the baseline with its 95 % interval."""
     rows = [row for row in table.rows if row.test is not None]
     figure, axes = _empty(height=1.2 + 0.32 * len(rows))
     for mark, (colour, shape) in _MARKS.items():

@@ -1,6 +1,6 @@
 """Statistics over the seeds of a configuration, and a paired test between two configurations.
 
-A configuration is a set of evaluation reports, one a seed. All scores are x100, except median
+A configuration is a set of evaluation reports, one per seed. All scores are x100, except median
 ranks. What is computed and why: docs/statistics.md.
 """
 
@@ -75,7 +75,7 @@ def compare(first: Configuration, second: Configuration | None = None) -> list[C
         second: reports of the same seeds.
 
     Returns:
-        One entry a score, in the order of the first report.
+        One entry per score, in the order of the first report.
 
     Raises:
         InputError: the reports were not measured alike, or cannot be paired.
@@ -112,12 +112,11 @@ def check_comparable(sides: Sequence[Configuration]) -> None:
     """
     for side in sides:
         _check_same_scores(side.reports)
-        seeds = pd.Series([report.seed for report in side.reports], dtype=object).dropna()
-        if len(twice := seeds[seeds.duplicated(keep=False)]):
-            same = seeds[seeds == twice.iloc[0]]
-            files = ", ".join(side.reports[place].where for place in same.index)
-            what = f"{side.name} has seed {same.iloc[0]} {len(same)} times: {files}."
-            raise InputError(what, "leave one report a seed.")
+        seeds = [report.seed for report in side.reports if report.seed is not None]
+        if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
+            files = ", ".join(r.where for r in side.reports if r.seed == twice[0])
+            what = f"{side.name} has seed {twice[0]} {seeds.count(twice[0])} times: {files}."
+            raise InputError(what, "keep one report per seed.")
     _check_measured_alike([report for side in sides for report in side.reports])
 
 
@@ -265,7 +264,7 @@ def _test(
 
 
 def _check_seeds(first: Configuration, second: Configuration) -> None:
-    mine, yours = ({report.seed or 0 for report in side.reports} for side in (first, second))
+    mine, yours = ({r.seed for r in side.reports if r.seed is not None} for side in (first, second))
     alone = [
         f"only {side.name} has seed {', '.join(map(str, sorted(seeds)))}"
         for side, seeds in ((first, mine - yours), (second, yours - mine))

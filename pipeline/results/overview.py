@@ -1,9 +1,8 @@
 """The outcome of a run: the student's scores beside the baselines', and the time of each stage."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -30,7 +29,7 @@ STAGES = {
     "summary": "summary.json",
     "index": "index.json",
 }
-"""The report of each stage, in the folder of reports; one a seed where the name says so."""
+"""The report of each stage, in the folder of reports; one per seed where the name says so."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class StageRuns:
     """What is known of the runs of a stage."""
 
     runs: int
-    """How many there are to be: one, or one a seed."""
+    """How many there should be: one, or one per seed."""
     made: int
     """Those whose report exists."""
     timed: int
@@ -60,10 +59,6 @@ class Results:
     stages: dict[str, StageRuns]
     missing: list[str]
     """What to run for the rest, one sentence each."""
-
-    def as_json(self) -> dict[str, Any]:
-        """The same in plain containers."""
-        return asdict(self)
 
 
 def read_results(reports: Path, seeds: Sequence[int]) -> Results:

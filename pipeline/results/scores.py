@@ -1,6 +1,6 @@
 """The tidy table of scores, `reports/scores.csv`, and the evaluation reports that fill it.
 
-One row a number:
+One row per number:
 
     configuration        what was run; `workspace`, as DVC calls it, in the file of a run
     seed                 of the training; empty: over all seeds, or a system without training

@@ -1,6 +1,6 @@
 """The summary over the training seeds: what `stages.summary` writes and `stages.table` reads.
 
-    seeds                      how many
+    seeds                      their number
     train, sts, transfer,      the numbers to watch, means over seeds, with `_sd` where there are
     retrieval                  several
     scores                     a list: n, mean, sd and 95 % interval of every score

@@ -202,12 +202,8 @@ def numbers(table: ResultTable) -> pd.DataFrame:
 def describe(table: ResultTable) -> dict[str, Any]:
     """The table as JSON: `caption`, `baseline`, `scores`, and `rows` with every digit."""
     rows = [asdict(row) | {"verdict": row.verdict} for row in table.rows]
-    return {
-        "caption": caption(table),
-        "baseline": table.baseline,
-        "scores": list(table.scores),
-        "rows": rows,
-    }
+    facts = {"caption": caption(table), "baseline": table.baseline, "scores": table.scores}
+    return facts | {"rows": rows}
 
 
 _HEADS = {"se": "SE", "p": "p", "p_holm": "p, Holm"}
