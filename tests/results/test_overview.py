@@ -41,7 +41,7 @@ def write_scores(lines: list[str], *seeds: int) -> None:
     """The table of a summary: what is over all seeds, and a line a seed."""
     of_seeds = [f"workspace,{seed},student,sts,avg,spearman,{49 + seed},,,9" for seed in seeds]
     over_all = [f"workspace,,{line}" for line in lines]
-    (REPORTS / "scores.csv").write_text("\n".join([SCORES, *over_all, *of_seeds]) + "\n")
+    (REPORTS / "scores.csv").write_text("\n".join([SCORES, *of_seeds, *over_all]) + "\n")
 
 
 @pytest.fixture
