@@ -36,7 +36,7 @@ from pipeline.core.device import keep_freed_memory
 from pipeline.download.senteval import read_senteval
 from pipeline.evaluate.correlation import Bootstrap
 from pipeline.evaluate.embeddings import Embeddings, embed
-from pipeline.evaluate.scores import Score
+from pipeline.evaluate.score import Score
 from pipeline.evaluate.sts import score_sts, sts_tasks
 from pipeline.evaluate.transfer import score_transfer
 from pipeline.student.encoder import SentenceEncoder

@@ -26,8 +26,9 @@ from pipeline.evaluate.selection import DevScorer
 from pipeline.evaluate.suite import RunPaths, Suite, evaluate, read_suite
 from pipeline.features.store import read_features
 from pipeline.features.teacher_rows import pairs_of_split
+from pipeline.params.changes import apply_changes
 from pipeline.params.schema import Params
-from pipeline.results.grid import Grid, apply_changes, read_grid
+from pipeline.results.grid import Grid, read_grid
 from pipeline.student.encoder import SentenceEncoder
 from pipeline.train.batches import TrainingData
 from pipeline.train.loop import TrainingRun

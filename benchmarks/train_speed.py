@@ -51,8 +51,8 @@ from pipeline.download.wiki import read_sentences_file
 from pipeline.evaluate.selection import DevScorer
 from pipeline.features.store import Features
 from pipeline.features.teacher_rows import pairs_of_split
+from pipeline.params.changes import apply_changes
 from pipeline.params.schema import Params
-from pipeline.results.grid import apply_changes
 from pipeline.student.encoder import SentenceEncoder
 from pipeline.train.batches import TrainingData
 from pipeline.train.loop import TrainingRun

@@ -1,16 +1,17 @@
-"""How an evaluation is shown to people: one table a part, one row a system."""
+"""How an evaluation is shown to people: one table per part, one row per system."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.evaluate.report import HEADLINES, System, headline, headline_name, shortened
-from pipeline.evaluate.scores import Score
+from pipeline.evaluate.report import System, headline_name, plot_table, shortened
+from pipeline.evaluate.score import Score
 
 _PIPE_WIDTH = 160
-"""Columns where no terminal has its own."""
+"""Columns of output that is not a terminal."""
 
 
 def wide_console(*, stderr: bool = False) -> Console:
@@ -22,81 +23,60 @@ def wide_console(*, stderr: bool = False) -> Console:
 
 def print_systems(systems: Sequence[System]) -> None:
     """The STS tasks of the first system in detail, then all systems beside each other."""
-    headlines = {system.name: headline(system.scores) for system in systems}
-    tables = [
-        _sts_details(systems[0].scores),
-        _matryoshka(systems[0].scores),
-        _by_task("STS: Spearman x100 over all pairs of a task", "sts", headlines),
-        _by_task("Transfer: accuracy x100", "transfer", headlines),
-        _retrieval(headlines),
-    ]
+    found, first = plot_table(systems), systems[0].scores
+    short = [{"dimensions": size, **tasks} for size, tasks in shortened(first).items()]
+    recalls = _beside(found, "retrieval", ["task", "system"], "measure")
+    if "task" in recalls:
+        recalls = recalls.sort_values("task", ascending=False, kind="stable").rename(
+            columns={"task": "direction"}
+        )
+        recalls["direction"] = recalls["direction"].str.replace("_", " ")
+    tables = {
+        "STS in detail: Spearman x100, Pearson x100": _sts_details(first),
+        "STS of the first dimensions alone: Spearman x100": pd.DataFrame(short),
+        "STS: Spearman x100 over all pairs of a task": _beside(found, "sts", ["system"], "task"),
+        "Transfer: accuracy x100": _beside(found, "transfer", ["system"], "task"),
+        "Retrieval on the pairs' test split: recall x100": recalls,
+    }
     console = wide_console(stderr=True)
-    for table in tables:
-        if table.row_count:
+    for title, rows in tables.items():
+        if len(rows):
+            head = [str(column).replace("median_rank", "median rank") for column in rows]
+            table = Table(*head, title=title, title_justify="left", box=None)
+            for row in rows.to_numpy(object):
+                table.add_row(*map(_show, row))
             console.print(table, "")
 
 
-def _matryoshka(scores: Sequence[Score]) -> Table:
-    """One row a number of dimensions, one column a task."""
-    found = shortened(scores)
-    tasks = list(dict.fromkeys(task for numbers in found.values() for task in numbers))
-    table = _table("STS of the first dimensions alone: Spearman x100", "dimensions", *tasks)
-    for dimensions, numbers in found.items():
-        table.add_row(dimensions, *(_show(numbers.get(task)) for task in tasks))
-    return table
+def _beside(found: pd.DataFrame, part: str, rows: list[str], columns: str) -> pd.DataFrame:
+    """The scores of a part with a column for each task or measure, all in their order."""
+    of_part = found[found["part"] == part].dropna(subset="score")
+    names = list(dict.fromkeys(of_part[columns]))
+    table = of_part.pivot_table("score", rows, columns, aggfunc="first", sort=False)
+    return table[names].reset_index()
 
 
-_COUNTS = ("pairs", "pairs_unseen")
-
-
-def _by_task(title: str, part: str, headlines: Mapping[str, Any]) -> Table:
-    """One row a system, one column a task."""
-    found = {name: numbers[part] for name, numbers in headlines.items() if part in numbers}
-    tasks = list(dict.fromkeys(task for numbers in found.values() for task in numbers))
-    columns = [task for task in tasks if task not in _COUNTS]
-    table = _table(title, "system", *columns)
-    for name, numbers in found.items():
-        table.add_row(name, *(_show(numbers.get(task)) for task in columns))
-    return table
-
-
-def _retrieval(headlines: Mapping[str, Any]) -> Table:
-    """One row a system and direction, one column a measure."""
-    columns = [measure.replace("_", " ") for measure in HEADLINES["retrieval"]]
-    title = "Retrieval on the pairs' test split: recall x100"
-    table = _table(title, "direction", "system", *columns)
-    rows = [
-        (direction, name, measured)
-        for name, numbers in headlines.items()
-        for direction, measured in numbers.get("retrieval", {}).items()
-    ]
-    for direction, name, measured in sorted(rows, key=lambda row: row[0], reverse=True):
-        table.add_row(direction.replace("_", " "), name, *map(_show, measured.values()))
-    return table
-
-
-def _sts_details(scores: Sequence[Score]) -> Table:
-    """One row a task: every aggregation, Pearson, the unseen pairs and the geometry."""
-    columns = "task|all [95 %]|mean|wmean|Pearson|unseen [95 %]|pairs|dropped|alignment|uniformity"
-    table = _table("STS in detail: Spearman x100, Pearson x100", *columns.split("|"))
+def _sts_details(scores: Sequence[Score]) -> pd.DataFrame:
+    """One row per task: every aggregation, Pearson, the unseen pairs and the geometry."""
+    rows = []
     for task in (s for s in scores if _is(s, "spearman", "all") and not s.unseen):
         found = [s for s in scores if (s.task, s.split) == (task.task, task.split)]
         unseen = next((s for s in found if s.unseen), None)
-        table.add_row(
-            headline_name(task),
-            _with_interval(task),
-            *(_value(found, "spearman", aggregation) for aggregation in ("mean", "wmean")),
-            _value(found, "pearson", "all"),
-            _with_interval(unseen) if unseen else "-",
-            str(task.count),
-            str(task.count - unseen.count) if unseen else "-",
-            *(_value(found, measure, "") for measure in ("alignment", "uniformity")),
+        rows.append(
+            {
+                "task": headline_name(task),
+                "all [95 %]": _with_interval(task),
+                "mean": _value(found, "spearman", "mean"),
+                "wmean": _value(found, "spearman", "wmean"),
+                "Pearson": _value(found, "pearson", "all"),
+                "unseen [95 %]": _with_interval(unseen) if unseen else "-",
+                "pairs": str(task.count),
+                "dropped": str(task.count - unseen.count) if unseen else "-",
+                "alignment": _value(found, "alignment", ""),
+                "uniformity": _value(found, "uniformity", ""),
+            }
         )
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    return Table(*columns, title=title, title_justify="left", box=None)
+    return pd.DataFrame(rows)
 
 
 def _is(score: Score, measure: str, aggregation: str) -> bool:
@@ -114,5 +94,7 @@ def _with_interval(score: Score) -> str:
     return f"{_show(score.value)} [{_show(score.low)}, {_show(score.high)}]"
 
 
-def _show(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _show(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return "-" if pd.isna(value) else f"{value:.2f}"

@@ -1,14 +1,15 @@
 """Summarise a configuration over its seeds, or test it against another."""
 
 import json
-from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 from rich.table import Column, Table
 
 from pipeline.params.places import expanded
-from pipeline.results.compare import ComparedScore, Summary, compare, describe, read_configuration
+from pipeline.results.compare import SeedStatistics, compare
+from pipeline.results.scores import read_configuration
 from stages._cli import run_stage
 from stages._tables import wide_console
 
@@ -22,35 +23,31 @@ def main(
     sides = [read_configuration(expanded(where)) for where in (first, second) if where is not None]
     scores = compare(*sides)
     if as_json:
-        typer.echo(json.dumps(describe(*sides, scores=scores), indent=2, allow_nan=False))
-    else:
-        _print([side.name for side in sides], scores)
-
-
-def _print(names: Sequence[str], scores: Sequence[ComparedScore]) -> None:
-    tests = ["difference", "p", "p, Holm"] if len(names) > 1 else []
+        files = [[{"file": r.where, "seed": r.seed} for r in side.reports] for side in sides]
+        content = {
+            "configurations": [
+                {"name": side.name, "reports": read}
+                for side, read in zip(sides, files, strict=True)
+            ],
+            "scores": {score.score: asdict(score) for score in scores},
+        }
+        typer.echo(json.dumps(content, indent=2, allow_nan=False))
+        return
+    tests = ["difference", "p", "p, Holm"] if second is not None else []
+    names = [side.name for side in sides]
     table = Table(Column("score", overflow="fold"), *names, *tests, "n", box=None)
     for score in scores:
-        table.add_row(*_cells(score))
+        found = [_show(s) for s in (score.first, score.second, score.difference) if s is not None]
+        p_values = ["-" if p is None else f"{p:.2g}" for p in (score.p, score.p_adjusted)]
+        table.add_row(score.score, *found, *p_values[: len(tests)], str(score.first.n))
     console = wide_console()
     console.print(table)
     console.print("mean ± sd [95 % interval of the mean]; -: none, docs/statistics.md says why")
 
 
-def _cells(score: ComparedScore) -> list[str]:
-    summaries = [s for s in (score.first, score.second, score.difference) if s is not None]
-    p_values = [_show_p(score.p), _show_p(score.p_adjusted)] if score.difference else []
-    return [score.score, *map(_show, summaries), *p_values, str(score.first.n)]
-
-
-def _show(summary: Summary) -> str:
-    sd = "-" if summary.sd is None else f"{summary.sd:.2f}"
-    interval = "-" if summary.interval is None else "{:.2f}, {:.2f}".format(*summary.interval)
-    return f"{summary.mean:.2f} ± {sd} [{interval}]"
-
-
-def _show_p(p: float | None) -> str:
-    return "-" if p is None else f"{p:.2g}"
+def _show(values: SeedStatistics) -> str:
+    sd, interval = values.shown()
+    return f"{values.mean:.2f} ± {sd} [{interval}]"
 
 
 app = run_stage(main)

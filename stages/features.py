@@ -5,14 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import pandas as pd
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.core.device import choose_device
 from pipeline.core.errors import InputError, ParamsError
-from pipeline.core.files import atomic_file, write_json
+from pipeline.core.files import write_csv, write_json
 from pipeline.download.records import read_pairs
 from pipeline.features import cache as caches
 from pipeline.features.extract import TooManyRejectedError, make_engine, write_extraction
@@ -60,16 +59,11 @@ def _extract(pairs: Path, out: Path, metrics: Path, rejected: Path, store: Path)
         with cache.in_use(), make_engine(params.features, teacher, cache) as engine:
             extraction = write_extraction(out, corpus, engine, cache, params.features)
     except TooManyRejectedError as error:
-        _write_rejected(rejected, error.rejected)
+        write_csv(rejected, error.rejected)
         raise InputError(error.what, f"{rejected} lists them all; {error.fix}") from None
-    _write_rejected(rejected, extraction.rejected)
+    write_csv(rejected, extraction.rejected)
     write_json(metrics, extraction.metrics)
     note_times(metrics, **extraction.times)
-
-
-def _write_rejected(path: Path, rows: pd.DataFrame) -> None:
-    with atomic_file(path) as temporary:
-        rows.to_csv(temporary, index=False)
 
 
 def _show(teachers: list[caches.CacheEntry], as_json: bool) -> None:

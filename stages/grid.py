@@ -1,7 +1,6 @@
 """Run a grid of configurations as DVC experiments."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +9,7 @@ import typer
 from pipeline.core.errors import TrainingError
 from pipeline.core.progress import log
 from pipeline.results.experiments import (
-    finished_experiments,
-    queued_experiments,
+    list_experiments,
     remove_experiments,
     require_same_changes,
     run_experiment,
@@ -30,7 +28,21 @@ def main(
     """Run a grid as DVC experiments in a copy of the project, or queue it."""
     grid = read_grid(file)
     check_grid(grid, PARAMS_FILE)
-    failed = _run(grid, _missing(grid, force=force), target, queue=queue)
+    names, failed, started = _missing(grid, force=force), [], time.monotonic()
+    for done, name in enumerate(names):
+        left = ""
+        if done:
+            minutes = (time.monotonic() - started) / done * (len(names) - done) / 60
+            left = (
+                f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
+            )
+        log.info("%d of %d: %s%s", done + 1, len(names), name, left)
+        changes = overrides(grid.changes(name))
+        if run_experiment(name, changes, target, queue=queue, kept=paths.KEPT):
+            failed.append(name)
+            log.warning("%s failed", name)
+    word = "queued" if queue else "done"
+    log.info("%d experiments %s, %d failed", len(names) - len(failed), word, len(failed))
     if failed:
         raise TrainingError(
             f"{len(failed)} experiments failed: {', '.join(failed)}.",
@@ -42,43 +54,16 @@ def main(
 
 
 def _missing(grid: Grid, *, force: bool) -> list[str]:
-    """The configurations that are to be run; with `force`, after what is there was removed."""
-    finished, queued = finished_experiments(), queued_experiments()
+    """The configurations to run; with `force`, after the finished ones were removed."""
+    finished, queued = list_experiments()
     if force:
         remove_experiments([name for name in grid.configurations if name in finished])
+        finished = {}
     else:
-        require_same_changes(grid, finished, PARAMS_FILE)
-    there = queued if force else queued | finished.keys()
-    for name in sorted(there & grid.configurations.keys()):
+        require_same_changes(grid, finished)
+    for name in sorted((queued | finished.keys()) & grid.configurations.keys()):
         log.info("%s is left out: %s", name, "it is queued" if name in queued else "it exists")
-    return [name for name in grid.configurations if name not in there]
-
-
-def _run(grid: Grid, names: Sequence[str], target: str, *, queue: bool) -> list[str]:
-    """Run one after another; returns the names of those that failed."""
-    started, failed = time.monotonic(), []
-    for done, name in enumerate(names):
-        left = _time_left(time.monotonic() - started, done, len(names))
-        log.info("%d of %d: %s%s", done + 1, len(names), name, left)
-        if _run_one(grid, name, target, queue=queue):
-            failed.append(name)
-            log.warning("%s failed", name)
-    word = "queued" if queue else "done"
-    log.info("%d experiments %s, %d failed", len(names) - len(failed), word, len(failed))
-    return failed
-
-
-def _run_one(grid: Grid, name: str, target: str, *, queue: bool) -> int:
-    changes = overrides(grid.changes(name))
-    return run_experiment(name, changes, target, queue=queue, kept=paths.KEPT)
-
-
-def _time_left(seconds: float, done: int, total: int) -> str:
-    """From the mean of those that are done; unknown before the first."""
-    if not done:
-        return ""
-    minutes = seconds / done * (total - done) / 60
-    return f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
+    return [name for name in grid.configurations if name not in queued | finished.keys()]
 
 
 app = run_stage(main)

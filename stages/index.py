@@ -7,7 +7,7 @@ import typer
 
 from pipeline.core.device import choose_device
 from pipeline.core.errors import InputError
-from pipeline.core.files import atomic_file, write_json
+from pipeline.core.files import write_csv, write_json
 from pipeline.core.progress import log
 from pipeline.download.records import read_pairs, read_sentences
 from pipeline.features.store import read_features
@@ -80,8 +80,7 @@ def main(
         load_items(address, manifest, items, spaces, milvus_index)
         return
     built = build_index(out, model, corpus, items, spaces, params.index, vectors)
-    with atomic_file(metrics.with_suffix(".csv")) as temporary:
-        built.curve.to_csv(temporary, index=False)
+    write_csv(metrics.with_suffix(".csv"), built.curve)
     write_json(metrics, built.metrics)
     note_times(metrics, spaces=built.times)
 

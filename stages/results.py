@@ -1,8 +1,9 @@
-"""Show what a run came to: scores beside the baselines, times of the stages, what is next."""
+"""Show the outcome of a run: scores beside the baselines, times of the stages, what to do next."""
 
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,34 +11,44 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.results.overview import SYSTEMS, Results, Took, read_results
+from pipeline.results.overview import SYSTEMS, Results, StageRuns, read_results
 from stages import paths
 from stages._cli import read_params, run_stage
 
 _WIDTH = 80
+_NEXT = """
+Next{activation}:
+  python -m stages.search "a small red circle above a blue square" --images
+  dvc exp run -S loss.margin={margin:g}  # and then: dvc metrics diff
+  dvc plots show                  # one page of charts, without a network:
+    {page}"""
 
 
 def main(
     reports: Annotated[Path, typer.Option(help="What the stages wrote.")] = paths.REPORTS,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Show the student beside untrained and teacher, what the stages took, and what is next."""
+    """Show the student beside untrained and teacher, what the stages took, and what to do next."""
     params = read_params()
     results = read_results(reports, params.train.seeds)
     if as_json:
-        typer.echo(json.dumps(results.as_json(), indent=2))
+        typer.echo(json.dumps(asdict(results), indent=2))
         return
     console = Console(width=_WIDTH, markup=False, emoji=False, highlight=False)
     console.print(_scores(results), "", _times(results))
     for sentence in results.missing:
         console.print(sentence)
-    typer.echo(_next(f"{params.loss.margin + 0.05:g}"))
+    script = Path(sys.prefix, "bin", "activate")  # else the commands would be another Python's
+    is_active = "VIRTUAL_ENV" in os.environ or not script.is_file()
+    activation = "" if is_active else f", after `source {os.path.relpath(script)}`"
+    page = Path("dvc_plots/index.html").resolve()
+    typer.echo(_NEXT.format(activation=activation, margin=params.loss.margin + 0.05, page=page))
 
 
 def _scores(results: Results) -> Table:
     seeds = ", ".join(map(str, results.seeds))
     title = f"Scores, means over seeds {seeds}" if len(results.seeds) > 1 else "Scores"
-    table = _table(title, "", *SYSTEMS, "95 % of student")
+    table = _table(title, *SYSTEMS, "95 % of student")
     for name, found in results.scores.items():
         cells = [f"{found[one]:.2f}" if one in found else "-" for one in SYSTEMS]
         interval = results.intervals.get(name)
@@ -46,33 +57,32 @@ def _scores(results: Results) -> Table:
 
 
 def _times(results: Results) -> Table:
-    table = _table("Stages", "", "took", "")
-    for stage, took in results.stages.items():
-        table.add_row(stage, _duration(took.seconds) if took.timed else "-", _state(took))
+    table = _table("Stages", "took", "")
+    for name, stage in results.stages.items():
+        table.add_row(name, _duration(stage.seconds) if stage.timed else "-", _state(stage))
     table.columns[2].justify = "left"
     return table
 
 
-def _table(title: str, first: str, *others: str) -> Table:
+def _table(title: str, *numbers: str) -> Table:
     """Names on the left, numbers on the right."""
-    table = Table(
-        first, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False
-    )
-    for other in others:
-        table.add_column(other, justify="right")
+    table = Table("", title=title, title_justify="left", title_style="bold", box=None)
+    table.pad_edge = False
+    for number in numbers:
+        table.add_column(number, justify="right")
     return table
 
 
-def _state(took: Took) -> str:
-    """What is to be said of a stage beside its time; nothing where it just ran."""
-    if not took.made:
+def _state(stage: StageRuns) -> str:
+    """What there is to say of a stage beside its time; nothing where it just ran."""
+    if not stage.made:
         return "not run yet"
-    restored = took.made - took.timed
-    said = {
-        f"{restored} of {took.runs} not run here: from a cache or from git": restored,
-        f"{took.runs - took.made} of {took.runs} to run": took.runs - took.made,
+    counts = {
+        "not run here: from a cache or from git": stage.made - stage.timed,
+        "to run": stage.runs - stage.made,
     }
-    return ", ".join(what for what, count in said.items() if count).removeprefix("1 of 1 ")
+    said = [f"{count} of {stage.runs} {what}" for what, count in counts.items() if count]
+    return ", ".join(said).removeprefix("1 of 1 ")
 
 
 def _duration(seconds: float) -> str:
@@ -82,25 +92,6 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
-
-
-def _next(margin: str) -> str:
-    """Three commands, as they are to be typed."""
-    page = Path("dvc_plots/index.html").resolve()
-    return f"""
-Next{_activation()}:
-  python -m stages.search "a small red circle above a blue square" --images
-  dvc exp run -S loss.margin={margin}  # and then: dvc metrics diff
-  dvc plots show                  # one page of charts, without a network:
-    {page}"""
-
-
-def _activation() -> str:
-    """What is to be done first where the commands would be those of another Python."""
-    script = Path(sys.prefix, "bin", "activate")
-    if "VIRTUAL_ENV" in os.environ or not script.is_file():
-        return ""
-    return f", after `source {os.path.relpath(script)}`"
 
 
 app = run_stage(main)

@@ -7,29 +7,21 @@ from typing import Annotated
 import typer
 
 from pipeline.core.errors import ParamsError
-from pipeline.core.files import atomic_file
+from pipeline.core.files import atomic_file, write_csv
 from pipeline.params.places import expanded
 from pipeline.results.chart import write_chart
-from pipeline.results.compare import Configuration
 from pipeline.results.experiments import (
     HEAD,
-    finished_experiments,
     label_experiments,
+    list_experiments,
     read_experiment,
     require_same_changes,
 )
 from pipeline.results.grid import Grid, read_grid
-from pipeline.results.table import (
-    ResultTable,
-    describe,
-    in_order,
-    make_table,
-    markdown,
-    numbers,
-    read_folder,
-)
+from pipeline.results.scores import Configuration
+from pipeline.results.table import describe, make_table, markdown, numbers, read_folder
 from stages import paths
-from stages._cli import PARAMS_FILE, run_stage
+from stages._cli import run_stage
 
 SUMMARY = paths.REPORTS / "summary.json"
 
@@ -51,54 +43,35 @@ def main(
 ) -> None:
     """A table over configurations, each tested against the baseline, as Markdown."""
     grid = None if file is None else read_grid(file)
-    others: list[Configuration] = []
-    if grid is None:
-        tested, baseline = _all_experiments(reports), HEAD
-    else:
-        tested, others = _of_grid(grid, reports, partial=partial)
-        baseline = grid.baseline
-    table = make_table(tested, baseline, patterns=score or (), others=others, partial=partial)
+    found = _find(grid, reports)
+    names, baseline = (list(grid.configurations), grid.baseline) if grid else (list(found), HEAD)
+    table = make_table(found, names, baseline, patterns=score or (), partial=partial)
     if out is not None:
-        _write(expanded(out), table, grid)
+        base = expanded(out)
+        with atomic_file(Path(f"{base}.md")) as temporary:
+            temporary.write_text(markdown(table), encoding="utf-8")
+        write_csv(Path(f"{base}.csv"), numbers(table), float_format="%.6g")
+        sweep, swept = (grid.sweep, grid.swept()) if grid else (None, {})
+        write_chart(Path(f"{base}.svg"), table, sweep, swept)
     typer.echo(json.dumps(describe(table), indent=2) if as_json else markdown(table), nl=as_json)
 
 
-def _of_grid(
-    grid: Grid, reports: Path | None, *, partial: bool
-) -> tuple[list[Configuration], list[Configuration]]:
-    """The configurations of the grid, and those of the folder that are outside it."""
-    names = list(grid.configurations)
-    found = _experiments(grid) if reports is None else read_folder(reports)
-    others = [side for name, side in found.items() if name not in names]
-    return in_order(found, names, grid.baseline, partial=partial), others
-
-
-def _experiments(grid: Grid) -> dict[str, Configuration]:
-    commits = finished_experiments()
-    require_same_changes(grid, commits, PARAMS_FILE)
-    names = [name for name in grid.configurations if name in commits]
-    return {name: read_experiment(name, commits[name], SUMMARY) for name in names}
-
-
-def _all_experiments(reports: Path | None) -> list[Configuration]:
-    """HEAD, and every experiment on top of it by the params it changes."""
+def _find(grid: Grid | None, reports: Path | None) -> dict[str, Configuration]:
+    """The configurations of a folder, else of DVC: those of the grid, or HEAD and all on it."""
     if reports is not None:
-        raise ParamsError(
-            "--reports needs a grid, which names the baseline.", "name the grid file too."
-        )
-    commits = finished_experiments()
-    labels = label_experiments(commits, PARAMS_FILE)
-    found = [read_experiment(labels[name], commit, SUMMARY) for name, commit in commits.items()]
-    return [read_experiment(HEAD, HEAD, SUMMARY), *found]
-
-
-def _write(out: str, table: ResultTable, grid: Grid | None) -> None:
-    with atomic_file(Path(f"{out}.md")) as temporary:
-        temporary.write_text(markdown(table), encoding="utf-8")
-    with atomic_file(Path(f"{out}.csv")) as temporary:
-        numbers(table).to_csv(temporary, index=False, float_format="%.6g")
-    swept = grid.swept() if grid else {}
-    write_chart(Path(f"{out}.svg"), table, grid.sweep if grid else None, swept)
+        if grid is None:
+            raise ParamsError(
+                "--reports needs a grid, which names the baseline.", "name the grid file too."
+            )
+        return read_folder(reports)
+    finished, _ = list_experiments()
+    if grid is None:
+        labels = label_experiments(finished)
+        commits = {HEAD: HEAD} | {labels[name]: commit for name, commit in finished.items()}
+    else:
+        require_same_changes(grid, finished)
+        commits = {name: finished[name] for name in grid.configurations if name in finished}
+    return {name: read_experiment(name, commit, SUMMARY) for name, commit in commits.items()}
 
 
 app = run_stage(main)

@@ -7,7 +7,7 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from pipeline.core.files import atomic_file, atomic_folder, write_json
+from pipeline.core.files import atomic_folder, write_csv, write_json
 from pipeline.download.records import Pairs, read_pairs, read_sentences, read_sts
 from pipeline.evaluate.selection import DevScorer, dev_pairs
 from pipeline.features.store import read_features
@@ -83,8 +83,7 @@ def main(
         card = model_card(settings, params.teacher, seed, training.metrics)
         save_student(folder, training.student, card)
     for name, table in tables.items():
-        with atomic_file(reports / f"{name}.csv") as temporary:
-            table.to_csv(temporary, index=False)
+        write_csv(reports / f"{name}.csv", table)
     write_json(reports / "metrics.json", {**training.metrics, **effect})
     note_times(reports / "metrics.json", **training.times)
     kept.remove()

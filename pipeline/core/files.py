@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
+    import pandas as pd
     from numpy.typing import NDArray
 
-from pipeline.core.errors import ResourceError
+from pipeline.core.errors import InputError, MissingArtifactError, ResourceError
 from pipeline.core.signals import require_running
 
 
@@ -227,3 +228,33 @@ def write_json(path: Path, content: Any) -> None:
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
     with atomic_file(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, made_by: str | None = None) -> dict[str, Any]:
+    """Read the JSON object in a file.
+
+    Args:
+        path: the file.
+        made_by: the stage that writes it; None: not a file of a stage.
+
+    Raises:
+        MissingArtifactError: the stage has not written it yet.
+        InputError: it cannot be read, or holds something else.
+    """
+    if made_by is not None and not path.is_file():
+        raise MissingArtifactError(path, made_by)
+    fix = f"run `dvc repro -f {made_by}`." if made_by else "leave it out, or write it again."
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} cannot be read as JSON: {reason}.", fix) from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object.", fix)
+    return content
+
+
+def write_csv(path: Path, table: "pd.DataFrame", float_format: str | None = None) -> None:
+    """Write a table as CSV without its index, atomically."""
+    with atomic_file(path) as temporary:
+        table.to_csv(temporary, index=False, float_format=float_format)

@@ -22,9 +22,9 @@ import pandas as pd
 
 from pipeline.core.checksums import hash_weights
 from pipeline.core.errors import InputError, MissingArtifactError, ParamsError, StaleArtifactError
-from pipeline.core.files import atomic_file, reports_unwritable, write_json
+from pipeline.core.files import reports_unwritable, write_csv, write_json
 from pipeline.core.progress import log
-from pipeline.evaluate.scores import AVERAGE, Score
+from pipeline.evaluate.score import AVERAGE, Score
 from pipeline.evaluate.suite import Suite
 from pipeline.student.encoder import SentenceEncoder
 
@@ -139,8 +139,7 @@ def require_same_model(out: Path, encoder: Mapping[str, Any], *, asked_for: bool
 def write_report(out: Path, systems: Sequence[System]) -> None:
     """Write the report, and beside it its headline numbers as CSV for plots."""
     write_json(out, report(systems))
-    with atomic_file(out.with_suffix(".csv")) as temporary:
-        plot_table(systems).to_csv(temporary, index=False)
+    write_csv(out.with_suffix(".csv"), plot_table(systems))
 
 
 def report(systems: Sequence[System]) -> dict[str, Any]:

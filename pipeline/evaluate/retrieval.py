@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 
 from pipeline.core.errors import InputError
 from pipeline.evaluate.embeddings import unit_rows
-from pipeline.evaluate.scores import Score
+from pipeline.evaluate.score import Score
 
 RECALLS = (1, 5, 10)
 SPLIT = "test"

@@ -27,7 +27,7 @@ from pipeline.evaluate.correlation import (
 from pipeline.evaluate.embeddings import Embeddings, row_cosines, unit_rows
 from pipeline.evaluate.geometry import alignment, mcse_batches, uniformity
 from pipeline.evaluate.order import protocol_order
-from pipeline.evaluate.scores import AVERAGE, Score
+from pipeline.evaluate.score import AVERAGE, Score
 from pipeline.evaluate.selection import SELECTION_TASKS
 from pipeline.params.evaluate import Convention
 

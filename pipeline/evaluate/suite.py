@@ -18,7 +18,7 @@ from pipeline.download.records import Pairs, read_pairs, read_sentences, read_st
 from pipeline.evaluate.correlation import Bootstrap
 from pipeline.evaluate.embeddings import Encoder, embed
 from pipeline.evaluate.retrieval import SPLIT, Gallery, Pairing, score_retrieval
-from pipeline.evaluate.scores import Score
+from pipeline.evaluate.score import Score
 from pipeline.evaluate.sts import StsTask, normalise, score_sts, sts_tasks
 from pipeline.evaluate.transfer import score_transfer
 from pipeline.features.rows import Features

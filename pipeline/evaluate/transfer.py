@@ -26,7 +26,7 @@ from pipeline.core.progress import progress
 from pipeline.evaluate.classifier import Fit, Fitted, Rows, Samples, fit_all
 from pipeline.evaluate.embeddings import Embeddings
 from pipeline.evaluate.order import protocol_order
-from pipeline.evaluate.scores import AVERAGE, Score
+from pipeline.evaluate.score import AVERAGE, Score
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2)
 FOLDS = 10

@@ -6,7 +6,7 @@ from typing import cast
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from pipeline.evaluate.scores import AVERAGE
+from pipeline.evaluate.score import AVERAGE
 from pipeline.publish.collect import Facts
 
 _TEMPLATE = Path(__file__).with_name("card.md")

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 from pipeline.core.errors import InputError, ParamsError, StaleArtifactError
+from pipeline.core.files import read_json
 from pipeline.download.sources import BY_NAME, OWN_KINDS, SCENES
 from pipeline.evaluate.report import (
     HEADLINES,
@@ -39,7 +40,7 @@ from pipeline.evaluate.report import (
     read_report,
     shortened,
 )
-from pipeline.evaluate.scores import AVERAGE, Score
+from pipeline.evaluate.score import AVERAGE, Score
 from pipeline.features.store import read_identity
 from pipeline.params.block import dotted
 from pipeline.params.schema import Params
@@ -51,7 +52,6 @@ from pipeline.publish.provenance import (
     read_stages,
     require_recorded,
 )
-from pipeline.results.summary import read_json
 from pipeline.student.directory import hash_student
 from pipeline.student.encoder import Student
 

@@ -1,7 +1,6 @@
 """Charts of a results table: equal tables give equal bytes."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib as mpl
@@ -9,31 +8,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipeline.core.files import atomic_file
-from pipeline.results.compare import Summary
+from pipeline.results.compare import SeedStatistics
 from pipeline.results.table import ResultTable, Row
 
 SIGNIFICANT = 0.05
 """Of p adjusted by Holm."""
 
-_HASH_SALT = "kdmcse"
-"""What the ids of SVG elements are made from; matplotlib draws one at random otherwise."""
-
-
-@dataclass(frozen=True)
-class _Mark:
-    """How a kind of result is drawn; the kinds differ in colour and in shape."""
-
-    label: str
-    colour: str
-    shape: str
-
-
-_MARKS = (
-    _Mark(f"p, Holm < {SIGNIFICANT}", "#0072b2", "D"),
-    _Mark("larger than noise", "#d55e00", "s"),
-    _Mark("within noise", "#777777", "o"),
-)
-"""Colours that also the colour-blind tell apart (Okabe and Ito)."""
+_MARKS = {
+    f"p, Holm < {SIGNIFICANT}": ("#0072b2", "D"),
+    "larger than noise": ("#d55e00", "s"),
+    "within noise": ("#777777", "o"),
+}
+"""Colour and shape by kind of result; these colours (Okabe and Ito) suit the colour-blind."""
 
 
 def write_chart(
@@ -43,29 +29,45 @@ def write_chart(
 
     Args:
         out: the SVG.
-        table: what to draw; its primary score is drawn.
+        table: its primary score is drawn.
         sweep: the swept key; None: draw the differences to the baseline.
         values: of that key, by configuration.
 
     Raises:
-        ResourceError: the place cannot be written.
+        ResourceError: the file cannot be written.
     """
-    with mpl.rc_context({"svg.hashsalt": _HASH_SALT, "svg.fonttype": "path"}):
+    # matplotlib draws the ids of SVG elements at random without a salt
+    with mpl.rc_context({"svg.hashsalt": "kdmcse", "svg.fonttype": "path"}):
         figure = sweep_chart(table, sweep, values) if sweep else difference_chart(table)
         with atomic_file(out) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
 
 
 def difference_chart(table: ResultTable) -> Figure:
-    """A dot a tested configuration: the difference to the baseline with its 95 % interval."""
+    """One dot per tested configuration: the difference to the baseline with its 95 % interval."""
     rows = [row for row in table.rows if row.test is not None]
     figure, axes = _empty(height=1.2 + 0.32 * len(rows))
-    for mark in _MARKS:
-        _draw_differences(axes, mark, rows)
+    for mark, (colour, shape) in _MARKS.items():
+        found = {
+            place: row.test.difference
+            for place, row in enumerate(rows)
+            if row.test and row.test.difference and _mark(row) == mark
+        }
+        if found:  # else it would stand in the legend
+            axes.errorbar(
+                [difference.mean for difference in found.values()],
+                list(found),
+                xerr=[_half(difference) for difference in found.values()],
+                linestyle="none",
+                color=colour,
+                marker=shape,
+                capsize=3,
+                label=mark,
+            )
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(f"{table.primary} x100, difference to {table.baseline}; bars: 95 % interval")
+    axes.set_xlabel(f"{table.scores[0]} x100, difference to {table.baseline}; bars: 95 % interval")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
@@ -73,21 +75,17 @@ def difference_chart(table: ResultTable) -> Figure:
 def sweep_chart(table: ResultTable, sweep: str, values: Mapping[str, float]) -> Figure:
     """Mean of the primary score over the values of one key, with its 95 % interval."""
     rows = sorted((row for row in table.rows if row.name in values), key=lambda r: values[r.name])
-    means = [row.scores[table.primary] for row in rows]
-    at = [values[row.name] for row in rows]
+    points = [(values[row.name], row.scores[table.scores[0]]) for row in rows]
+    at, means = [x for x, _ in points], [mean.mean for _, mean in points]
+    (first, _), (second, _) = list(_MARKS.values())[:2]
     figure, axes = _empty(height=3.2)
-    bars = [_half(mean) for mean in means]
-    heights = [mean.mean for mean in means]
-    axes.errorbar(at, heights, bars, color=_MARKS[0].colour, marker="o", capsize=3, label="mean")
-    base = [
-        (x, mean.mean)
-        for x, mean, row in zip(at, means, rows, strict=True)
-        if row.name == table.baseline
-    ]
+    bars = [_half(mean) for _, mean in points]
+    axes.errorbar(at, means, bars, color=first, marker="o", capsize=3, label="mean")
+    base = [row.name for row in rows].index(table.baseline)
     label = f"baseline {table.baseline}"
-    axes.plot(*zip(*base, strict=True), "D", color=_MARKS[1].colour, label=label, zorder=3)
+    axes.plot(at[base], means[base], "D", color=second, label=label, zorder=3)
     axes.set_xlabel(sweep)
-    axes.set_ylabel(f"{table.primary} x100; bars: 95 % interval")
+    axes.set_ylabel(f"{table.scores[0]} x100; bars: 95 % interval")
     axes.legend(frameon=False)
     return figure
 
@@ -99,34 +97,13 @@ def _empty(height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _draw_differences(axes: Axes, mark: _Mark, rows: Sequence[Row]) -> None:
-    """The rows of one kind; a kind without rows gets no entry in the legend."""
-    found = [
-        (place, row.test.difference)
-        for place, row in enumerate(rows)
-        if _mark(row) is mark and row.test and row.test.difference
-    ]
-    if not found:
-        return
-    axes.errorbar(
-        [difference.mean for _, difference in found],
-        [place for place, _ in found],
-        xerr=[_half(difference) for _, difference in found],
-        linestyle="none",
-        color=mark.colour,
-        marker=mark.shape,
-        capsize=3,
-        label=mark.label,
-    )
-
-
-def _mark(row: Row) -> _Mark:
+def _mark(row: Row) -> str:
     p = row.test.p_adjusted if row.test else None
     if p is not None and p < SIGNIFICANT:
-        return _MARKS[0]
-    return _MARKS[1] if row.verdict == "larger than noise" else _MARKS[2]
+        return next(iter(_MARKS))
+    return row.verdict or "within noise"
 
 
-def _half(values: Summary) -> float:
+def _half(values: SeedStatistics) -> float:
     """Half the width of an interval, which lies evenly about its mean; 0 where there is none."""
     return 0.0 if values.interval is None else (values.interval[1] - values.interval[0]) / 2

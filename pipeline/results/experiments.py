@@ -1,7 +1,4 @@
-"""DVC experiments on top of HEAD: which there are, what they wrote, how one is run.
-
-The only user of DVC's Python interface.
-"""
+"""DVC experiments on top of HEAD: which there are, what they wrote, and how one is run."""
 
 import contextlib
 import os
@@ -12,41 +9,37 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from pipeline.core.errors import InputError, ParamsError, PipelineError, StaleArtifactError
 from pipeline.params.block import dotted
 from pipeline.params.places import expanded
-from pipeline.results.compare import Configuration
 from pipeline.results.grid import Grid
-from pipeline.results.summary import read_summary
+from pipeline.results.scores import Configuration, read_summary
 
 MIRROR_VARIABLE = "DATA_MIRROR"
 HEAD = "HEAD"
 
 _STDERR = 2
+_FINISHED = {None, "Success"}
+"""States of experiments; DVC gives none to those that did not run from its queue."""
 
 
-def finished_experiments() -> dict[str, str]:
-    """The commits of all experiments on top of HEAD by name, in the order of the names.
+def list_experiments() -> tuple[dict[str, str], set[str]]:
+    """The experiments on top of HEAD.
+
+    Returns:
+        The commits of the finished ones by name, in the order of the names, and the names of those
+        that wait in DVC's queue or run from it.
 
     Raises:
-        ParamsError: the working folder is no DVC project with a commit.
+        ParamsError: the working folder is not a DVC project with a commit.
     """
-    from dvc.repo import Repo
+    import dvc.api
 
-    with _dvc_errors(), Repo() as repo:
-        found = repo.experiments.ls(rev=HEAD)
-    return dict(sorted(entry for entries in found.values() for entry in entries))
-
-
-def queued_experiments() -> set[str]:
-    """The names of the experiments that wait in DVC's queue or run from it."""
-    from dvc.repo import Repo
-
-    with _dvc_errors(), Repo() as repo:
-        queue = repo.experiments.celery_queue
-        return {entry.name for entry in (*queue.iter_queued(), *queue.iter_active()) if entry.name}
+    with _dvc_errors():
+        rows = [row for row in dvc.api.exp_show() if row["Experiment"]]
+    finished = {str(r["Experiment"]): str(r["rev"]) for r in rows if r["State"] in _FINISHED}
+    queued = {str(r["Experiment"]) for r in rows if r["State"] in {"Queued", "Running"}}
+    return dict(sorted(finished.items())), queued
 
 
 def read_experiment(name: str, commit: str, summary: Path) -> Configuration:
@@ -54,51 +47,54 @@ def read_experiment(name: str, commit: str, summary: Path) -> Configuration:
 
     Args:
         name: what to call it.
-        commit: where it is.
+        commit: its revision.
         summary: path of the summary in the project.
 
     Raises:
         InputError: it has none.
     """
-    return read_summary(_read_at(name, commit, summary), name)
+    import dvc.api
+
+    try:
+        with _dvc_errors():
+            text = str(dvc.api.read(summary.as_posix(), rev=commit))
+    except (PipelineError, OSError) as error:
+        raise InputError(
+            f"{name} has no {summary}.",
+            "run it again, as `dvc exp run` or `python -m stages.grid` does; for HEAD, run "
+            "`dvc repro` and commit.",
+        ) from error
+    return read_summary(text, name)
 
 
-def require_same_changes(grid: Grid, commits: Mapping[str, str], params: Path) -> None:
+def require_same_changes(grid: Grid, commits: Mapping[str, str]) -> None:
     """Refuse finished experiments that have the name of a configuration, but not its params.
-
-    Args:
-        grid: whose configurations are looked for.
-        commits: of the finished experiments, by name.
-        params: path of the params in the project.
 
     Raises:
         StaleArtifactError: naming every such experiment and the keys that differ.
-        InputError: an experiment has no params.
     """
-    other = {
-        name: _other_keys(grid.changes(name), dict(dotted(_read_yaml(name, commits[name], params))))
-        for name in grid.configurations
-        if name in commits
-    }
-    faults = [f"{name} ({', '.join(keys)})" for name, keys in other.items() if keys]
+    faults = []
+    for name in grid.configurations:
+        if name in commits:
+            theirs = _params(commits[name])
+            changes = dotted(grid.changes(name))
+            if other := [key for key, value in changes if theirs.get(key, ...) != value]:
+                faults.append(f"{name} ({', '.join(other)})")
     if faults:
         raise StaleArtifactError(
             f"there are experiments with other params than the grid says: {', '.join(faults)}.",
-            "replace them with `python -m stages.grid --force`, or name the configurations anew.",
+            "replace them with `python -m stages.grid --force`, or rename the configurations.",
         )
 
 
-def label_experiments(commits: Mapping[str, str], params: Path) -> dict[str, str]:
-    """Labels by experiment: the params in which each differs from HEAD, else its name.
-
-    Raises:
-        InputError: an experiment has no params.
-    """
-    ours = dict(dotted(_read_yaml(HEAD, HEAD, params)))
-    labels = {
-        name: _differences(ours, dict(dotted(_read_yaml(name, commit, params)))) or name
-        for name, commit in commits.items()
-    }
+def label_experiments(commits: Mapping[str, str]) -> dict[str, str]:
+    """Labels by experiment: the params in which each differs from HEAD, else its name."""
+    ours = _params(HEAD)
+    labels = {}
+    for name, commit in commits.items():
+        changed = {k: v for k, v in _params(commit).items() if ours.get(k, ...) != v}
+        shown = (f"{key}={'null' if value is None else value}" for key, value in changed.items())
+        labels[name] = ", ".join(shown) or name
     often = [label for label in labels.values() if list(labels.values()).count(label) > 1]
     return {
         name: f"{label} ({name})" if label in often else label for name, label in labels.items()
@@ -131,8 +127,10 @@ def run_experiment(
     ) as process:
         try:
             return process.wait()
-        except BaseException:
-            _interrupt(process)
+        except BaseException:  # interrupt DVC and the stage it runs; both clean up
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGINT)
+            process.wait()
             raise
 
 
@@ -144,20 +142,21 @@ def remove_experiments(names: Sequence[str]) -> None:
     """
     from dvc.repo import Repo
 
-    if names:  # DVC takes no name for a wrong one
+    if names:  # DVC takes an empty list for a mistake
         with _dvc_errors(), Repo() as repo:
             repo.experiments.remove(list(names))
 
 
-def _interrupt(process: subprocess.Popen[bytes]) -> None:
-    """Interrupt DVC together with the stage it runs, and wait: both then clean up."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGINT)
-    process.wait()
+def _params(commit: str) -> dict[str, Any]:
+    """The params of a revision by dotted key."""
+    import dvc.api
+
+    with _dvc_errors():
+        return dict(dotted(dvc.api.params_show(rev=commit)))
 
 
 def _environment(kept: Mapping[str, Path]) -> dict[str, str]:
-    """The stages are run by this interpreter; mirror and kept folders are those of this folder.
+    """Stages are run by this interpreter; mirror and kept folders are those of this folder.
 
     DVC removes its copy of the project when it is stopped, and checkpoints in it would go too.
     """
@@ -185,34 +184,3 @@ def _dvc_errors() -> Iterator[None]:
             f"DVC cannot manage experiments here: {reason}.",
             "run the command in the project's folder, a git repository with a commit.",
         ) from None
-
-
-def _read_at(name: str, commit: str, path: Path) -> str:
-    import dvc.api
-
-    try:
-        with _dvc_errors():
-            return str(dvc.api.read(path.as_posix(), rev=commit))
-    except (PipelineError, OSError) as error:
-        raise InputError(
-            f"{name} has no {path}.",
-            "run it again, as `dvc exp run` or `python -m stages.grid` does; for HEAD, run "
-            "`dvc repro` and commit.",
-        ) from error
-
-
-def _read_yaml(name: str, commit: str, path: Path) -> Any:
-    return YAML(typ="safe", pure=True).load(_read_at(name, commit, path))
-
-
-def _other_keys(changes: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    return [key for key, value in dotted(changes) if theirs.get(key, ...) != value]
-
-
-def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    changed = {key: value for key, value in theirs.items() if ours.get(key, ...) != value}
-    return ", ".join(f"{key}={_show(value)}" for key, value in changed.items())
-
-
-def _show(value: object) -> str:
-    return "null" if value is None else str(value)

@@ -1,5 +1,6 @@
 """A grid of configurations: what they share, what each changes, and how DVC is told so."""
 
+import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]|\.(?!\.|$|lock$))*")
 """Names that are valid for a DVC experiment, which is a git ref, and for a folder."""
 
 _OUTSIDE = re.compile(r"(?:^|:)\.\.(?:/|$)")
-"""Paths that leave the project's folder, also behind `local-dir:`."""
+"""Paths that leave the project's folder, also after `local-dir:`."""
 
 
 class Grid(Block):
@@ -45,16 +46,11 @@ class Grid(Block):
         return configurations
 
     @model_validator(mode="after")
-    def _baseline_is_one(self) -> "Grid":
+    def _baseline_and_sweep_are_set(self) -> "Grid":
         if self.baseline not in self.configurations:
             msg = f"baseline must be one of {', '.join(self.configurations)}"
             raise ValueError(msg)
-        return self
-
-    @model_validator(mode="after")
-    def _sweep_is_a_number(self) -> "Grid":
-        without = [name for name in self.configurations if not _is_number(self._swept(name))]
-        if self.sweep is not None and without:
+        if without := [name for name, value in self._swept().items() if not _is_number(value)]:
             msg = f"{', '.join(without)} must set the sweep's {self.sweep} to a number"
             raise ValueError(msg)
         return self
@@ -65,12 +61,12 @@ class Grid(Block):
 
     def swept(self) -> dict[str, float]:
         """The value of the swept key by configuration; empty without a sweep."""
+        return {name: float(value) for name, value in self._swept().items()}
+
+    def _swept(self) -> dict[str, Any]:
         if self.sweep is None:
             return {}
-        return {name: float(self._swept(name)) for name in self.configurations}
-
-    def _swept(self, name: str) -> Any:
-        return self.changes(name).get(self.sweep or "")
+        return {name: self.changes(name).get(self.sweep) for name in self.configurations}
 
 
 def read_grid(path: Path) -> Grid:
@@ -86,21 +82,20 @@ def check_grid(grid: Grid, params: Path) -> None:
     """Check every configuration, before the first is run.
 
     Args:
-        grid: what is to be run.
+        grid: the grid.
         params: the params.yaml that the configurations change.
 
     Raises:
         ParamsError: naming every fault of every configuration, or of params.yaml itself.
     """
-    load_params(params, Params)
-    content: Changes = _read(params)
+    content = load_params(params, Params).model_dump()
     faults = [
         f"{name}: {fault}"
         for name in grid.configurations
         for fault in _faults(apply_changes(content, grid.changes(name)))
     ]
     if faults:
-        raise ParamsError("; ".join(faults) + ".", "mend the grid; nothing was run.")
+        raise ParamsError("; ".join(faults) + ".", "correct the grid; nothing was run.")
 
 
 def overrides(changes: Changes) -> list[str]:
@@ -108,29 +103,15 @@ def overrides(changes: Changes) -> list[str]:
     return [f"{key}={_hydra(value)}" for key, value in dotted(changes)]
 
 
-def _read(params: Path) -> Changes:
-    content: Changes = YAML(typ="safe", pure=True).load(params.read_text(encoding="utf-8"))
-    return content
-
-
 def _hydra(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+    """Text in single quotes, so that it is not read as number, list, sweep or interpolation."""
     if isinstance(value, list):
         return f"[{','.join(map(_hydra, value))}]"
-    return _quoted(value) if isinstance(value, str) else repr(value)
-
-
-def _quoted(text: str) -> str:
-    """In single quotes, so that no text is read as number, list, sweep or interpolation."""
-    escaped = re.sub(r"(\\*)('|\Z)", _escape_quote, text)
+    if not isinstance(value, str):
+        return json.dumps(value)
+    # backslashes are escapes only before a quote, so they are doubled there
+    escaped = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + m[2].replace("'", "\\'"), value)
     return "'" + escaped.replace("${", "\\${") + "'"
-
-
-def _escape_quote(match: re.Match[str]) -> str:
-    """Backslashes count as escapes only before a quote, so there they are doubled."""
-    backslashes, quote = match.groups()
-    return str(backslashes) * 2 + ("\\'" if quote else "")
 
 
 def _faults(content: Mapping[str, Any]) -> Iterator[str]:

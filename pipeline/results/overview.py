@@ -1,26 +1,24 @@
-"""What a run came to: the student's scores beside the baselines', and how long the stages took."""
+"""The outcome of a run: the student's scores beside the baselines', and the time of each stage."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from pipeline.core.times import read_seconds
-from pipeline.results.summary import read_json, read_plot, read_summary
+from pipeline.results.scores import COLUMNS, SCORE, STUDENT, by_score, read_scores
 
-SYSTEMS = ("untrained", "student", "teacher")
-"""In the order of the tables: where it came from, what it is, what it learned from."""
+SYSTEMS = ("untrained", STUDENT, "teacher")
+"""In the order of the tables: where the student started, the student, what it learned from."""
 
 SCORES = {
-    "STS, Spearman x100": ("sts", "avg", "spearman"),
-    "transfer, accuracy x100": ("transfer", "avg", "accuracy"),
-    "text to image, recall@1 x100": ("retrieval", "text_to_image", "recall@1"),
-    "image to text, recall@1 x100": ("retrieval", "image_to_text", "recall@1"),
+    ("sts", "avg", "spearman"): "STS, Spearman x100",
+    ("transfer", "avg", "accuracy"): "transfer, accuracy x100",
+    ("retrieval", "text_to_image", "recall@1"): "text to image, recall@1 x100",
+    ("retrieval", "image_to_text", "recall@1"): "image to text, recall@1 x100",
 }
-"""Part, task and measure of the numbers to watch, by what they are called."""
+"""The numbers to watch: their titles by part, task and measure."""
 
 STAGES = {
     "download": "download.json",
@@ -31,21 +29,21 @@ STAGES = {
     "summary": "summary.json",
     "index": "index.json",
 }
-"""The report of each stage, in the folder of reports; one a seed where the name says so."""
+"""The report of each stage, in the folder of reports; one per seed where the name says so."""
 
 
 @dataclass(frozen=True)
-class Took:
-    """What is known of a stage's runs."""
+class StageRuns:
+    """What is known of the runs of a stage."""
 
     runs: int
-    """How many there are to be: one, or one a seed."""
+    """How many there should be: one, or one per seed."""
     made: int
-    """Those whose report is there."""
+    """Those whose report exists."""
     timed: int
-    """Those of which the time is known: they were run here, not taken from a cache or from git."""
+    """Those whose time is known: they ran here and were not taken from a cache or from git."""
     seconds: float
-    """That the timed ones took together."""
+    """The timed ones together."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +51,14 @@ class Results:
     """The numbers of a run, as far as there are any."""
 
     seeds: list[int]
-    """Of the students that the scores are the mean of; none where there is no summary."""
+    """Of the students that the scores are the mean of; empty without a summary."""
     scores: dict[str, dict[str, float]]
-    """By what the score is called and by system."""
+    """By title and system."""
     intervals: dict[str, tuple[float, float]]
     """The 95 % interval of the student's score, where there is one."""
-    stages: dict[str, Took]
+    stages: dict[str, StageRuns]
     missing: list[str]
-    """What is to be run for the rest, one sentence each."""
-
-    def as_json(self) -> dict[str, Any]:
-        """The same in plain containers."""
-        return asdict(self)
+    """What to run for the rest, one sentence each."""
 
 
 def read_results(reports: Path, seeds: Sequence[int]) -> Results:
@@ -72,66 +66,35 @@ def read_results(reports: Path, seeds: Sequence[int]) -> Results:
 
     Args:
         reports: the folder.
-        seeds: that are asked for now.
+        seeds: those of params.yaml.
 
     Raises:
-        InputError: a file that is there cannot be used.
+        InputError: a file cannot be used.
     """
-    found = _summarised(reports / "summary.json")
-    table = pd.concat([_plot(reports, "summary"), _plot(reports, "baselines")])
-    table = table.drop_duplicates(["system", *_ROW])
-    rows = {name: table[(table[_ROW] == list(key)).all(axis=1)] for name, key in SCORES.items()}
-    return Results(
-        seeds=found,
-        scores={name: _scores(one) for name, one in rows.items()},
-        intervals={name: span for name, one in rows.items() for span in _interval(one)},
-        stages={stage: _took(reports, name, seeds) for stage, name in STAGES.items()},
-        missing=[*_missing(set(table["system"])), *_other_seeds(found, seeds)],
-    )
+    files = {"summary": reports / "scores.csv", "baselines": reports / "baselines.csv"}
+    found = [read_scores(path, stage) for stage, path in files.items() if path.is_file()]
+    table = pd.concat([*found, pd.DataFrame(columns=COLUMNS, dtype=object)])
+    known = [int(seed) for seed in table["seed"].dropna().unique()]
+    shown = table[table["seed"].isna()].drop_duplicates(["system", *SCORE])
+    missing = []
+    if lacking := [name for name in SYSTEMS if name not in set(shown["system"])]:
+        missing = [f"No scores yet of {', '.join(lacking)}: run `dvc repro`."]
+    if known and known != list(seeds):
+        old, new = (", ".join(map(str, some)) for some in (known, seeds))
+        missing.append(f"Scores are of seed {old}; params.yaml names {new}: run `dvc repro`.")
+    scores: dict[str, dict[str, float]] = {title: {} for title in SCORES.values()}
+    intervals: dict[str, tuple[float, float]] = {}
+    for key, rows in by_score(shown.dropna(subset="value")):
+        if title := SCORES.get(key):
+            scores[title] = dict(zip(rows["system"], rows["value"], strict=True))
+            for row in rows[rows["system"] == STUDENT].dropna(subset="low").to_dict("records"):
+                intervals[title] = (float(row["low"]), float(row["high"]))
+    stages = {stage: _runs(reports, name, seeds) for stage, name in STAGES.items()}
+    return Results(known, scores, intervals, stages, missing)
 
 
-_ROW = ["part", "task", "measure"]
-
-
-def _summarised(path: Path) -> list[int]:
-    """The seeds that the summary is over."""
-    if not path.is_file():
-        return []
-    content = json.dumps(read_json(path, "summary"))
-    return [one.seed for one in read_summary(content, str(path)).reports if one.seed is not None]
-
-
-def _plot(reports: Path, stage: str) -> pd.DataFrame:
-    path = reports / f"{stage}.csv"
-    return read_plot(path, stage) if path.is_file() else pd.DataFrame(columns=["system", *_ROW])
-
-
-def _scores(rows: pd.DataFrame) -> dict[str, float]:
-    known = rows.dropna(subset="score") if "score" in rows else rows
-    return {row["system"]: float(row["score"]) for row in known.to_dict("records")}
-
-
-def _interval(rows: pd.DataFrame) -> list[tuple[float, float]]:
-    student = rows[rows["system"] == "student"]
-    known = student.dropna(subset=["low", "high"]) if len(student) else student
-    return [(float(row["low"]), float(row["high"])) for row in known.to_dict("records")]
-
-
-def _took(reports: Path, name: str, seeds: Sequence[int]) -> Took:
-    of_seeds = [reports / name.format(seed=seed) for seed in seeds]
-    paths = list(dict.fromkeys(of_seeds))
+def _runs(reports: Path, name: str, seeds: Sequence[int]) -> StageRuns:
+    paths = list(dict.fromkeys(reports / name.format(seed=seed) for seed in seeds))
     made = [path for path in paths if path.is_file()]
     seconds = [took for path in made if (took := read_seconds(reports, path)) is not None]
-    return Took(len(paths), len(made), len(seconds), round(sum(seconds, 0.0), 1))
-
-
-def _missing(systems: set[str]) -> list[str]:
-    lacking = [name for name in SYSTEMS if name not in systems]
-    return [f"No scores yet of {', '.join(lacking)}: run `dvc repro`."] if lacking else []
-
-
-def _other_seeds(found: Sequence[int], seeds: Sequence[int]) -> list[str]:
-    if not found or list(found) == list(seeds):
-        return []
-    names = [", ".join(map(str, one)) for one in (found, seeds)]
-    return [f"Scores are of seed {names[0]}; params.yaml names {names[1]}: run `dvc repro`."]
+    return StageRuns(len(paths), len(made), len(seconds), round(sum(seconds, 0.0), 1))

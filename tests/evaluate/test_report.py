@@ -18,7 +18,7 @@ from pipeline.evaluate.report import (
     require_same_ground,
     write_report,
 )
-from pipeline.evaluate.scores import AVERAGE, Score
+from pipeline.evaluate.score import AVERAGE, Score
 from pipeline.evaluate.suite import Suite
 
 

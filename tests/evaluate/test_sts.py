@@ -11,7 +11,7 @@ from scipy.stats import pearsonr, rankdata
 from pipeline.core.errors import InputError, ModelError
 from pipeline.evaluate.correlation import Bootstrap, bootstrap_spearman
 from pipeline.evaluate.embeddings import Embeddings, embed
-from pipeline.evaluate.scores import Score
+from pipeline.evaluate.score import Score
 from pipeline.evaluate.sts import normalise, score_sts, sts_tasks
 
 BOOTSTRAP = Bootstrap(resamples=100, seed=0)

@@ -53,7 +53,7 @@ STAGES = (
     ),
     Stage("baselines", ("reports/baselines.json", "reports/baselines.csv")),
     Stage("evaluate", ("reports/evaluate",)),
-    Stage("summary", ("reports/summary.json", "reports/summary.csv")),
+    Stage("summary", ("reports/summary.json", "reports/scores.csv")),
     Stage(
         "index",
         ("data/index", "reports/index.json", "reports/index.csv"),

@@ -8,11 +8,11 @@ import pytest
 
 from pipeline.core.checksums import verify_checksums
 from pipeline.core.errors import PipelineError
+from pipeline.core.files import read_json
 from pipeline.evaluate.report import read_report
 from pipeline.features.cache import list_cached
 from pipeline.index.format import read_manifest
-from pipeline.results.compare import read_configuration
-from pipeline.results.summary import read_json, read_summary
+from pipeline.results.scores import read_configuration, read_summary
 from pipeline.student.directory import POOLING_FILE
 from pipeline.student.settings import read_settings
 from tests.conftest import ROOT

@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 
 from pipeline.core.errors import ModelError
 from pipeline.evaluate.report import System, describe_encoder, write_report
-from pipeline.evaluate.scores import Score
+from pipeline.evaluate.score import Score
 from pipeline.features.store import Features, TeacherIdentity, write_features
 from pipeline.publish.provenance import folder_md5, public
 from pipeline.publish.push import push

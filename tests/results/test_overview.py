@@ -10,7 +10,8 @@ import pytest
 from pipeline.core.times import write_times
 from tests.conftest import assert_clear_error, invoke, write_params
 
-COLUMNS = "system,part,task,measure,score,low,high,count"
+HEAD = "system,part,task,measure,score,low,high,count"
+SCORES = "configuration,seed,system,part,task,measure,value,low,high,count"
 REPORTS = Path("reports")
 ONCE = ["download", "features", "baselines", "summary", "index"]
 
@@ -36,13 +37,11 @@ def write(name: str, text: str = "{}", seconds: float | None = 2.0) -> None:
         write_times(REPORTS, path, seconds, {})
 
 
-def summary(*seeds: int) -> str:
-    reports = [{"seed": seed, "about": {"seed": seed}, "sts": {"avg": 50.0}} for seed in seeds]
-    return json.dumps({"reports": reports})
-
-
-def write_table(name: str, lines: list[str]) -> None:
-    (REPORTS / name).write_text("\n".join([COLUMNS, *lines]) + "\n")
+def write_scores(lines: list[str], *seeds: int) -> None:
+    """The table of a summary: what is over all seeds, and a line a seed."""
+    of_seeds = [f"workspace,{seed},student,sts,avg,spearman,{49 + seed},,,9" for seed in seeds]
+    over_all = [f"workspace,,{line}" for line in lines]
+    (REPORTS / "scores.csv").write_text("\n".join([SCORES, *of_seeds, *over_all]) + "\n")
 
 
 @pytest.fixture
@@ -56,9 +55,9 @@ def folder(tmp_path, monkeypatch) -> Path:
     for seed in (0, 1):
         write(f"train/{seed}/metrics.json", json.dumps({"seed": seed}), 100.0 + seed)
         write(f"evaluate/{seed}.json", json.dumps({"seed": seed}))
-    write("summary.json", summary(0, 1))
-    write_table("summary.csv", rows("student", 50.0, "48.5,51.5"))
-    write_table("baselines.csv", [*rows("untrained", 10.0), *rows("teacher", 60.0)])
+    write_scores(rows("student", 50.0, "48.5,51.5"), 0, 1)
+    baselines = [HEAD, *rows("untrained", 10.0), *rows("teacher", 60.0)]
+    (REPORTS / "baselines.csv").write_text("\n".join(baselines) + "\n")
     return tmp_path
 
 
@@ -134,7 +133,7 @@ def test_a_part_of_a_run_says_what_is_missing(folder, ran):
     """Whatever has not run yet, from the last stage to all of them."""
     order = [
         ["download.json"], ["features.json"], ["train"], ["baselines.json", "baselines.csv"],
-        ["evaluate"], ["summary.json", "summary.csv"], ["index.json"],
+        ["evaluate"], ["summary.json", "scores.csv"], ["index.json"],
     ]  # fmt: skip
     stages = ["download", "features", "train", "baselines", "evaluate", "summary", "index"]
     for names in order[ran:]:
@@ -153,29 +152,27 @@ def test_a_part_of_a_run_says_what_is_missing(folder, ran):
 def test_a_seed_that_did_not_run_yet(folder):
     shutil.rmtree(REPORTS / "train/1")
     (REPORTS / "evaluate/1.json").unlink()
-    write("summary.json", summary(0))
+    write_scores(rows("student", 50.0), 0)
     assert " ".join(line_of("train")) == "train 1 min 40 s 1 of 2 to run"
     assert "Scores are of seed 0; params.yaml names 0, 1: run `dvc repro`." in shown()
 
 
 def test_undefined_scores_are_no_numbers(folder):
-    write_table("summary.csv", ["student,sts,avg,spearman,,,,9"])
+    write_scores(["student,sts,avg,spearman,,,,9"])
     assert line_of("STS,")[3:] == ["10.00", "-", "60.00", "-"]
     assert read()["scores"]["STS, Spearman x100"] == {"untrained": 10.0, "teacher": 60.0}
 
 
 def test_the_summary_wins_over_the_baselines_of_another_day(folder):
-    write_table("summary.csv", [*rows("student", 50.0), *rows("teacher", 70.0)])
+    write_scores([*rows("student", 50.0), *rows("teacher", 70.0)])
     assert read()["scores"]["STS, Spearman x100"]["teacher"] == 70.0
 
 
 @pytest.mark.parametrize(
     ("name", "text", "fix"),
     [
-        ("summary.csv", "a,b\n1,2\n", "dvc repro -f summary"),
+        ("scores.csv", "a,b\n1,2\n", "dvc repro -f summary"),
         ("baselines.csv", "", "dvc repro -f baselines"),
-        ("summary.json", "{", "dvc repro -f summary"),
-        ("summary.json", '{"reports": [{}]}', "python -m stages.summary"),
     ],
 )
 def test_a_broken_file(folder, name, text, fix):
@@ -185,9 +182,10 @@ def test_a_broken_file(folder, name, text, fix):
 
 def test_a_real_run(in_tiny_run):
     found = read()
-    table = pd.read_csv("reports/summary.csv").set_index(["system", "task"])
+    table = pd.read_csv("reports/scores.csv").set_index(["system", "task"])
     name = "STS, Spearman x100"
-    assert found["scores"][name]["student"] == table.loc[("student", "avg"), "score"].iloc[0]
+    assert found["scores"][name]["student"] == table.loc[("student", "avg"), "value"].iloc[0]
+    assert found["seeds"] == [0]
     assert set(found["scores"][name]) == {"untrained", "student", "teacher"}
     assert all(one["timed"] == one["runs"] == 1 for one in found["stages"].values())
     assert found["missing"] == []

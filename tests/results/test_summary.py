@@ -9,13 +9,13 @@ import pytest
 from scipy import stats
 
 from pipeline.core.errors import InputError
-from pipeline.results.compare import Configuration, compare, read_report
-from pipeline.results.summary import read_summary
+from pipeline.results.compare import compare
+from pipeline.results.scores import COLUMNS, read_configuration, read_summary
 from tests.conftest import assert_clear_error, invoke, write_params
 
 STS = {0: 58.1, 1: 59.0, 2: 58.4}
 ACCURACY = {0: 80.0, 1: 81.5, 2: 80.25}
-COLUMNS = "system,part,task,measure,score,low,high,count"
+HEAD = "system,part,task,measure,score,low,high,count"
 
 
 def report(place: int, **changes: object) -> dict:
@@ -40,7 +40,7 @@ def write(seed: int, content: dict | None = None, **train: float) -> None:
         f"mine,transfer,avg,accuracy,{ACCURACY[seed]},,,90",
         "teacher,sts,avg,spearman,66.0,65.0,67.0,9",
     ]
-    path.with_suffix(".csv").write_text("\n".join([COLUMNS, *rows]) + "\n")
+    path.with_suffix(".csv").write_text("\n".join([HEAD, *rows]) + "\n")
     metrics = Path(f"reports/train/{seed}/metrics.json")
     metrics.parent.mkdir(parents=True, exist_ok=True)
     metrics.write_text(json.dumps({"dev_best": 60.0 + seed, "steps": 5} | train))
@@ -101,23 +101,30 @@ def test_one_seed_has_no_spread_and_keeps_its_bootstrap_interval(folder):
     content = summarised()
     assert content["sts"] == {"avg": 59.0}
     assert content["train"] == {"dev_best": 61.0}
-    student = pd.read_csv("reports/summary.csv").iloc[0]
-    assert (student["system"], student["score"]) == ("student", 59.0)
-    assert (student["low"], student["high"]) == (58.0, 60.0)
+    table = pd.read_csv("reports/scores.csv")
+    of_seed = table["seed"] == 1
+    for student in (table.iloc[0], table[of_seed].iloc[0]):
+        assert (student["system"], student["value"]) == ("student", 59.0)
+        assert (student["low"], student["high"]) == (58.0, 60.0)
 
 
-def test_the_plot_shows_the_mean_beside_the_baselines(folder):
+def test_the_table_has_the_means_the_baselines_and_every_seed(folder):
     summarised()
-    table = pd.read_csv("reports/summary.csv")
-    assert ",".join(table.columns) == COLUMNS
-    assert list(table["system"]) == ["student", "student", "teacher"]
+    text = Path("reports/scores.csv").read_text()
+    assert "workspace,,teacher,sts,avg,spearman,66.0,65.0,67.0,9\n" in text
+    assert "workspace,2,student,sts,avg,spearman,58.4,57.4,59.4,9\n" in text
+    table = pd.read_csv("reports/scores.csv")
+    assert list(table) == COLUMNS
     values = list(STS.values())
     low, high = stats.t.interval(0.95, 2, statistics.mean(values), stats.sem(values))
-    assert list(table.loc[0, ["score", "low", "high"]]) == pytest.approx(
+    assert list(table.loc[0, ["value", "low", "high"]]) == pytest.approx(
         [statistics.mean(values), low, high], abs=5e-5
     )
-    assert list(table.loc[2, ["score", "low", "high"]]) == [66, 65, 67]
-    assert list(table["count"]) == [9, 90, 9]
+    over_all = table[table["seed"].isna()]
+    assert list(over_all["system"]) == ["student", "student", "teacher"]
+    assert list(over_all["count"]) == [9, 90, 9]
+    sts = table[table["seed"].notna() & (table["part"] == "sts")]
+    assert list(zip(sts["seed"], sts["value"], strict=True)) == list(STS.items())
 
 
 def test_a_seed_that_is_not_asked_for_does_not_count(folder):
@@ -128,7 +135,7 @@ def test_a_seed_that_is_not_asked_for_does_not_count(folder):
 def test_the_summary_reads_back_as_the_reports(folder):
     content = summarised()
     back = read_summary(json.dumps(content), "x")
-    direct = Configuration("x", tuple(read_report(Path(f"reports/evaluate/{s}.json")) for s in STS))
+    direct = read_configuration("reports/evaluate")
     assert {s.score: s for s in compare(back)} == {s.score: s for s in compare(direct)}
     assert [r.seed for r in back.reports] == [0, 1, 2]
     assert [r.measured_with for r in back.reports] == [r.measured_with for r in direct.reports]
@@ -150,17 +157,15 @@ def test_a_missing_metric_of_training_is_left_out(folder):
     assert summarised()["train"]["masked_share"] == 0.25
 
 
-@pytest.mark.parametrize(
-    ("path", "fix"),
-    [
-        ("reports/evaluate/1.json", "dvc repro evaluate"),
-        ("reports/evaluate/2.csv", "dvc repro evaluate"),
-        ("reports/train/0/metrics.json", "dvc repro train"),
-    ],
-)
-def test_a_missing_file(folder, path, fix):
-    Path(path).unlink()
-    assert_clear_error(invoke("summary"), path, fix)
+def test_a_missing_file(folder):
+    for path, stage in (
+        ("reports/evaluate/2.csv", "evaluate"),
+        ("reports/evaluate/1.json", "evaluate"),
+        ("reports/train/0/metrics.json", "train"),
+    ):
+        Path(path).unlink()
+        assert_clear_error(invoke("summary"), path, f"dvc repro {stage}")
+        write(int(Path(path).stem) if stage == "evaluate" else 0)
     assert not Path("reports/summary.json").exists()
 
 
@@ -168,9 +173,9 @@ def test_a_missing_file(folder, path, fix):
     ("path", "text", "words"),
     [
         ("reports/evaluate/1.json", "{", "cannot be read as JSON"),
-        ("reports/train/1/metrics.json", "[1]", "no JSON object"),
+        ("reports/train/1/metrics.json", "[1]", "not a JSON object"),
         ("reports/evaluate/1.csv", "", "cannot be read"),
-        ("reports/evaluate/1.csv", "a,b\n1,2\n", "lacks the columns high, low"),
+        ("reports/evaluate/1.csv", "a,b\n1,2\n", "lacks the columns system, part"),
     ],
 )
 def test_a_broken_file(folder, path, text, words):

@@ -93,16 +93,14 @@ def test_the_test_by_scipy(folder):
     assert found["untrained"]["test"] is None
 
 
-@pytest.mark.parametrize(
-    ("spread", "verdict"), [(0.95, "larger than noise"), (1.05, "within noise")]
-)
-@pytest.mark.parametrize("sign", [1, -1])
-def test_noise_is_two_standard_errors(folder, spread, verdict, sign):
+def test_noise_is_two_standard_errors(folder):
     """Four differences with the mean 1 and a standard error of spread / 2."""
-    deviations = np.array([1, -1, 1, -1]) * spread * np.sqrt(3) / 2
-    write("gain", BASE + sign * (1 + deviations))
-    assert stats.sem(deviations) == pytest.approx(spread / 2)
-    assert rows()["gain"]["verdict"] == verdict
+    for spread, verdict in ((0.95, "larger than noise"), (1.05, "within noise")):
+        deviations = np.array([1, -1, 1, -1]) * spread * np.sqrt(3) / 2
+        assert stats.sem(deviations) == pytest.approx(spread / 2)
+        for sign in (1, -1):
+            write("gain", BASE + sign * (1 + deviations))
+            assert rows()["gain"]["verdict"] == verdict
 
 
 def test_equal_differences_have_no_verdict(folder):
@@ -154,16 +152,16 @@ def test_the_files(folder):
     assert np.isnan(numbers.loc["untrained", "sts.avg.sd"])
 
 
-@pytest.mark.parametrize("sweep", ["", "sweep: loss.margin\n"])
-def test_the_plot_has_equal_bytes_and_no_date(folder, sweep):
-    Path("grid.yaml").write_text(sweep + GRID)
-    images = []
-    for name in ("one", "two"):
-        markdown("--out", name)
-        images.append(Path(f"{name}.svg").read_bytes())
-    assert images[0] == images[1]
-    assert images[0].startswith(b"<?xml")
-    assert not re.search(rb"<dc:date>|20\d\d-\d\d-\d\d", images[0])
+def test_the_plot_has_equal_bytes_and_no_date(folder):
+    for sweep in ("", "sweep: loss.margin\n"):
+        Path("grid.yaml").write_text(sweep + GRID)
+        images = []
+        for name in ("one", "two"):
+            markdown("--out", name)
+            images.append(Path(f"{name}.svg").read_bytes())
+        assert images[0] == images[1]
+        assert images[0].startswith(b"<?xml")
+        assert not re.search(rb"<dc:date>|20\d\d-\d\d-\d\d", images[0])
 
 
 def drawn(figure) -> dict[str, tuple]:
@@ -181,18 +179,15 @@ def drawn(figure) -> dict[str, tuple]:
     return found
 
 
-def tabulate():
-    found = read_folder(Path("runs"))
-    return make_table([found[name] for name in ("noise", "base", "gain")], "base")
+def tabulate(*names: str):
+    return make_table(read_folder(Path("runs")), names, "base")
 
 
 def test_the_plot_of_differences(folder):
     write(
         "middle", BASE + np.array([1.9, 0.2, 1.0, 0.9])
     )  # p = 0.07: more than 2 SE, not significant
-    found = read_folder(Path("runs"))
-    sides = [found[name] for name in ("noise", "base", "middle", "gain")]
-    figure = difference_chart(make_table(sides, "base"))
+    figure = difference_chart(tabulate("noise", "base", "middle", "gain"))
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels == ["noise", "middle", "gain"]
     marks = drawn(figure)
@@ -209,7 +204,7 @@ def test_the_plot_of_differences(folder):
 
 def test_the_plot_of_a_sweep(folder):
     values = {"noise": 0.3, "base": 0.2, "gain": 0.1}
-    figure = sweep_chart(tabulate(), "loss.margin", values)
+    figure = sweep_chart(tabulate("noise", "base", "gain"), "loss.margin", values)
     points, ends, _, _ = drawn(figure)["mean"]
     assert points[:, 0].tolist() == [0.1, 0.2, 0.3]
     assert points[:, 1] == pytest.approx([GAIN.mean(), BASE.mean(), NOISE.mean()])
