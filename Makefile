@@ -18,8 +18,8 @@ repro: .venv/base .dvc/plots/page.html ## Install what is needed, run the pipeli
 test: .venv/dev ## Run the quick tests (offline, no GPU)
 	$(PYTEST) --dist worksteal
 
-smoke: .venv/dev ## Run one test of each slow kind: a kill a stage, Milvus, the page, two processes
-	$(PYTEST) --dist loadfile -m smoke -rs
+smoke: .venv/dev ## Run what starts interpreters and servers, and one test of each slow kind
+	$(PYTEST) --dist loadfile -m 'smoke or integration and not slow' -rs
 
 test-all: .venv/dev ## Run the slow and real tests too; those that cannot run here skip loudly
 	$(PYTEST) --dist loadfile -m '' -rs --hypothesis-profile nightly

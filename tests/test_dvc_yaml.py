@@ -171,28 +171,3 @@ def test_all_blocks_are_tracked_by_some_stage():
 
 def test_stages_stand_in_the_order_of_the_pipeline():
     assert STAGES == ["download", "features", "train", "baselines", "evaluate", "summary", "index"]
-
-
-def test_rooms_import_only_to_their_left():
-    """download <- features <- train; evaluate never imports train (DESIGN)."""
-    forbidden = {
-        "pipeline/download": (
-            "features",
-            "train",
-            "evaluate",
-            "index",
-            "search",
-            "encoder",
-            "demo",
-        ),
-        "pipeline/features": ("train", "evaluate", "index", "search", "encoder", "demo"),
-        "pipeline/train": ("evaluate", "index", "search", "demo"),
-        "pipeline/evaluate": ("train", "index", "search", "demo"),
-    }
-    for room, others in forbidden.items():
-        for file in (ROOT / room).rglob("*.py"):
-            for other in others:
-                for imported in imports_of(str(file.relative_to(ROOT))):
-                    assert not imported.startswith(
-                        (f"pipeline/{other}/", f"pipeline/{other}.py")
-                    ), f"{file} imports {imported}"

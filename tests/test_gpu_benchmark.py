@@ -97,6 +97,7 @@ def test_what_cannot_run_is_skipped_with_its_reason(capsys):
 
 
 @pytest.mark.parametrize("package", ["torch", "numpy"])
+@pytest.mark.integration
 def test_a_part_that_lacks_its_packages_is_skipped(package):
     arguments = ["gpu", "--part", "training"]
     done = python(

@@ -49,11 +49,13 @@ def python(code: str, *lacking: str) -> subprocess.CompletedProcess:
         ("pipeline.features.teacher", []),
     ],
 )
+@pytest.mark.integration
 def test_the_inner_loops_need_few_packages(module, more):
     done = python(f"import {module}", *LACKING, *more)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.integration
 def test_the_packages_are_really_kept_away():
     done = python("import pipeline.features.store", *LACKING)
     assert "ModuleNotFoundError: import of h5py halted" in done.stderr
@@ -81,6 +83,7 @@ def imported_at_once(module: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", pipeline.__all__)
+@pytest.mark.integration
 def test_a_public_name_needs_the_base_dependencies_alone(name):
     base = {re.split("[^a-z0-9-]", re.sub(r"[-_.]+", "-", one.lower()))[0] for one in BASE}
     provided = importlib.metadata.packages_distributions()

@@ -108,6 +108,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.integration
 def test_a_tiny_rebuild_gives_the_same_layout_and_equal_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sentences: list[str]
 ) -> None:

@@ -12,6 +12,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.faults.ledger import record, times
 
+pytestmark = pytest.mark.integration
+
 BODY = """
 import errno, os, sys
 from pipeline.core.errors import InputError

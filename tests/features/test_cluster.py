@@ -368,6 +368,7 @@ def test_without_ray_the_remedy_is_to_install_it(local, out, monkeypatch):
     )
 
 
+@pytest.mark.integration
 def test_the_project_is_imported_without_ray():
     code = (
         "import sys; sys.modules['ray'] = None; import pipeline.features.cluster, stages.features"

@@ -59,6 +59,7 @@ def test_the_export_is_one_file(tiny_run):
     assert [path.name for path in (tiny_run / "data/index").glob(f"{QUERY}*")] == [QUERY]
 
 
+@pytest.mark.integration
 def test_a_linked_student_loads_in_all_three_libraries(linked, tiny_run):
     linked, own = linked / "data/models/0", tiny_run / "data/models/0"
     theirs = SentenceTransformer(str(linked), device="cpu").encode(QUERIES)
@@ -70,6 +71,7 @@ def test_a_linked_student_loads_in_all_three_libraries(linked, tiny_run):
 
 
 @pytest.mark.parametrize("linked", ["symlink", "hardlink"], indirect=True)
+@pytest.mark.integration
 def test_an_index_replaces_links_and_leaves_the_cache_alone(linked):
     cache = linked.parent / "cache"
     before, expected = contents(cache), found(linked)

@@ -41,10 +41,14 @@ from pipeline.search.searcher import Searcher
 from tests.conftest import ROOT, SHARED, assert_clear_error, find_port, invoke, unseal, write_params
 from tests.test_real_pipeline import REAL, keep_few_dev_pairs, keep_few_images, run
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("pymilvus") is None or importlib.util.find_spec("milvus_lite") is None,
-    reason="NO MILVUS: pip install -e '.[milvus]'; no index was loaded into it",
-)
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(
+        importlib.util.find_spec("pymilvus") is None
+        or importlib.util.find_spec("milvus_lite") is None,
+        reason="NO MILVUS: pip install -e '.[milvus]'; no index was loaded into it",
+    ),
+]
 
 DATABASE = "data/index.milvus.db"
 MODEL, INDEX = Path("data/models/0"), Path("data/index")

@@ -153,6 +153,7 @@ def test_rows_are_found_whatever_their_row_group(numbered):
     assert numbered.take([]) == {}
 
 
+@pytest.mark.integration
 def test_many_threads_may_read_one_table(numbered):
     """Arrow's reader is of one thread: two at once found "no matching cache entry"."""
     drawn = np.random.default_rng(0).integers(0, len(numbered), (400, 3)).tolist()

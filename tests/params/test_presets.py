@@ -114,6 +114,7 @@ def test_every_preset_names_every_method_key_and_no_other():
         assert sorted(read_preset(data, method)) == sorted(owned()), (data, method)
 
 
+@pytest.mark.integration
 def test_every_combination_is_written_valid_and_whole_and_leads_back(params):
     for data, method in ALL:
         run(data, method, "--write")

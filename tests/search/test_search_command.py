@@ -99,6 +99,7 @@ def test_a_wrong_command_says_what_to_do(in_tiny_run, arguments, words):
     assert_clear_error(invoke("search", *arguments), words)
 
 
+@pytest.mark.integration
 def test_neither_a_text_query_nor_a_page_imports_torch(tiny_run, tmp_path):
     """What makes a search start fast; a page with pictures needs no teacher either."""
     heavy = ["torch", "transformers", "h5py", "sklearn"]

@@ -63,6 +63,7 @@ class StopAfter(Checkpoint):
 @pytest.mark.parametrize(
     ("number", "steps"), [(signal.SIGTERM, 1), (signal.SIGINT, 4), (signal.SIGTERM, 9)]
 )
+@pytest.mark.integration
 def test_a_stopped_run_ends_with_the_same_bits(data, tmp_path, steps, number):
     params = run_params(train=SETTING)
     whole, _ = train(data, params, rising())
@@ -136,6 +137,7 @@ def test_a_checkpoint_that_cannot_be_written_is_a_clear_error(tmp_path):
         Checkpoint(tmp_path / "file", "run", 1.0).save({"step": 3})
 
 
+@pytest.mark.integration
 def test_every_setting_makes_another_run(data, tmp_path, monkeypatch):
     dev = pd.DataFrame({"sentence1": ["a"], "score": [1.0]})
     folder = shutil.copytree(run_params().student.encoder, tmp_path / "encoder")
