@@ -129,7 +129,7 @@ def _print(what: str, fix: str) -> None:
 
 
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Lines on stderr, each on its own even where a progress bar stands there."""
+    """Lines on stderr, written above a progress bar where there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with tqdm.external_write_mode(sys.stderr):

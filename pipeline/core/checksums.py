@@ -27,7 +27,7 @@ _CHUNK = 1 << 22
 
 
 def write_checksums(folder: Path, *names: str) -> None:
-    """Record the sha256 of files of a folder, which nobody else writes to at this moment.
+    """Record the sha256 of files of a folder that no other process is writing to.
 
     Raises:
         InputError: the folder's `checksums.json` is damaged.
@@ -103,7 +103,7 @@ def verified_hash(path: Path) -> str | None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is there and ends with the sha256 of what stands before.
+    """Whether a file is there and ends with the sha256 of everything before it.
 
     Raises:
         OSError: it is there and cannot be read.

@@ -1,7 +1,7 @@
 """HDF5 files of features, which libhdf5 is given only once their checksum was verified.
 
 A single flipped bit can send libhdf5 into an endless loop or end the process. The last line of a
-file, behind what is HDF5's, is therefore the sha256 of all that stands before it.
+file, after the HDF5 content, is therefore the sha256 of everything before it.
 """
 
 import contextlib

@@ -162,7 +162,7 @@ _LONGEST = 60
 
 
 def _locate(location: tuple[int | str, ...], schema: type[Block]) -> tuple[list[str], list[str]]:
-    """The keys that lead to a fault, and the known keys of the block that the last one stands in.
+    """The keys that lead to a fault, and the known keys of the block that holds the last one.
 
     The location that pydantic gives ends with its own names of list items and of union members.
     """

@@ -47,7 +47,7 @@ def make_page(project: Path = Path()) -> Path:
         The page.
 
     Raises:
-        InputError: the folder is no clone of the project.
+        InputError: the folder is not a clone of the project.
         PipelineError: DVC refuses the setting.
         ResourceError: the page cannot be written.
     """

@@ -69,7 +69,7 @@ def _make_graph(student: Student) -> Any:
     """The graph, in memory: the exporter itself does not say why a file cannot be written.
 
     The exporter notes the source lines of each node. They are removed, so that the bytes do not
-    depend on where the project lies.
+    depend on where the project is.
     """
     ids = torch.tensor([[2, 3, 4], [5, 6, 7]])
     tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

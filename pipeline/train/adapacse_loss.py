@@ -70,7 +70,7 @@ class AdapACSELoss(nn.Module):
             labels: see the class.
 
         Raises:
-            ValueError: there are more columns, or the labels are none of those.
+            ValueError: there are more columns, or the labels have another form.
         """
         columns = list(sentence_features)
         if len(columns) not in {1, 2}:

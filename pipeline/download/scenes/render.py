@@ -32,7 +32,7 @@ _RADIUS = {"small": (3.4, 4.2), "large": (6.2, 6.8)}
 """Narrowest and widest radius of a shape, in pixels."""
 
 _REACH = 1.1
-"""How far the longest tip of a shape lies from its centre, in radii."""
+"""Distance of a shape's longest tip from its centre, in radii."""
 
 _REGIONS = {
     None: [(range(4), range(4))],

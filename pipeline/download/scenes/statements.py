@@ -39,7 +39,7 @@ def _the(group: Group, rng: np.random.Generator) -> str:
 
 
 def _two(scene: Scene, rng: np.random.Generator) -> tuple[Group, Group, str]:
-    """The two groups in either order, and how the first lies to the second."""
+    """The two groups in either order, and the place of the first relative to the second."""
     first, second = scene.groups
     relation = scene.relation or ""
     if happens(0.5, rng):

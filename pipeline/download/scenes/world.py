@@ -76,7 +76,8 @@ class Scene:
 
     Attributes:
         groups: the groups; with two, the first is the upper or the left one.
-        relation: `above` or `left`, how the first lies to the second; None with one group.
+        relation: `above` or `left`, the place of the first relative to the second; None
+            with one group.
         background: colour behind everything.
     """
 

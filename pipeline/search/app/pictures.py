@@ -67,7 +67,7 @@ class Pictures:
             found = self._packed.read(row)
         except InputError as error:
             log.warning("%s", error.what)
-            archive = PurePath(self._packed.archives[row]).name  # its path is nobody's business
+            archive = PurePath(self._packed.archives[row]).name  # the path itself stays private
             raise UnknownError(
                 f"picture {image} cannot be shown: {archive} cannot be read.", _REDO
             ) from None
