@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 
 import pipeline
 from tests.conftest import ROOT
@@ -20,13 +22,8 @@ EXAMPLES = re.findall(
 )
 
 
-@pytest.fixture(scope="module")
-def sentence_transformers():
-    return pytest.importorskip("sentence_transformers")
-
-
 @pytest.mark.filterwarnings("ignore")
-def test_the_examples_run(sentence_transformers, tiny_run, tmp_path, monkeypatch):
+def test_the_examples_run(tiny_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
     for name, folder in {"demo": ROOT, "models": tiny_run, "index": tiny_run}.items():
@@ -61,9 +58,9 @@ def test_importing_the_package_imports_no_room():
 
 
 @pytest.fixture(scope="module")
-def model(sentence_transformers):
+def model():
     """The demo's student, without dropout, so that two passes give one vector."""
-    return sentence_transformers.SentenceTransformer(str(ROOT / "data/demo/student")).eval()
+    return SentenceTransformer(str(ROOT / "data/demo/student")).eval()
 
 
 def tokens(model, *columns: list[str]) -> list[dict]:
@@ -102,11 +99,7 @@ def test_the_loss_is_the_pure_function_of_embeddings_and_teacher_rows(model):
 
 
 @pytest.mark.parametrize("columns", [1, 2])
-def test_within_matryoshka_loss_it_sees_shorter_embeddings_and_the_whole_teacher(
-    sentence_transformers, model, columns
-):
-    from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
-
+def test_within_matryoshka_loss_it_sees_shorter_embeddings_and_the_whole_teacher(model, columns):
     texts = [CAPTIONS[:3], ["red circle", "square", "stars"]][:columns]
     features = torch.randn(3, model.get_embedding_dimension())  # as wide as the embeddings
     alpha = pipeline.cosines(features, features)
@@ -234,11 +227,40 @@ def test_any_encoder_is_scored_on_any_table():
     assert values.tolist() == [100, pytest.approx(-80), pytest.approx(10)]
 
 
-def test_what_cannot_be_scored_is_refused():
-    with pytest.raises(pipeline.PipelineError, match="the table has no score"):
-        pipeline.evaluate_sts(by_angle, PAIRS.drop(columns="score"))
-    with pytest.raises(pipeline.PipelineError, match="has nulls"):
-        pipeline.evaluate_sts(by_angle, PAIRS.assign(sentence2=None))
+SAMPLES = pd.DataFrame({"sentence1": [*ANGLES] * 5, "label": [0, 1] * 20})
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (PAIRS.drop(columns="score"), "has no score"),
+        (PAIRS.iloc[:0], "has no rows"),
+        (PAIRS.assign(sentence2=None), "has a sentence2 that is not text"),
+        (PAIRS.assign(sentence1=1), "has a sentence1 that is not text"),
+        (PAIRS.assign(score="1"), "has a score that is not a number"),
+        (PAIRS.assign(score=[1, 2, 3, np.inf]), "has a score that is not finite"),
+        (PAIRS.assign(score=[1, 2, 3, None]), "has a score that is not finite"),
+        (SAMPLES.iloc[:0], "has no rows"),
+        (SAMPLES.assign(label=0.5), "has a label that is not a whole number"),
+        (SAMPLES.assign(sentence2=["a", None] * 20), "has a sentence2 that is not text"),
+    ],
+)
+def test_a_table_that_cannot_be_scored_is_refused(table, words):
+    if "label" in table:
+        evaluate, sound = pipeline.evaluate_transfer, SAMPLES
+    else:
+        evaluate, sound = pipeline.evaluate_sts, PAIRS
+    assert len(evaluate(by_angle, sound)) > 1
+    with pytest.raises(pipeline.PipelineError, match=f"the table {words}"):
+        evaluate(by_angle, table)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(pipeline.PipelineError, match="nowhere does not exist"):
+        pipeline.evaluate_sts(by_angle, tmp_path / "nowhere")
+
+
+def test_embeddings_that_cannot_be_scored_are_refused():
     with pytest.raises(pipeline.PipelineError, match=r"gave an array \(2, 2\) for 8 texts"):
         pipeline.evaluate_sts(lambda texts: by_angle(texts[:2]), PAIRS)
     with pytest.raises(pipeline.PipelineError, match="not finite"):

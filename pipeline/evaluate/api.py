@@ -1,6 +1,6 @@
 """Scores of any sentence encoder, for users of the library: tables in, tables out."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -94,14 +94,38 @@ def _read(
     """The rows of a table, of a part of SentEval's archive, or of a folder."""
     if not isinstance(data, pd.DataFrame):
         path = Path(data)
+        if not path.exists():
+            raise InputError(f"{path} does not exist.", "name SentEval's senteval.tar or a folder.")
         return read_folder(path) if path.is_dir() else read_senteval(path)[part]
-    fix = f"give it the columns {', '.join(needed)}, without nulls."
-    if missing := [name for name in needed if name not in data]:
-        raise InputError(f"the table has no {' and no '.join(missing)}.", fix)
-    if data[list(needed)].isna().to_numpy().any():
-        raise InputError("the table has nulls.", fix)
+    if fault := next(_faults(data, needed), None):
+        fix = f"give it the columns {', '.join(needed)}: text without nulls, and finite numbers."
+        raise InputError(f"the table {fault}.", fix)
     added = {name: value for name, value in defaults.items() if name not in data}
     return data.assign(**added)
+
+
+def _faults(table: pd.DataFrame, needed: Sequence[str]) -> Iterator[str]:
+    """What is wrong with a table; the last column needed holds numbers, the others text."""
+    *texts, number = needed
+    if missing := [name for name in needed if name not in table]:
+        yield f"has no {' and no '.join(missing)}"
+    if table.empty:
+        yield "has no rows"
+    if "sentence2" in table and "sentence2" not in needed and table["sentence2"].notna().any():
+        texts.append("sentence2")
+    for name in texts:
+        if not table[name].map(lambda value: isinstance(value, str)).all():
+            yield f"has a {name} that is not text"
+    yield from _number_faults(table[number])
+
+
+def _number_faults(column: pd.Series) -> Iterator[str]:
+    if not pd.api.types.is_numeric_dtype(column):
+        yield f"has a {column.name} that is not a number"
+    elif not np.isfinite(column.to_numpy(np.float64, na_value=np.nan)).all():
+        yield f"has a {column.name} that is not finite"
+    elif column.name == "label" and (column % 1).any():
+        yield "has a label that is not a whole number"
 
 
 def _embed(encoder: Any, tables: Sequence[pd.DataFrame], batch_size: int) -> Embeddings:
