@@ -12,14 +12,14 @@ from pipeline.download.records import Pairs, read_pairs, read_sentences, read_st
 from pipeline.evaluate.selection import DevScorer, dev_pairs
 from pipeline.features.store import read_features
 from pipeline.features.teacher_rows import SplitPairs, pairs_of_split
-from pipeline.params.loss import FilterParams
+from pipeline.params.loss import LossParams
 from pipeline.student.encoder import save_student
 from pipeline.train.batches import TrainingData
 from pipeline.train.checkpoint import Checkpoint, run_fingerprint
 from pipeline.train.diagnostics import (
     angles_and_margins,
     draw_sample,
-    filter_effect,
+    filter_effects,
     masked_pairs,
     similarity_histograms,
     warn_of_useless_filter,
@@ -67,7 +67,7 @@ def main(
     run = TrainingRun(data, settings, seed)
     fingerprint = run_fingerprint(data, settings, seed, dev, run.model.encoder)
     kept = Checkpoint(checkpoints, fingerprint, checkpoint_every)
-    tables, effect = _look_at_teacher(data.pairs, settings.loss.filter, seed, corpus)
+    tables, effect = _look_at_teacher(data.pairs, settings.loss, seed, corpus)
     look = functools.partial(
         angles_and_margins, run.model, data.pairs, max_length=settings.student.max_length, seed=seed
     )
@@ -90,18 +90,19 @@ def main(
 
 
 def _look_at_teacher(
-    pairs: SplitPairs, noise: FilterParams, seed: int, corpus: Pairs
+    pairs: SplitPairs, loss: LossParams, seed: int, corpus: Pairs
 ) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
     """Tables of the teacher's similarities, and the effect of the filter on them."""
     sample = draw_sample(pairs, seed)
-    effect = filter_effect(sample, noise)
-    warn_of_useless_filter(effect, noise)
+    effects = filter_effects(sample, loss)
+    warn_of_useless_filter(effects, loss.filter)
     names = dict(zip(corpus.images["image_id"], corpus.images["member"], strict=True))
     tables = {
         "similarity": similarity_histograms(sample),
-        "masked_pairs": masked_pairs(sample, effect, noise, names),
+        "masked_pairs": masked_pairs(sample, effects, loss.filter, names),
     }
-    return tables, effect.metrics() if effect else {}
+    metrics = [effect.metrics(term) for term, effect in effects.items()]
+    return tables, {name: value for one in metrics for name, value in one.items()}
 
 
 app = run_stage(main)

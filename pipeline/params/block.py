@@ -204,6 +204,7 @@ RENAMED: dict[str, str] = {
 """Old dotted keys of params.yaml, each with its new one, which the error names."""
 
 REMOVED: dict[str, str] = {
+    "loss.combine": "grounded losses are added; halve loss.grounding_weight for their average",
     "features.layout": "features.h5 always holds all features; delete the line",
 }
 """Keys of params.yaml that are gone, each with the reason and what to do."""

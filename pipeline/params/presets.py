@@ -16,7 +16,7 @@ from pipeline.params.changes import Changes, apply_changes
 from pipeline.params.schema import Params
 
 Data = Literal["demo", "flickr8k", "flickr30k", "coco"]
-Method = Literal["paper", "released", "mcse", "simcse", "default"]
+Method = Literal["paper", "released", "mcse", "simcse", "dalr", "rankcse", "best"]
 
 FILE = Path(__file__).with_name("presets.yaml")
 

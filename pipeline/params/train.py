@@ -29,7 +29,8 @@ class TrainParams(Block):
     """The training runs of one configuration."""
 
     objective: Literal["simcse", "mcse", "kdmcse"] = "kdmcse"
-    """simcse: text only; mcse: plus images, no margin, no filter; kdmcse: all of the method."""
+    """simcse: the text loss; mcse: plus images, no margin, no filter; kdmcse: all grounded losses.
+    `loss.positives`, `loss.distillation` and `loss.consistency` apply to each."""
     seeds: Annotated[
         list[Seed], Field(min_length=1, max_length=10_000), AfterValidator(distinct), UNIQUE
     ] = [0]
@@ -46,6 +47,8 @@ class TrainParams(Block):
     learning_rate: Annotated[Number, Field(gt=0, le=1)] = 0.001
     """AdamW's peak rate, decayed linearly to 0 without warm-up; change of a weight
     a step, no other unit."""
+    adam_epsilon: Annotated[Number, Field(gt=0, le=1)] = 1e-8
+    """AdamW's eps, which keeps its quotient finite, no unit (released code: 1e-6)."""
     length_buckets: Annotated[int, Field(ge=1, le=65_536)] = 1
     """Successive batches whose sentences are sorted by length together, so that a batch needs
     little padding; 1: random batches. Negatives are then about as long as their anchor."""

@@ -43,17 +43,18 @@ class Stream:
     def __init__(self, make_epoch: Callable[[np.random.Generator], Epoch], seed: list[int]) -> None:
         self.position = 0
         """Batches taken so far; may be set."""
+        self.epoch = 0
+        """Number of the epoch that the last batch was of."""
         self._make_epoch = make_epoch
         self._seed = seed
-        self._number = 0
-        self._epoch = self._draw(0)
+        self._batches = self._draw(0)
 
     def __next__(self) -> Rows:
-        number, index = divmod(self.position, len(self._epoch))
-        if number != self._number:
-            self._number, self._epoch = number, self._draw(number)
+        number, index = divmod(self.position, len(self._batches))
+        if number != self.epoch:
+            self.epoch, self._batches = number, self._draw(number)
         self.position += 1
-        rows: Rows = self._epoch[index]
+        rows: Rows = self._batches[index]
         return rows
 
     def __iter__(self) -> Iterator[Rows]:
@@ -146,6 +147,45 @@ def pair_stream(pairs: SplitPairs, lengths: Lengths, params: RunParams, seed: in
     return Stream(epoch, [seed, 1])
 
 
+class Siblings:
+    """For every caption another one of its image, drawn anew for each epoch of pairs.
+
+    Args:
+        image_rows: which image each caption is of.
+        seed: of the draws.
+    """
+
+    def __init__(self, image_rows: Int64[np.ndarray, " captions"], seed: int) -> None:
+        self._image_rows = image_rows
+        self._seed = seed
+        self._drawn: tuple[int, Rows] = (-1, image_rows)
+
+    @property
+    def share(self) -> float:
+        """Share of captions that have a sibling, 0 to 1."""
+        counts = np.unique(self._image_rows, return_counts=True)[1]
+        return float(counts[counts > 1].sum() / counts.sum())
+
+    def __call__(self, rows: Rows, epoch: int) -> Rows:
+        """The sibling of each caption; a caption without any is its own.
+
+        Each one of an image's other captions is equally likely: they are put in a random circle, in
+        which a caption takes the next.
+        """
+        if self._drawn[0] != epoch:
+            rng = np.random.default_rng([self._seed, 4, epoch])
+            order = np.lexsort((rng.random(len(self._image_rows)), self._image_rows))
+            images = self._image_rows[order]
+            starts = np.flatnonzero(np.diff(images, prepend=-1))
+            after = np.arange(1, len(order) + 1)
+            after[np.append(starts[1:], len(order)) - 1] = starts
+            siblings = np.empty_like(order)
+            siblings[order] = order[after]
+            self._drawn = (epoch, siblings)
+        chosen: Rows = self._drawn[1][rows]
+        return chosen
+
+
 def _group(
     pairs: SplitPairs, rows: Rows, lengths: Lengths, params: RunParams, rng: np.random.Generator
 ) -> Epoch:
@@ -179,6 +219,11 @@ class Schedule:
 
     every: int
     inverted: bool = False
+
+    def paired_steps(self, steps: int) -> int:
+        """How many of the first `steps` steps are paired."""
+        kth = steps // self.every
+        return steps - kth if self.inverted else kth
 
     def is_paired(self, step: int) -> bool:
         """Whether step number `step`, counted from 1, takes a batch of pairs."""

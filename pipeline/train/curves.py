@@ -16,6 +16,9 @@ _CURVES = {
     "text": "loss_text",
     "image": "loss_image",
     "caption": "loss_caption",
+    "distillation": "loss_distillation",
+    "cross_distillation": "loss_cross_distillation",
+    "consistency": "loss_consistency",
     "masked_share": "masked_share",
     "applied_margin": "applied_margin",
 }

@@ -12,11 +12,17 @@ from torch import Tensor
 
 from pipeline.core.progress import log
 from pipeline.features.teacher_rows import SplitPairs, TeacherRows
-from pipeline.params.loss import FilterParams, Similarity
+from pipeline.params.loss import FilterParams, LossParams, Term
 from pipeline.train.batches import Rows
 from pipeline.train.gradients import split_tokens
 from pipeline.train.losses import applied_margins, cosines
-from pipeline.train.noise import filter_limit, passes, teacher_cosines, teacher_dots
+from pipeline.train.noise import (
+    TeacherScores,
+    filter_limit,
+    passes,
+    teacher_cosines,
+    teacher_dots,
+)
 from pipeline.train.objective import Distillation
 
 SAMPLE_IMAGES = 400
@@ -41,17 +47,16 @@ class Sample:
     pairs: SplitPairs
     rows: Rows
     """Of the captions, in `pairs`."""
-    cosines: Mapping[Similarity, Square]
-    """The teacher's, by similarity; for a cross-modal one the row is the caption, the column the
-    image of a caption."""
-    dots: Mapping[Similarity, Square]
+    cosines: TeacherScores
+    dots: TeacherScores
     same_image: Pairwise
     other: Pairwise
     """Pairs of different captions."""
 
-    def scores(self, params: FilterParams) -> Square:
-        """What a filter compares with its threshold."""
-        return (self.dots if params.kind == "dot" else self.cosines)[params.similarity]
+    def scores(self, params: FilterParams, term: Term) -> Square:
+        """What a filter compares with its threshold in a grounded loss."""
+        scored = self.dots if params.kind == "dot" else self.cosines
+        return scored.of_term(term, params.similarity)
 
 
 @dataclass(frozen=True)
@@ -70,10 +75,10 @@ class FilterEffect:
     suggestion: float
     """The threshold that would mask 5 %, on the scale of the filter's kind."""
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, term: Term) -> dict[str, float]:
         """The numbers, as rows of a report."""
         names = ("share", "recall", "precision")
-        return {f"filter_{name}": round(getattr(self, name), 6) for name in names}
+        return {f"filter_{term}_{name}": round(getattr(self, name), 6) for name in names}
 
 
 def draw_sample(pairs: SplitPairs, seed: int) -> Sample:
@@ -87,8 +92,8 @@ def draw_sample(pairs: SplitPairs, seed: int) -> Sample:
     return Sample(
         pairs,
         rows,
-        teacher_cosines(*features).by_name(),
-        teacher_dots(*features).by_name(),
+        teacher_cosines(*features),
+        teacher_dots(*features),
         same_image=image[:, None] == image[None],
         other=~torch.eye(len(rows), dtype=torch.bool),
     )
@@ -102,7 +107,7 @@ def similarity_histograms(sample: Sample) -> pd.DataFrame:
         (the middle of a bin) and share (of the relation's pairs). An image with itself is left out.
     """
     tables = []
-    for similarity, scores in sample.cosines.items():
+    for similarity, scores in sample.cosines.by_name().items():
         relations = {"different images": ~sample.same_image}
         if similarity != "image":
             own = sample.same_image & (sample.other | (similarity == "cross-modal"))
@@ -113,11 +118,15 @@ def similarity_histograms(sample: Sample) -> pd.DataFrame:
     return _together(tables, ["similarity", "relation", "cosine", "share"])
 
 
-def filter_effect(sample: Sample, params: FilterParams) -> FilterEffect | None:
-    """What the filter would remove from the sample; None where it is off."""
-    if params.kind == "off":
-        return None
-    scores = sample.scores(params)
+def filter_effects(sample: Sample, params: LossParams) -> dict[Term, FilterEffect]:
+    """What the filter would remove from the sample, by grounded loss; empty where it is off."""
+    if params.filter.kind == "none":
+        return {}
+    return {term: _filter_effect(sample, params.filter, term) for term in params.terms}
+
+
+def _filter_effect(sample: Sample, params: FilterParams, term: Term) -> FilterEffect:
+    scores = sample.scores(params, term)
     negatives = scores[~sample.same_image]
     masked = ~passes(scores, filter_limit(negatives, params), params) & sample.other
     share = float(masked[~sample.same_image].float().mean())
@@ -130,49 +139,53 @@ def filter_effect(sample: Sample, params: FilterParams) -> FilterEffect | None:
     return FilterEffect(masked, share, recall, _precision(sample.pairs, share, recall), suggestion)
 
 
-def warn_of_useless_filter(effect: FilterEffect | None, params: FilterParams) -> None:
-    """Warn once where a filter masks nothing, or more than half of the negatives (METHOD)."""
-    if effect is None or 0 < effect.share <= _MOST_MASKED:
-        return
-    log.warning(
-        "loss.filter masks %.1f %% of the negatives; loss.filter.threshold %.4g would mask 5 %% "
-        "(kind %s, similarity %s, drop %s)",
-        100 * effect.share,
-        effect.suggestion,
-        params.kind,
-        params.similarity,
-        params.drop,
-    )
+def warn_of_useless_filter(effects: Mapping[Term, FilterEffect], params: FilterParams) -> None:
+    """Warn where a filter masks nothing, or more than half of the negatives (METHOD)."""
+    for term, effect in effects.items():
+        if not 0 < effect.share <= _MOST_MASKED:
+            log.warning(
+                "loss.filter masks %.1f %% of the negatives of the %s loss; loss.filter.threshold "
+                "%.4g would mask 5 %% (kind %s, similarity %s, drop %s)",
+                100 * effect.share,
+                term,
+                effect.suggestion,
+                params.kind,
+                getattr(params.similarity, term),
+                params.drop,
+            )
 
 
 def masked_pairs(
-    sample: Sample, effect: FilterEffect | None, params: FilterParams, names: Mapping[int, str]
+    sample: Sample,
+    effects: Mapping[Term, FilterEffect],
+    params: FilterParams,
+    names: Mapping[int, str],
 ) -> pd.DataFrame:
     """A table for people: pairs that the filter removes, the most similar first.
 
     Args:
         sample: where they are from.
-        effect: of the filter.
+        effects: of the filter.
         params: the filter.
         names: what images are called, by image_id.
 
     Returns:
-        score (the teacher's, that decides), same_image, caption_1, caption_2, image_1, image_2:
-        TABLE_ROWS pairs drawn at random; none where the filter is off.
+        loss (image or caption), score (the teacher's, that decides), same_image, caption_1,
+        caption_2, image_1, image_2: TABLE_ROWS pairs a loss, drawn at random; none where the filter
+        is off.
     """
-    columns = ["score", "same_image", "caption_1", "caption_2", "image_1", "image_2"]
-    if effect is None:
-        return pd.DataFrame(columns=columns)
-    pairs, scores = sample.pairs, sample.scores(params)
-    found = effect.masked.triu().nonzero().numpy()
-    rows: list[list[object]] = []
-    for first, second in np.random.default_rng(0).permutation(found)[:TABLE_ROWS].tolist():
-        captions = [int(sample.rows[index]) for index in (first, second)]
-        images = [int(pairs.features.image_ids[pairs.image_rows[row]]) for row in captions]
-        score, same = float(scores[first, second]), bool(sample.same_image[first, second])
-        texts = [pairs.captions[row] for row in captions]
-        shown = [names.get(image, str(image)) for image in images]
-        rows.append([round(score, 4), same, *texts, *shown])
+    columns = ["loss", "score", "same_image", "caption_1", "caption_2", "image_1", "image_2"]
+    pairs, rows = sample.pairs, list[list[object]]()
+    for term, effect in effects.items():
+        scores = sample.scores(params, term)
+        found = effect.masked.triu().nonzero().numpy()
+        for first, second in np.random.default_rng(0).permutation(found)[:TABLE_ROWS].tolist():
+            captions = [int(sample.rows[index]) for index in (first, second)]
+            images = [int(pairs.features.image_ids[pairs.image_rows[row]]) for row in captions]
+            score, same = float(scores[first, second]), bool(sample.same_image[first, second])
+            texts = [pairs.captions[row] for row in captions]
+            shown = [names.get(image, str(image)) for image in images]
+            rows.append([term, round(score, 4), same, *texts, *shown])
     return pd.DataFrame(rows, columns=columns).sort_values("score", ascending=False)
 
 
@@ -206,9 +219,8 @@ def angles_and_margins(
             angles.append(table.assign(term=term, relation=relation, when=when))
         is_text = term == "text"
         margin = model.loss.text_margin if is_text else model.margin
-        similarity = alpha if is_text else model.margin_similarity(alpha)
         gate = "margin" if is_text else model.loss.gate
-        shift = applied_margins(cosine, similarity, margin=margin, gate=gate).cpu()
+        shift = applied_margins(cosine, alpha, margin=margin, gate=gate).cpu()
         table = _histogram(shift[~positive], low=0.0, high=max(2 * margin, 0.01), name="margin")
         margins.append(table.assign(term=term, when=when))
     return (
@@ -221,12 +233,13 @@ def angles_and_margins(
 def _terms(
     model: Distillation, pairs: SplitPairs, rows: Rows, max_length: int
 ) -> list[tuple[str, Square, Square]]:
-    """The terms of the objective: name, cosines of anchors and candidates, teacher cosines."""
+    """Of each term: name, cosines of anchors and candidates, the teacher's in its margins."""
     tokens = model.encoder.tokenize([pairs.captions[row] for row in rows], max_length)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model.train()
-        views = [model.two_views(part) for part in split_tokens(tokens, _ENCODED_TOGETHER)]
+        parts = split_tokens(tokens, _ENCODED_TOGETHER)
+        views = [model.encode_views([part, part]) for part in parts]
         model.eval()
     first, second = (torch.cat(side) for side in zip(*views, strict=True))
     text = cosines(model.heads.text(first), model.heads.text(second))
@@ -235,13 +248,13 @@ def _terms(
     alphas = teacher_cosines(images, captions)
     grounded = model.heads.ground_sentences(first)
     targets = {
-        "image": (model.heads.ground_images(images), alphas.image),
-        "caption": (model.heads.ground_captions(captions), alphas.caption),
+        "image": model.heads.ground_images(images),
+        "caption": model.heads.ground_captions(captions),
     }
     terms = [("text", text, torch.zeros_like(text))]
     for term in model.loss.terms:
-        target, alpha = targets[term]
-        terms.append((term, cosines(grounded, target), alpha))
+        alpha = model.margin_cosines(alphas, term)
+        terms.append((term, cosines(grounded, targets[term]), alpha))
     return terms
 
 

@@ -65,7 +65,7 @@ class DistributedContext:
             distributed.all_gather(parts, own.detach().contiguous())
             parts[self.rank] = own
             whole.append(torch.cat(parts))
-        return whole[0], whole[1]
+        return tuple(whole)
 
     def seed_dropout(self, seed: int) -> None:
         """Give every process different dropout; the main one draws as a single process would."""

@@ -1,7 +1,8 @@
 """The gradient of one batch, also where the batch does not fit into memory."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
@@ -9,16 +10,24 @@ from torch import Tensor
 
 from pipeline.features.teacher_rows import TeacherBatch
 from pipeline.student.encoder import Tokens
-from pipeline.train.objective import Distillation, StepLoss, Views
+from pipeline.train.objective import Distillation, StepLoss, TextRows, Views
 
 Autocast = Callable[[], contextlib.AbstractContextManager[object]]
 Gather = Callable[[Views], Views]
 
 
+@dataclass(frozen=True)
+class Batch:
+    """One batch of this process, by view; see `Distillation.forward`."""
+
+    tokens: Sequence[Tokens]
+    teacher: Sequence[TeacherBatch] | None = None
+    text: Sequence[TextRows] | None = None
+
+
 def add_gradients(
     model: Distillation,
-    tokens: Tokens,
-    teacher: TeacherBatch | None,
+    batch: Batch,
     *,
     scale: float = 1.0,
     mini_batch_size: int | None = None,
@@ -34,8 +43,7 @@ def add_gradients(
 
     Args:
         model: encoder, heads and objective.
-        tokens: (B, T), the sentences of this process.
-        teacher: features of the batch, or None.
+        batch: the sentences of this process, and features of the whole batch.
         scale: of the loss, before its gradient is taken.
         mini_batch_size: sentences encoded at a time; None: all.
         autocast: the precision of the forward pass.
@@ -44,31 +52,33 @@ def add_gradients(
     Returns:
         The loss and its terms, not scaled.
     """
-    if mini_batch_size is None or mini_batch_size >= len(tokens["input_ids"]):
+    tokens = batch.tokens
+    if mini_batch_size is None or mini_batch_size >= len(tokens[0]["input_ids"]):
         with autocast():
-            loss = model.loss_of_views(gather(model.two_views(tokens)), teacher)
+            views = gather(model.encode_views(tokens))
+            loss = model.loss_of_views(views, batch.teacher, batch.text)
         torch.autograd.backward(loss.total * scale)
         return loss
-    parts = split_tokens(tokens, mini_batch_size)
-    device = tokens["input_ids"].device
+    parts = list(zip(*(split_tokens(view, mini_batch_size) for view in tokens), strict=True))
+    device = tokens[0]["input_ids"].device
     states, encoded = [], []
     for part in parts:
         states.append(random_states(device))
         with torch.no_grad(), autocast():
-            encoded.append(model.two_views(part))
-    first, second = (torch.cat(side).requires_grad_() for side in zip(*encoded, strict=True))
+            encoded.append(model.encode_views(part))
+    views = tuple(torch.cat(side).requires_grad_() for side in zip(*encoded, strict=True))
     with autocast():
-        loss = model.loss_of_views(gather((first, second)), teacher)
+        loss = model.loss_of_views(gather(views), batch.teacher, batch.text)
     torch.autograd.backward(loss.total * scale)
     last = random_states(device)
     gradients = [
         torch.split(torch.zeros_like(view) if view.grad is None else view.grad, mini_batch_size)
-        for view in (first, second)
+        for view in views
     ]
     for part, state, *gradient in zip(parts, states, *gradients, strict=True):
         set_random_states(state, device)
         with autocast():
-            again = model.two_views(part)
+            again = model.encode_views(part)
         torch.autograd.backward(again, gradient)
     set_random_states(last, device)
     return loss

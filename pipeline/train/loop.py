@@ -3,7 +3,7 @@
 import functools
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from tqdm import tqdm
 
 from pipeline.core.device import choose_device
 from pipeline.core.errors import InterruptedRunError, TrainingError
-from pipeline.core.progress import counter
+from pipeline.core.progress import counter, log
 from pipeline.core.signals import defers_signals
-from pipeline.features.teacher_rows import TeacherBatch, TeacherRows, to_device
+from pipeline.features.teacher_rows import TeacherRows, to_device
 from pipeline.params.train import TrainParams
 from pipeline.student.encoder import SentenceEncoder, Student, Tokens
 from pipeline.train.batches import (
     Rows,
+    Siblings,
     TrainingData,
     epoch_batches,
     make_schedule,
@@ -34,7 +35,13 @@ from pipeline.train.checkpoint import Checkpoint, State
 from pipeline.train.curves import Curves, Point
 from pipeline.train.distributed import find_context
 from pipeline.train.dropout import replace_dropout
-from pipeline.train.gradients import add_gradients, random_states, set_random_states
+from pipeline.train.gradients import (
+    Batch,
+    add_gradients,
+    random_states,
+    set_random_states,
+    split_tokens,
+)
 from pipeline.train.objective import StepLoss, build_model
 from pipeline.train.precision import autocast_of, choose_precision, compile_encoder
 from pipeline.train.run_params import RunParams
@@ -134,6 +141,7 @@ class TrainingRun:
         set_random_states(self._random, self._device)
         self._prepare_model()
         self._prepare_batches(tokens)
+        self._say_what_is_paired()
         self._started = time.perf_counter()
         if checkpoint is not None and (state := checkpoint.load()) is not None:
             self._restore(state)
@@ -154,7 +162,11 @@ class TrainingRun:
         """Make the forward pass fast, and the optimiser."""
         train, encoder = self._params.train, self.model.encoder
         self._optimiser = AdamW(
-            self.model.parameters(), lr=train.learning_rate, weight_decay=0.0, fused=True
+            self.model.parameters(),
+            lr=train.learning_rate,
+            eps=train.adam_epsilon,
+            weight_decay=0.0,
+            fused=True,
         )
         self._decay = LambdaLR(self._optimiser, lambda step: max(0.0, 1 - step / self._steps))
         compile_encoder(encoder, wanted=train.compile)
@@ -179,6 +191,21 @@ class TrainingRun:
         self._teacher = TeacherRows(pairs, self._device)
         self._text = text_stream(self._text_tokens.lengths, self._params.train, self._seed)
         self._pairs = pair_stream(pairs, self._pair_tokens.lengths, self._params, self._seed)
+        self._siblings = Siblings(pairs.image_rows, self._seed)
+
+    def _say_what_is_paired(self) -> None:
+        paired, loss = self._schedule.paired_steps(self._steps), self._params.loss
+        if not self.is_main:
+            return
+        log.info(
+            "%d of %d steps take pairs (%.1f %%)", paired, self._steps, 100 * paired / self._steps
+        )
+        if loss.positives != "dropout":
+            share = self._siblings.share
+            say = log.warning if share == 0 else log.info
+            say(
+                "%.1f %% of the captions have a sibling; the others keep dropout views", 100 * share
+            )
 
     def _finish(self) -> Training:
         """The student at the step that scored best on dev; scores are Spearman x100."""
@@ -199,6 +226,7 @@ class TrainingRun:
             "dev_before": round(self._dev_before, 4),
             "dev_best": round(score, 4),
             "best_step": step,
+            "paired_share": round(self._schedule.paired_steps(self._steps) / self._steps, 6),
             "masked_share": round(self._curves.mean_of("masked_share"), 6),
             "applied_margin": round(self._curves.mean_of("applied_margin"), 6),
             "precision_bits": 16 if self._precision == "bf16" else 32,
@@ -229,14 +257,13 @@ class TrainingRun:
         losses = [
             add_gradients(
                 self.model,
-                tokens,
-                teacher,
+                batch,
                 scale=1 / train.gradient_accumulation_steps,
                 mini_batch_size=train.mini_batch_size,
                 autocast=self._autocast,
                 gather=self._context.gather,
             )
-            for tokens, teacher in self._batches()
+            for batch in self._batches()
         ]
         self._context.reduce_gradients(self.model)
         clip_grad_norm_(self.model.parameters(), _MAX_GRADIENT_NORM)
@@ -245,20 +272,34 @@ class TrainingRun:
         self._optimiser.zero_grad()
         return losses
 
-    def _batches(self) -> Iterator[tuple[Tokens, TeacherBatch | None]]:
+    def _batches(self) -> Iterator[Batch]:
         """This process's share of the step's batches, from the stream that is due."""
         is_paired = self._schedule.is_paired(self._step)
         for _ in range(self._params.train.gradient_accumulation_steps):
-            if is_paired:
-                rows = next(self._pairs)
-                teacher = self._teacher(self._context.teacher_rows(rows))
-                yield self._read(self._pair_tokens, rows), teacher
-            else:
-                yield self._read(self._text_tokens, next(self._text)), None
+            yield self._pair_batch() if is_paired else self._text_batch()
 
-    def _read(self, tokens: PackedTokens, rows: Rows) -> Tokens:
-        batch = tokens.batch(self._context.share(rows))
-        return {key: to_device(value, self._device) for key, value in batch.items()}
+    def _text_batch(self) -> Batch:
+        rows = next(self._text)
+        return Batch(self._read(self._text_tokens, [rows, rows]))
+
+    def _pair_batch(self) -> Batch:
+        rows, positives = next(self._pairs), self._params.loss.positives
+        views = [rows] if positives == "sibling" else [rows, rows]
+        if positives != "dropout":
+            views.append(self._siblings(rows, self._pairs.epoch))
+        of_rows = self._teacher(self._context.teacher_rows(rows))
+        teacher = [
+            of_rows if view is rows else self._teacher(self._context.teacher_rows(view))
+            for view in views
+        ]
+        return Batch(self._read(self._pair_tokens, views), teacher)
+
+    def _read(self, tokens: PackedTokens, views: Sequence[Rows]) -> list[Tokens]:
+        """The sentences of all views, padded to the longest of all."""
+        mine = [self._context.share(rows) for rows in views]
+        batch = tokens.batch(np.concatenate(mine))
+        sent = {key: to_device(value, self._device) for key, value in batch.items()}
+        return [dict(part) for part in split_tokens(sent, len(mine[0]))]
 
     def _log(self, bar: "tqdm[Any]") -> None:
         values = self._context.share_value(self._curves.means())

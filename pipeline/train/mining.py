@@ -31,12 +31,13 @@ def hard_negative_order(
         captions: of its captions.
         batch_size: rows a batch.
         neighbours: hard negatives that follow an anchor.
-        noise: the similarity that is searched, and where a neighbour would be a false negative.
+        noise: the similarity that is searched, that of the image loss, and where a neighbour would
+            be a false negative.
         image_rows: which image each row is of; captions of one image are not negatives. None: all
             are of different images.
     """
     score = (teacher_dots if noise.kind == "dot" else teacher_cosines)(images, captions)
-    matrix = score.by_name()[noise.similarity]
+    matrix = score.of_term("image", noise.similarity)
     usable = _usable(matrix, noise).numpy()
     if image_rows is not None:
         usable &= image_rows[:, None] != image_rows
@@ -47,7 +48,7 @@ def hard_negative_order(
 def _usable(matrix: Float[Tensor, "pool pool"], noise: FilterParams) -> Bool[Tensor, "pool pool"]:
     """Pairs of different samples that are negatives for the filter."""
     others = ~torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)
-    if noise.kind == "off":
+    if noise.kind == "none":
         return others.cpu()
     limit = filter_limit(matrix[others], noise)
     return (passes(matrix, limit, noise) & others).cpu()

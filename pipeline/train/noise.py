@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.params.loss import FilterParams, Similarity
+from pipeline.params.loss import FilterParams, Similarity, Term, TermSimilarity
+from pipeline.train.losses import off_diagonal
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,15 @@ class TeacherScores:
         named = (self.caption_to_image, self.image, self.caption)
         return dict(zip(get_args(Similarity), named, strict=True))
 
+    def of_term(self, term: Term, similarity: TermSimilarity) -> Float[Tensor, "batch batch"]:
+        """The scores that a grounded loss goes by.
+
+        Cross-modal ones of the caption loss have images as rows, as the released code has them.
+        """
+        name: Similarity = getattr(similarity, term)
+        scores = self.by_name()[name]
+        return scores.T if name == "cross-modal" and term == "caption" else scores
+
 
 @dataclass(frozen=True)
 class Keep:
@@ -43,22 +53,34 @@ class Keep:
 
 
 def teacher_cosines(
-    images: Float[Tensor, "batch teacher"], captions: Float[Tensor, "batch teacher"]
+    images: Float[Tensor, "batch teacher"],
+    captions: Float[Tensor, "batch teacher"],
+    siblings: Float[Tensor, "batch teacher"] | None = None,
 ) -> TeacherScores:
-    """The cosines of a batch, from features of any scale."""
-    return teacher_dots(F.normalize(images.float(), dim=-1), F.normalize(captions.float(), dim=-1))
+    """The cosines of a batch, from features of any scale; see `teacher_dots`."""
+    sides = (images, captions, captions if siblings is None else siblings)
+    return teacher_dots(*(F.normalize(side.float(), dim=-1) for side in sides))
 
 
 def teacher_dots(
-    images: Float[Tensor, "batch teacher"], captions: Float[Tensor, "batch teacher"]
+    images: Float[Tensor, "batch teacher"],
+    captions: Float[Tensor, "batch teacher"],
+    siblings: Float[Tensor, "batch teacher"] | None = None,
 ) -> TeacherScores:
     """The dot products of a batch, as the released code scores features as they come.
+
+    Args:
+        images: of the batch.
+        captions: of the batch.
+        siblings: other captions of the images, which `caption` compares captions with; None: the
+            same captions.
 
     Float32 also under autocast, which would compare bf16 products with the filter's threshold.
     """
     v, t = images.float(), captions.float()
     with torch.autocast(v.device.type, enabled=False):
-        return TeacherScores(image=v @ v.T, caption=t @ t.T, caption_to_image=t @ v.T)
+        other = t if siblings is None else siblings.float()
+        return TeacherScores(image=v @ v.T, caption=t @ other.T, caption_to_image=t @ v.T)
 
 
 def filter_negatives(
@@ -69,23 +91,22 @@ def filter_negatives(
 ) -> Keep | None:
     """Decide which negatives stay; None where the filter is off.
 
-    With `cross-modal`, image negatives are judged by caption i to image j and caption negatives
-    by image i to caption j, as the released code does; otherwise both by the one similarity.
-
     Args:
         images: (B, D_teacher), as the teacher gives them.
         captions: (B, D_teacher), likewise.
         params: what is removed.
         cosines: `teacher_cosines` of the batch, where they are known already.
     """
-    if params.kind == "off":
+    if params.kind == "none":
         return None
     if params.kind == "dot":
         scored = teacher_dots(images, captions)
     else:
         scored = cosines or teacher_cosines(images, captions)
-    score = scored.by_name()[params.similarity]
-    return Keep(image=_keep(score, params), caption=_keep(score.T, params))
+    image, caption = (
+        _keep(scored.of_term(term, params.similarity), params) for term in get_args(Term)
+    )
+    return Keep(image, caption)
 
 
 def filter_limit(scores: Float[Tensor, " pairs"], params: FilterParams) -> Float[Tensor, ""]:
@@ -105,11 +126,5 @@ def passes(
 
 def _keep(score: Float[Tensor, "batch batch"], params: FilterParams) -> Bool[Tensor, "batch batch"]:
     diagonal = torch.eye(len(score), dtype=torch.bool, device=score.device)
-    limit = filter_limit(_off_diagonal(score), params)
+    limit = filter_limit(off_diagonal(score).flatten(), params)
     return passes(score, limit, params) | diagonal
-
-
-def _off_diagonal(square: Float[Tensor, "batch batch"]) -> Float[Tensor, " pairs"]:
-    """`square[~eye]`, by shapes alone: behind a mask the host would wait for the count of rows."""
-    size = len(square)
-    return square.flatten()[1:].view(size - 1, size + 1)[:, :-1].flatten()

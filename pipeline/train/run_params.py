@@ -27,6 +27,6 @@ class RunParams:
             "margin_kind": "none",
             "text_margin": 0.0,
             "terms": ["image"] if objective == "mcse" else [],
-            "filter": self.loss.filter.model_copy(update={"kind": "off"}),
+            "filter": self.loss.filter.model_copy(update={"kind": "none"}),
         }
         object.__setattr__(self, "loss", self.loss.model_copy(update=changes))
