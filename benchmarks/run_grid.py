@@ -1,6 +1,9 @@
 """Train and score the configurations of a grid in one process, without DVC.
 
     python -m benchmarks.run_grid GRID.yaml --out runs/NAME
+    python -m benchmarks.run_grid GRID.yaml --out runs/NAME --dev           # dev scores alone
+    python -m benchmarks.run_grid GRID.yaml --out runs/NAME --captions 1    # one caption an image
+    python -m benchmarks.run_grid GRID.yaml --out runs/NAME --part 0/2      # half of the images
 
 It reads params.yaml and the artefacts of `download` and `features` in the working folder, and
 writes one report a configuration and seed, `OUT/CONFIGURATION/SEED.json`, as `stages.evaluate`
@@ -16,6 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from ruamel.yaml import YAML
 
 from pipeline.core.device import keep_freed_memory
@@ -25,11 +30,11 @@ from pipeline.evaluate.report import System, describe, describe_encoder, write_r
 from pipeline.evaluate.selection import DevScorer
 from pipeline.evaluate.suite import RunPaths, Suite, evaluate, read_suite
 from pipeline.features.store import read_features
-from pipeline.features.teacher_rows import pairs_of_split
+from pipeline.features.teacher_rows import SplitPairs, pairs_of_split
 from pipeline.params.changes import apply_changes
 from pipeline.params.schema import Params
 from pipeline.results.grid import Grid, read_grid
-from pipeline.student.encoder import SentenceEncoder
+from pipeline.student.encoder import SentenceEncoder, Student
 from pipeline.train.batches import TrainingData
 from pipeline.train.loop import TrainingRun
 from pipeline.train.run_params import RunParams
@@ -44,6 +49,9 @@ def main() -> None:
     parser.add_argument("grid", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", help="configurations; default: all")
+    parser.add_argument("--dev", action="store_true", help="train and keep the dev scores alone")
+    parser.add_argument("--captions", type=int, help="training captions an image; default: all")
+    parser.add_argument("--part", help="K/N: every N-th training image from the K-th; default: all")
     arguments = parser.parse_args()
     keep_freed_memory()
     grid = read_grid(arguments.grid)
@@ -51,12 +59,13 @@ def main() -> None:
     names = arguments.only or list(grid.configurations)
     runs = {name: _params(base, grid, name) for name in names}
     _require_one_world(runs)
-    world = _World(next(iter(runs.values())))
+    world = _World(next(iter(runs.values())), arguments.captions, arguments.part)
     for seed in sorted({seed for params in runs.values() for seed in params.train.seeds}):
         for name, params in runs.items():
             out = arguments.out / name / f"{seed}.json"
-            if seed in params.train.seeds and not out.exists():
-                world.run(name, params, seed, out)
+            done = out.with_suffix(".train") if arguments.dev else out
+            if seed in params.train.seeds and not done.exists():
+                world.run(name, params, seed, out, scores=not arguments.dev)
 
 
 def _params(base: Mapping[str, Any], grid: Grid, name: str) -> Params:
@@ -74,40 +83,50 @@ def _require_one_world(runs: Mapping[str, Params]) -> None:
 class _World:
     """Data and tasks, read once."""
 
-    def __init__(self, params: Params) -> None:
+    def __init__(self, params: Params, captions: int | None, part: str | None) -> None:
         corpus = read_pairs(paths.PAIRS)
         features = read_features(paths.FEATURES, params.teacher, corpus.fingerprint())
-        self._data = TrainingData(
-            read_sentences(paths.TEXT), pairs_of_split(corpus, features, "train")
-        )
+        pairs = _choose(pairs_of_split(corpus, features, "train"), captions, part)
+        self._data = TrainingData(read_sentences(paths.TEXT), pairs)
         self._score_dev = DevScorer(read_sts(paths.EVALUATION), params.train.batch_size)
         places = RunPaths(paths.EVALUATION, paths.PAIRS, paths.TEXT, paths.FEATURES)
         self._suite = read_suite(places, params.teacher, params.evaluate)
-        self._seconds: dict[str, float] = {}
 
-    def run(self, name: str, params: Params, seed: int, out: Path) -> None:
-        """Train and score one configuration with one seed."""
+    def run(self, name: str, params: Params, seed: int, out: Path, *, scores: bool) -> None:
+        """Train one configuration with one seed, and score it."""
         started = time.perf_counter()
         run = TrainingRun(self._data, RunParams(params.student, params.loss, params.train), seed)
-        training = run.train(self._score_dev)
-        student, suite = training.student, self._suite
-        heads = student if student.sees_images else None
-        scores = evaluate(student.encoder, suite, heads, dimensions=student.matryoshka)
-        about = _about(suite, student.encoder, seed)
+        training = run.train(self._score_dev, tokens=paths.TOKENS)
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_report(out, [System(name, about, scores)])
+        if scores:
+            self._score(name, training.student, seed, out)
         write_json(out.with_suffix(".train"), training.metrics)
-        sts = json.loads(out.read_text(encoding="utf-8")).get("sts", {})
         took = time.perf_counter() - started
-        print(
-            name,
-            seed,
-            sts.get("avg"),
-            sts.get("avg_unseen"),
-            training.metrics,
-            f"{took:.0f} s",
-            flush=True,
-        )
+        print(name, seed, training.metrics, f"{took:.0f} s", flush=True)
+
+    def _score(self, name: str, student: Student, seed: int, out: Path) -> None:
+        suite, heads = self._suite, student if student.sees_images else None
+        scores = evaluate(student.encoder, suite, heads, dimensions=student.matryoshka)
+        write_report(out, [System(name, _about(suite, student.encoder, seed), scores)])
+        sts = json.loads(out.read_text(encoding="utf-8")).get("sts", {})
+        print(name, seed, sts.get("avg"), sts.get("avg_unseen"), flush=True)
+
+
+def _choose(pairs: SplitPairs, captions: int | None, part: str | None) -> SplitPairs:
+    """The first captions of each image, and the images of a part."""
+    rows = np.arange(len(pairs))
+    if part is not None:
+        first, step = map(int, part.split("/"))
+        rows = rows[pairs.image_rows % step == first]
+    if captions is not None:
+        rank = pd.Series(pairs.image_rows[rows]).groupby(pairs.image_rows[rows]).cumcount()
+        rows = rows[rank.to_numpy() < captions]
+    return SplitPairs(
+        [pairs.captions[row] for row in rows],
+        pairs.caption_rows[rows],
+        pairs.image_rows[rows],
+        pairs.features,
+    )
 
 
 def _about(suite: Suite, encoder: SentenceEncoder, seed: int) -> dict[str, Any]:

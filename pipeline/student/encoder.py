@@ -295,16 +295,22 @@ class GroundingHeads(nn.Module):
     Args:
         student_dim: H, width of the student's sentence vectors.
         teacher_dim: width of the teacher's features.
-        grounding_dim: width of the shared space.
+        grounding_dim: width of the shared space; None: it is the teacher's own, and the student's
+            head is linear, since a teacher's features need not lie within 1.
     """
 
-    def __init__(self, student_dim: int, teacher_dim: int, grounding_dim: int) -> None:
+    def __init__(self, student_dim: int, teacher_dim: int, grounding_dim: int | None) -> None:
         super().__init__()
         self.dims = (student_dim, teacher_dim, grounding_dim)
         self.text = Head(student_dim, student_dim)
-        self.grounding = Head(student_dim, grounding_dim)
-        self.image = Head(teacher_dim, grounding_dim)
-        self.caption = Head(teacher_dim, grounding_dim)
+        if grounding_dim is None:
+            self.grounding: nn.Module = nn.Linear(student_dim, teacher_dim)
+            self.image: nn.Module = nn.Identity()
+            self.caption: nn.Module = nn.Identity()
+        else:
+            self.grounding = Head(student_dim, grounding_dim)
+            self.image = Head(teacher_dim, grounding_dim)
+            self.caption = Head(teacher_dim, grounding_dim)
 
     def ground_sentences(
         self, vectors: Float[Tensor, "batch student"]
@@ -325,7 +331,7 @@ class GroundingHeads(nn.Module):
         return _project(self.caption, _unit_rms(features))
 
 
-def _project(head: Head, vectors: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch grounding"]:
+def _project(head: nn.Module, vectors: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch grounding"]:
     projected: Tensor = F.normalize(head(vectors), dim=-1)
     return projected
 
