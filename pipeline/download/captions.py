@@ -26,13 +26,9 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 def read_captions(cell: object, where: str) -> list[str]:
     """The captions that a value holds, at least one; "" stands for a missing one.
 
-    Args:
-        cell: a text, a list of texts (also one that was written as text), or None or NaN.
-        where: file, row and column, for messages.
-
-    Raises:
-        InputError: it holds something else, such as numbers, lists of lists, or a list that was
-            written as text and cannot be read.
+    A value is a text, a list of texts (also one that was written as text), or None or NaN. All else
+    is refused, such as numbers, lists of lists, or a list that was written as text and cannot be
+    read; `where` names file, row and column.
     """
     if isinstance(cell, str):
         cell = _parse_list(cell.strip(), where) or cell
@@ -71,14 +67,9 @@ def _parse_list(text: str, where: str) -> list[Any] | None:
 
 
 def clean_caption(text: str) -> str:
-    """A caption on one line, without control characters or halves of a character.
+    """A caption on one line without control characters; "" where nothing of it can be seen.
 
-    "" where nothing of it can be seen.
+    Halves of a character, which JSON may hold, become a question mark.
     """
     shown = _CONTROLS.sub(" ", text.replace(MARK, "")).encode("utf-8", "replace").decode("utf-8")
     return "" if is_blank(shown) else " ".join(shown.split())
-
-
-def is_unicode(text: str) -> bool:
-    """Whether it can be written as UTF-8: JSON may hold half a character (RFC 8259, 8.2)."""
-    return text.isascii() or text.encode("utf-8", "ignore").decode() == text

@@ -25,9 +25,8 @@ from pipeline.download.archives import Archive
 from pipeline.download.caption_table import read_rows
 from pipeline.download.captions import clean_caption, is_missing
 from pipeline.download.corpora import Fetcher, make_pairs
-from pipeline.download.pairing import MOST_CHARACTERS
+from pipeline.download.pairing import MOST_CHARACTERS, draw_split
 from pipeline.download.records import Pairs, read_pairs
-from pipeline.download.splits import draw_split
 from pipeline.params.download import SplitsParams
 from tests.conftest import ROOT, assert_clear_error, invoke, write_params
 from tests.download.conftest import download_params, image_bytes

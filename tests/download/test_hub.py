@@ -18,8 +18,8 @@ from pipeline.core.errors import DownloadError, InputError
 from pipeline.download.archives import Archive
 from pipeline.download.corpora import Fetcher, make_pairs
 from pipeline.download.hub import archive_of, configs_of, split_in_name
+from pipeline.download.pairing import draw_split
 from pipeline.download.records import Pairs, read_pairs
-from pipeline.download.splits import draw_split
 from pipeline.params.download import SplitsParams
 from tests.conftest import ROOT
 from tests.download.conftest import COMMIT, download_params, image_bytes

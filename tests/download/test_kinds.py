@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from pipeline.core.errors import DownloadError, InputError
 from pipeline.download.caption_table import READERS, read_rows
-from pipeline.download.corpora import Fetcher, make_pairs
+from pipeline.download.corpora import Fetcher, make_pairs, read_sentences_file
 from pipeline.download.fetch import fetch
 from pipeline.download.karpathy import read_karpathy
 from pipeline.download.records import Pairs, read_pairs
@@ -22,7 +22,6 @@ from pipeline.download.senteval import read_cased_benchmark, read_senteval
 from pipeline.download.sources import BY_NAME, SCENES, RemoteFile
 from pipeline.download.tar_shards import find_shards
 from pipeline.download.webdataset import read_shard
-from pipeline.download.wiki import read_sentences_file
 from pipeline.params.download import DownloadParams
 from pipeline.params.places import PathText, expanded
 from tests.conftest import invoke, write_params
