@@ -90,19 +90,24 @@ class Archive:
         if isinstance(self._file, zipfile.ZipFile):
             entries = [entry for entry in self._file.infolist() if not entry.is_dir()]
             return [(entry.filename, entry, entry.file_size) for entry in entries]
+        return self._list_tar(self._file)
+
+    def _list_tar(self, file: tarfile.TarFile) -> list[tuple[str, Any, int]]:
         bound = max(MAX_MEMBER_BYTES, MAX_RATIO * self.path.stat().st_size)
         members = []
-        for info in self._file:  # each is checked before the next is looked for
+        for info in file:  # each is checked before the next is looked for
             if info.offset_data + info.size > bound:
                 raise tarfile.ReadError(f"with {info.name} it unpacks to more than {bound:,} bytes")
             if info.isreg():
                 members.append((info.name.removeprefix("./"), info, info.size))
         # A tar ends with zeros; tarfile takes anything that is not a header for the end.
-        stream = cast(IO[bytes], self._file.fileobj)
-        stream.seek(self._file.offset)
+        stream = cast(IO[bytes], file.fileobj)
+        stream.seek(file.offset)
         end = stream.read(tarfile.BLOCKSIZE)
         if not end or any(end):
-            raise tarfile.ReadError(f"no member and no end at byte {self._file.offset:,}")
+            raise tarfile.ReadError(f"no member and no end at byte {file.offset:,}")
+        while stream.read(1 << 16):  # at its end gzip verifies the checksum
+            pass
         return members
 
     @contextlib.contextmanager
