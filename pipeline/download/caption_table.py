@@ -15,15 +15,13 @@ from pipeline.core.errors import InputError
 from pipeline.core.files import reports_unreadable
 from pipeline.core.plaintext import LONGEST_LINE, is_blank, read_lines
 from pipeline.core.redact import first_line
-from pipeline.download.captions import is_missing, read_captions
+from pipeline.download.pairing import is_missing, read_captions
 from pipeline.download.parquet import ParquetRows, has_text, require_column
 from pipeline.params.download import FolderParams
 from pipeline.params.places import why_missing
 
 _BLOCK = "download.folder"
 _SEPARATORS = ",\t;|"
-_LONGEST = 120
-"""Characters of what a library says, in a message."""
 
 Cells = tuple[str, Mapping[str, Any]]
 """Where a row is, for messages, and its cells by column."""
@@ -123,7 +121,7 @@ def _records(path: Path, separator: str, *, strict: bool = True) -> Iterator[tup
             fields = next(reader, None)
         except csv.Error as error:
             raise InputError(
-                f"{path} line {line:,} is malformed: {first_line(error, _LONGEST)}.",
+                f"{path} line {line:,} is malformed: {first_line(error, 120)}.",
                 'close every quoted field, and double the quotes (") inside it.',
             ) from None
         if fields:
@@ -147,7 +145,7 @@ def _object(line: str, where: str) -> Mapping[str, Any]:
         if isinstance(cells, dict):
             return cells
     except (ValueError, RecursionError) as error:
-        problem = f"JSON: {first_line(error, _LONGEST)}"
+        problem = f"JSON: {first_line(error, 120)}"
     raise InputError(
         f"{where} is not {problem}.",
         "write one object a line, without a comma after it; `jq -c '.[]' OLD > NEW` makes that of "

@@ -59,14 +59,14 @@ def make_pairs(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metric
 
 
 def _write_own_pairs(target: Path, params: DownloadParams, downloads: Path) -> Metrics:
-    with write_rows_to(target) as rows:
+    with write_rows_to(target, params.splits) as rows:
         match params.pairs:
             case "folder":
-                write_folder_pairs(target, rows, params.folder, params.splits)
+                write_folder_pairs(rows, params.folder)
             case "webdataset":
-                write_webdataset_pairs(rows, params.webdataset, params.splits, downloads)
+                write_webdataset_pairs(rows, params.webdataset, downloads)
             case _:
-                write_hub_pairs(target, rows, params.hub, params.splits)
+                write_hub_pairs(rows, params.hub)
     return dict(rows.left_out)
 
 

@@ -47,15 +47,7 @@ _PATIENCE = 3600
 def fetch(file: RemoteFile, folder: Path, mirror: str | None) -> Path:
     """Bring a public file into `folder`, or find it there from an earlier run.
 
-    Args:
-        file: what to fetch.
-        folder: where files are kept between runs.
-        mirror: a folder or base URL that holds the file by its public name, or None.
-
-    Raises:
-        DownloadError: it cannot be fetched, or its bytes are not those of the first time.
-        InputError: the `checksums.json` of the folder is damaged.
-        ResourceError: the disk is full.
+    A mirror is a folder or base URL that holds the file by its public name.
     """
     address, target = _address(file, mirror), folder / file.name
     with reports_unwritable(folder):
@@ -68,7 +60,12 @@ def fetch(file: RemoteFile, folder: Path, mirror: str | None) -> Path:
             return target
         log.info("fetching %s from %s", file.name, address)
         part = target.with_name(f"{file.name}.part")
-        _transfer(address, part)
+        if address.startswith(_HUB):
+            _transfer_from_hub(address, part)
+        elif address.startswith(WEB):
+            _transfer_over_http(address, part)
+        else:
+            _copy(Path(address), part)
         digest = hash_file(part)
         if expected not in {None, digest}:
             part.unlink()
@@ -117,15 +114,6 @@ def _verify(name: Path | str, digest: str, expected: str | None, fix: str) -> No
             f"{name} has sha256 {digest[:12]}, but {expected:.12} was recorded at its first use.",
             fix,
         )
-
-
-def _transfer(address: str, part: Path) -> None:
-    if address.startswith(_HUB):
-        _transfer_from_hub(address, part)
-    elif address.startswith(WEB):
-        _transfer_over_http(address, part)
-    else:
-        _copy(Path(address), part)
 
 
 def _copy(source: Path, part: Path) -> None:

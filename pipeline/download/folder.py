@@ -12,7 +12,7 @@ from pipeline.core.progress import log, progress
 from pipeline.download.archives import MAX_MEMBER_BYTES, Packer, pack
 from pipeline.download.caption_table import Row, read_rows
 from pipeline.download.pairing import PairRows, draw_split, named_split
-from pipeline.params.download import FolderParams, SplitsParams
+from pipeline.params.download import FolderParams
 from pipeline.params.places import why_missing
 
 ARCHIVE = "images.zip"
@@ -25,10 +25,8 @@ _COMPARED = 1000
 """Images of the folder that are compared with a path that leads nowhere."""
 
 
-def write_folder_pairs(
-    target: Path, rows: PairRows, params: FolderParams, splits: SplitsParams
-) -> None:
-    """Pack the images that the table names into `target`, in its order, and add its rows.
+def write_folder_pairs(rows: PairRows, params: FolderParams) -> None:
+    """Pack the images that the table names, in its order, and add its rows.
 
     A missing image is kept with its name as member; `features` rejects it. Where the table has no
     splits, they are drawn.
@@ -38,8 +36,8 @@ def write_folder_pairs(
         is_there = folder.is_dir()
     if not is_there:
         raise InputError(*why_missing(params.images or "", _KEY, "is not a folder"))
-    with pack(target / ARCHIVE) as packer:
-        images = _Images(folder, packer, rows, splits)
+    with pack(rows.folder / ARCHIVE) as packer:
+        images = _Images(folder, packer, rows)
         for row in progress(read_rows(table, params), what="captions and images", unit="row"):
             rows.add_captions(images.take(row), row.captions)
         images.finish(table)
@@ -48,12 +46,11 @@ def write_folder_pairs(
 class _Images:
     """Numbers and packs the images that rows name, each once."""
 
-    def __init__(self, folder: Path, packer: Packer, rows: PairRows, splits: SplitsParams) -> None:
+    def __init__(self, folder: Path, packer: Packer, rows: PairRows) -> None:
         self._folder = folder
         self._root = Path(os.path.realpath(folder))
         self._packer = packer
         self._rows = rows
-        self._splits = splits
         self._known: dict[str, tuple[int, str]] = {}
         """Id and split by member."""
 
@@ -96,7 +93,7 @@ class _Images:
         elif len(self._known) - self._packer.members < _WARNINGS:
             log.warning("%s names %s, which %s", where, member, content)
         if split is None:
-            split = draw_split(content if isinstance(content, bytes) else member, self._splits)
+            split = draw_split(content if isinstance(content, bytes) else member, self._rows.splits)
         return self._rows.add(split, ARCHIVE, member), split
 
     def _read(self, member: str) -> bytes | str:

@@ -16,12 +16,17 @@ from pipeline.core.checksums import hash_strings
 from pipeline.core.errors import DownloadError, InputError
 from pipeline.core.progress import log, progress
 from pipeline.download.archives import MAX_MEMBER_BYTES, Packer, pack
-from pipeline.download.captions import read_captions
 from pipeline.download.folder import IMAGE_ENDINGS
-from pipeline.download.pairing import SPLIT_OF_NAME, PairRows, draw_split, named_split
+from pipeline.download.pairing import (
+    SPLIT_OF_NAME,
+    PairRows,
+    draw_split,
+    named_split,
+    read_captions,
+)
 from pipeline.download.parquet import ParquetRows, has_images, has_text
 from pipeline.download.webdataset import Shard, add_shards
-from pipeline.params.download import HubParams, SplitsParams
+from pipeline.params.download import HubParams
 from pipeline.params.places import expanded
 
 _KEY = "download.hub"
@@ -50,11 +55,11 @@ class Repository:
         return Path(path).absolute()
 
 
-def write_hub_pairs(target: Path, rows: PairRows, params: HubParams, splits: SplitsParams) -> None:
+def write_hub_pairs(rows: PairRows, params: HubParams) -> None:
     """Add the images and captions of a data set: of its shards if it has any, else of its Parquet.
 
-    Shards stay in the Hub's cache; the images of each Parquet file become a zip in `target`. Where
-    neither column nor file name gives the split of an image, it is drawn.
+    Shards stay in the Hub's cache; the images of each Parquet file become a zip. Where neither
+    column nor file name gives the split of an image, it is drawn.
     """
     repository = find_repository(params)
     if tars := _chosen(repository, params, _TARS):
@@ -63,10 +68,10 @@ def write_hub_pairs(target: Path, rows: PairRows, params: HubParams, splits: Spl
             path = repository.fetch(file)
             return Shard(path, split_in_name(file), f"delete {path.resolve()} to fetch it again.")
 
-        add_shards(rows, map(shard, tars), splits, total=len(tars))
+        add_shards(rows, map(shard, tars), total=len(tars))
     elif tables := _chosen(repository, params, (_PARQUET,)):
         parquet = (ParquetRows(repository.fetch(file), file) for file in tables)
-        add_tables(target, rows, parquet, params, splits)
+        add_tables(rows, parquet, params)
     else:
         shown = ", ".join(repository.files[:_SHOWN]) or "none"
         wanted = "" if params.files is None else f" that match {_KEY}.files, {params.files}"
@@ -164,20 +169,14 @@ def split_in_name(file: str) -> str | None:
     return None
 
 
-def add_tables(
-    target: Path,
-    rows: PairRows,
-    tables: Iterable[ParquetRows],
-    params: HubParams,
-    splits: SplitsParams,
-) -> None:
+def add_tables(rows: PairRows, tables: Iterable[ParquetRows], params: HubParams) -> None:
     """Repack the images of every table into its own zip, and add them with their captions."""
     rows.left_out.update(files=0, samples_without_image=0)
     for table in tables:
         table.require(f"{_KEY}.image_column", params.image_column, has_images)
         table.require(f"{_KEY}.caption_column", params.caption_column, has_text)
-        with pack(target / archive_of(table.name)) as packer:
-            _repack(table, packer, rows, params, splits)
+        with pack(rows.folder / archive_of(table.name)) as packer:
+            _repack(table, packer, rows, params)
         rows.left_out["files"] += 1
         rows.left_out["samples_without_image"] += table.count - packer.members
     if not rows.images:
@@ -195,26 +194,21 @@ def archive_of(file: str) -> str:
     return f"{name[-40:]}-{hash_strings([file])[:12]}.zip"
 
 
-def _repack(
-    table: ParquetRows, packer: Packer, rows: PairRows, params: HubParams, splits: SplitsParams
-) -> None:
+def _repack(table: ParquetRows, packer: Packer, rows: PairRows, params: HubParams) -> None:
     """Pack the images by the number of their row."""
     archive, split_of_file = archive_of(table.name), split_in_name(table.name)
-    columns = [params.image_column, params.caption_column]
-    if names_splits := table.has(params.split_column, has_text):
-        columns.append(str(params.split_column))
+    split_column = params.split_column if table.has(params.split_column, has_text) else None
+    columns = [params.image_column, params.caption_column, *filter(None, [split_column])]
     every = table.rows(columns, at_once=64)
     for row, cells in progress(every, what=archive, unit="row", total=table.count):
         content, ending = _image(cells[params.image_column])
         if not content or len(content) > MAX_MEMBER_BYTES:
             continue
-        where = f"{table.name} row {row:,}"
-        if names_splits:
-            split = named_split(cells[str(params.split_column)], where)
-        else:
-            # By its bytes: paths are often missing or alike, and rows move between files.
-            split = split_of_file or draw_split(content, splits)
-        member = f"{row:08d}{ending}"
+        where, member = f"{table.name} row {row:,}", f"{row:08d}{ending}"
+        # Drawn by its bytes: paths are often missing or alike, and rows move between files.
+        split = split_of_file or draw_split(content, rows.splits)
+        if split_column:
+            split = named_split(cells[split_column], where)
         packer.add(member, content)
         captions = read_captions(cells[params.caption_column], f"{where}: {params.caption_column}")
         rows.add(split, archive, member, captions)

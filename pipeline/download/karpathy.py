@@ -12,8 +12,7 @@ from pipeline.core.errors import InputError
 from pipeline.core.plaintext import decode
 from pipeline.core.redact import one_line
 from pipeline.download.archives import Archive
-from pipeline.download.captions import clean_caption
-from pipeline.download.pairing import SPLIT_OF_NAME
+from pipeline.download.pairing import SPLIT_OF_NAME, clean_caption
 
 _Text = Annotated[str, Field(max_length=1 << 26)]
 """Only where a text is bounded does pydantic refuse half a character (RFC 8259, 8.2)."""

@@ -12,9 +12,6 @@ from pipeline.core.errors import InputError
 from pipeline.core.files import refusal
 from pipeline.core.redact import first_line, one_line
 
-_LONGEST = 200
-"""Characters of Arrow's message, or of names of columns, in a message."""
-
 
 def has_text(kind: pa.DataType) -> bool:
     """Whether cells of this type are texts or lists of texts."""
@@ -88,7 +85,7 @@ class ParquetRows:
             if isinstance(error, OSError) and error.errno is not None:
                 raise refusal(self.name, error) from None
             raise InputError(
-                f"{self.name} cannot be read as Parquet: {first_line(error, _LONGEST)}.",
+                f"{self.name} cannot be read as Parquet: {first_line(error, 200)}.",
                 "get or write the file again.",
             ) from None
 
@@ -100,7 +97,7 @@ def require_column(
     if columns.count(wanted) == 1:
         return
     problem = "has several columns" if wanted in columns else "has no column"
-    shown = one_line(", ".join(repr(column)[:40] for column in columns[:20]), _LONGEST)
+    shown = one_line(", ".join(repr(column)[:40] for column in columns[:20]), 200)
     raise InputError(
         f"{table} {problem} {wanted!r:.60}; its columns are {shown or 'none'}.",
         f"set {key} to the right one{hint}.",

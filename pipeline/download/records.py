@@ -42,6 +42,8 @@ ELSEWHERE = "archives.parquet"
 ROW_GROUP = 1 << 15
 """Rows of a table that are written, and kept in memory, together."""
 
+_REDO = "run `dvc repro -f {}`."
+
 Rows = pd.DataFrame | Mapping[str, Sequence[Any]]
 """Columns by name."""
 
@@ -144,13 +146,12 @@ def read_transfer(folder: Path) -> pd.DataFrame:
         InputError: as `read_table`; or a label is below 0; or `sentence2` is null in some rows of
             a task and not in others.
     """
-    path, redo = folder / "transfer.parquet", _redo("download")
+    path = folder / "transfer.parquet"
     rows = read_table(path, TRANSFER, optional=("sentence2",))
-    _refuse_rows(path, rows["label"] < 0, "has a label below 0", redo)
     alone = rows["sentence2"].isna()
     mixed = alone != alone.groupby(rows["task"]).transform("first")
-    problem = "and the first of its task are not alike: only one has a sentence2"
-    _refuse_rows(path, mixed, problem, redo)
+    _refuse_rows(path, rows["label"] < 0, "has a label below 0")
+    _refuse_rows(path, mixed, "and the first of its task are not alike: only one has a sentence2")
     return rows
 
 
@@ -223,20 +224,20 @@ def read_table(
     """
     if not path.is_file():
         raise MissingArtifactError(path, made_by)
-    redo = _redo(made_by)
-    table = _load(path, redo)
+    table, redo = _load(path, made_by), _REDO.format(made_by)
     if not table.schema.equals(schema) or table.num_rows == 0:
         found = "no rows" if table.num_rows == 0 else f"columns {_describe(table.schema)}"
         raise InputError(
             f"{path} has {found}, expected {_describe(schema)} and at least one row.", redo
         )
     for name in (name for name in schema.names if name not in optional):
-        _refuse_rows(path, _is_unusable(table[name]), f"has no usable {name}", redo)
+        _refuse_rows(path, _is_unusable(table[name]), f"has no usable {name}", made_by)
     return pd.DataFrame(table.to_pandas(use_threads=False))
 
 
-def _load(path: Path, redo: str) -> pa.Table:
+def _load(path: Path, made_by: str) -> pa.Table:
     """All rows, by this thread alone: Arrow's own threads hang or abort when out of memory."""
+    redo = _REDO.format(made_by)
     verify_checksums(path.parent, path.name, fix=redo)
     try:
         table = pq.ParquetFile(path, pre_buffer=False).read(use_threads=False)
@@ -254,15 +255,11 @@ def _is_unusable(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.is_null(column)
 
 
-def _refuse_rows(path: Path, refused: ArrayLike, problem: str, redo: str) -> None:
+def _refuse_rows(path: Path, refused: ArrayLike, what: str, made_by: str = "download") -> None:
     """Name the first of the refused rows, if there is one."""
     rows = np.flatnonzero(refused)
     if rows.size:
-        raise InputError(f"{path} row {rows[0]:,} {problem}.", redo)
-
-
-def _redo(made_by: str) -> str:
-    return f"run `dvc repro -f {made_by}`."
+        raise InputError(f"{path} row {rows[0]:,} {what}.", _REDO.format(made_by))
 
 
 def _describe(schema: pa.Schema) -> str:

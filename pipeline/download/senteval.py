@@ -31,12 +31,8 @@ STS_SUBSETS: Mapping[str, tuple[str, ...]] = {
 }
 """STS13's SMT is not public: its gold file has no input file."""
 
-_STSB = {"train": "sts-train.csv", "dev": "sts-dev.csv", "test": "sts-test.csv"}
-_SICK = {
-    "train": "SICK/SICK_train.txt",
-    "dev": "SICK/SICK_trial.txt",
-    "test": "SICK/SICK_test_annotated.txt",
-}
+_SPLITS = ("train", "dev", "test")
+_SICK = {"train": "train", "dev": "trial", "test": "test_annotated"}
 _BINARY = (  # task, file of label 1, file of label 0
     ("MR", "MR/rt-polarity.pos", "MR/rt-polarity.neg"),
     ("CR", "CR/custrev.pos", "CR/custrev.neg"),
@@ -152,16 +148,16 @@ def _sts_by_year(files: _Files) -> Iterator[_StsRow]:
 
 
 def _sts_benchmark(files: _Files, folder: str, task: str) -> Iterator[_StsRow]:
-    for split, file in _STSB.items():
-        for line, cells in files.rows(f"{folder}/{file}", 7, more=True):  # some name their sources
+    for split in _SPLITS:  # some rows name their sources in further columns
+        for line, cells in files.rows(f"{folder}/sts-{split}.csv", 7, more=True):
             yield task, cells[0], split, _join(cells[5]), _join(cells[6]), line.score(cells[4])
 
 
 def _sick(files: _Files) -> Iterator[_StsRow]:
     for split, name in _SICK.items():
-        for line, (_, first, second, score, _) in files.rows(name, 5, header=1):
-            value = line.score(score, lowest=1.0)
-            yield "SICK-R", "SICK", split, _join(first), _join(second), value
+        for line, cells in files.rows(f"SICK/SICK_{name}.txt", 5, header=1):
+            value = line.score(cells[3], lowest=1.0)
+            yield "SICK-R", "SICK", split, _join(cells[1]), _join(cells[2]), value
 
 
 def _binary_tasks(files: _Files) -> Iterator[_TransferRow]:
@@ -184,7 +180,7 @@ def _trec(files: _Files) -> Iterator[_TransferRow]:
 
 
 def _sst(files: _Files) -> Iterator[_TransferRow]:
-    for split in ("train", "dev", "test"):
+    for split in _SPLITS:
         for line, (sentence, label) in files.rows(f"SST/binary/sentiment-{split}", 2):
             yield "SST2", split, _join(sentence), None, line.label(label)
 

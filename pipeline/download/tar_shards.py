@@ -120,7 +120,7 @@ def _kept_as(address: str) -> tuple[str, str]:
     except ValueError:
         raise _refused(repr(address), "is not a URL") from None
     parent, _, name = parts.path.rpartition("/")
-    if name in {"", ".", ".."} or "\0" in address:
+    if name in {"", ".", ".."}:
         raise _refused(address, "names no file")
     if parts.query or parts.fragment or len(name.encode()) > _LONGEST_NAME:
         name = f"{hash_strings([address])[:12]}-{name[-40:]}"

@@ -16,9 +16,8 @@ from pipeline.core.plaintext import decode, is_blank
 from pipeline.core.progress import log, progress
 from pipeline.core.redact import one_line
 from pipeline.download.archives import Archive
-from pipeline.download.captions import is_missing, read_captions
 from pipeline.download.folder import IMAGE_ENDINGS
-from pipeline.download.pairing import PairRows, draw_split
+from pipeline.download.pairing import PairRows, draw_split, is_missing, read_captions
 from pipeline.download.tar_shards import fetch_shard, find_shards, is_remote
 from pipeline.params.download import SplitsParams, WebdatasetParams
 
@@ -58,9 +57,7 @@ class Shard:
     """What to do if it is damaged; None: it is left out then."""
 
 
-def write_webdataset_pairs(
-    rows: PairRows, params: WebdatasetParams, splits: SplitsParams, downloads: Path
-) -> None:
+def write_webdataset_pairs(rows: PairRows, params: WebdatasetParams, downloads: Path) -> None:
     """Add the samples of all shards, in their order, fetching those with a URL to `downloads`.
 
     Their archives are the absolute paths of the shards. A damaged shard may be skipped; one that
@@ -74,12 +71,10 @@ def write_webdataset_pairs(
         fix = f"get {path.name} again, or set {skip} to leave such shards out and count them."
         return Shard(path, fix=None if params.damaged == "skip" else fix)
 
-    add_shards(rows, map(shard, paths), splits, total=len(names))
+    add_shards(rows, map(shard, paths), total=len(names))
 
 
-def add_shards(
-    rows: PairRows, shards: Iterable[Shard], splits: SplitsParams, *, total: int
-) -> None:
+def add_shards(rows: PairRows, shards: Iterable[Shard], *, total: int) -> None:
     """Add the samples of shards; what a shard holds is added as a whole or not at all."""
     rows.left_out.update(
         shards=total,
@@ -93,7 +88,7 @@ def add_shards(
         try:
             with reports_unreadable(shard.path):
                 shard.path.stat()  # a shard that is gone is not a damaged one
-            samples = read_shard(shard.path, None if shard.split else splits, endings)
+            samples = read_shard(shard.path, None if shard.split else rows.splits, endings)
         except InputError as error:
             if shard.fix is not None:
                 raise InputError(error.what, shard.fix) from None
@@ -106,18 +101,16 @@ def add_shards(
 
 
 def _require_both(rows: PairRows, total: int, endings: Counter[str]) -> None:
+    has_captions = rows.captions > rows.left_out["captions_empty"]
+    if rows.images and has_captions:
+        return
     shown = one_line(", ".join(ending for ending, _ in endings.most_common(_SHOWN)), 200) or "none"
-    found = f"what follows the first dot of their members' names is {shown}"
-    if not rows.images:
-        raise InputError(
-            f"{total:,} shards hold no sample with an image; {found}.",
-            "check that they are webdataset shards: tars of 000.jpg with 000.txt or 000.json.",
-        )
-    if rows.captions == rows.left_out["captions_empty"]:
-        raise InputError(
-            f"no sample of {total:,} shards has a caption; {found}.",
-            "write captions as .txt, one a line, or under `caption` in .json.",
-        )
+    raise InputError(
+        f"{total:,} shards hold no sample with {'a caption' if rows.images else 'an image'}; what "
+        f"follows the first dot of their members' names is {shown}.",
+        "check that they are webdataset shards: tars of 000.jpg with captions as 000.txt, one a "
+        "line, or under `caption` in 000.json.",
+    )
 
 
 def _add_sample(rows: PairRows, shard: Shard, sample: Sample) -> None:

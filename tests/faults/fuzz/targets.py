@@ -325,9 +325,8 @@ def _read_hub(work: Path) -> list[tuple[object, bytes, object]]:
     target = work / "out"
     shutil.rmtree(target, ignore_errors=True)
     params = download_params()
-    with write_rows_to(target) as rows:
-        table = ParquetRows(work / "0.parquet", "0.parquet")
-        add_tables(target, rows, [table], params.hub, params.splits)
+    with write_rows_to(target, params.splits) as rows:
+        add_tables(rows, [ParquetRows(work / "0.parquet", "0.parquet")], params.hub)
     found = _rows_of_pairs(target)
     with Archive(target / "0.zip") as archive:
         return [(image, archive.read(str(member)), text) for image, _, _, member, text in found]
