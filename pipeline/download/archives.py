@@ -106,8 +106,8 @@ class Archive:
         end = stream.read(tarfile.BLOCKSIZE)
         if not end or any(end):
             raise tarfile.ReadError(f"no member and no end at byte {file.offset:,}")
-        while stream.read(1 << 16):  # at its end gzip verifies the checksum
-            pass
+        while stream.tell() < bound and stream.read(1 << 16):
+            pass  # at its end gzip verifies the checksum
         return members
 
     @contextlib.contextmanager

@@ -8,7 +8,6 @@ import contextlib
 import fnmatch
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -38,59 +37,40 @@ _SHOWN = 5
 _LONGEST_NAME = 200
 
 
-@dataclass(frozen=True)
-class Repository:
-    """A data set of the Hub at one commit."""
-
-    name: str
-    commit: str
-    files: tuple[str, ...]
-
-    def fetch(self, file: str) -> Path:
-        """The path of a file in the Hub's cache, where it is fetched to if it is not there."""
-        from huggingface_hub import hf_hub_download
-
-        with _reports_refusal(self.name, self.commit):
-            path = hf_hub_download(self.name, file, repo_type="dataset", revision=self.commit)
-        return Path(path).absolute()
-
-
 def write_hub_pairs(rows: PairRows, params: HubParams) -> None:
     """Add the images and captions of a data set: of its shards if it has any, else of its Parquet.
 
     Shards stay in the Hub's cache; the images of each Parquet file become a zip. Where neither
     column nor file name gives the split of an image, it is drawn.
     """
-    repository = find_repository(params)
-    if tars := _chosen(repository, params, _TARS):
-
-        def shard(file: str) -> Shard:
-            path = repository.fetch(file)
-            return Shard(path, split_in_name(file), f"delete {path.resolve()} to fetch it again.")
-
-        add_shards(rows, map(shard, tars), total=len(tars))
-    elif tables := _chosen(repository, params, (_PARQUET,)):
-        parquet = (ParquetRows(repository.fetch(file), file) for file in tables)
-        add_tables(rows, parquet, params)
-    else:
-        shown = ", ".join(repository.files[:_SHOWN]) or "none"
-        wanted = "" if params.files is None else f" that match {_KEY}.files, {params.files}"
-        raise InputError(
-            f"{repository.name} has no .parquet or .tar files{wanted}, but {shown}.",
-            f"check {_KEY}.dataset and .files; many have a revision refs/convert/parquet.",
-        )
-
-
-def find_repository(params: HubParams) -> Repository:
-    """The data set that the params name, with the files it has at the newest commit there."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, hf_hub_download
 
     name, api = str(params.dataset), HfApi()
     with _reports_refusal(name, params.revision):
         commit = str(api.dataset_info(name, revision=params.revision).sha)
-        files = api.list_repo_files(name, repo_type="dataset", revision=commit)
+        files = sorted(api.list_repo_files(name, repo_type="dataset", revision=commit))
     log.info("%s is at revision %s", name, commit)
-    return Repository(name, commit, tuple(sorted(files)))
+
+    def fetch(file: str) -> Path:
+        with _reports_refusal(name, commit):
+            path = hf_hub_download(name, file, repo_type="dataset", revision=commit)
+        return Path(path).absolute()
+
+    def shard(file: str) -> Shard:
+        path = fetch(file)
+        return Shard(path, split_in_name(file), f"delete {path.resolve()} to fetch it again.")
+
+    if tars := _chosen(files, params, _TARS):
+        add_shards(rows, map(shard, tars), total=len(tars))
+    elif tables := _chosen(files, params, (_PARQUET,)):
+        add_tables(rows, (ParquetRows(fetch(file), file) for file in tables), params)
+    else:
+        shown = ", ".join(files[:_SHOWN]) or "none"
+        wanted = "" if params.files is None else f" that match {_KEY}.files, {params.files}"
+        raise InputError(
+            f"{name} has no .parquet or .tar files{wanted}, but {shown}.",
+            f"check {_KEY}.dataset and .files; many have a revision refs/convert/parquet.",
+        )
 
 
 @contextlib.contextmanager
@@ -132,15 +112,15 @@ def _reports_refusal(name: str, revision: str | None) -> Iterator[None]:
         ) from None
 
 
-def _chosen(repository: Repository, params: HubParams, endings: tuple[str, ...]) -> list[str]:
+def _chosen(files: Sequence[str], params: HubParams, endings: tuple[str, ...]) -> list[str]:
     """The files of these endings that `params.files` names, else all of them, of one config."""
-    files = [file for file in repository.files if file.lower().endswith(endings)]
+    files = [file for file in files if file.lower().endswith(endings)]
     if params.files is not None:
         return [file for file in files if fnmatch.fnmatchcase(file, params.files)]
     if len(configs := configs_of(files)) > 1:
         shown = ", ".join(configs[:_SHOWN]) + (", ..." if len(configs) > _SHOWN else "")
         raise InputError(
-            f"{repository.name} has files of several configs: {shown}; they may hold the same "
+            f"{params.dataset} has files of several configs: {shown}; they may hold the same "
             "pictures in other splits.",
             f"choose with {_KEY}.files, such as {configs[-1]}/**; ** takes all.",
         )

@@ -76,11 +76,7 @@ class PackedImages:
         return len(self.members)
 
     def read(self, row: int) -> bytes | Rejection:
-        """The bytes of an image, or why there are none.
-
-        Raises:
-            InputError: the archive itself cannot be read.
-        """
+        """The bytes of an image, or why there are none."""
         with self._lock:
             archive = self._archive(self.archives[row])
             try:

@@ -161,12 +161,6 @@ def test_what_stands_for_no_caption_is_none(tmp_path, connected, source):
     assert counts["captions_empty"] == len(cells)
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_a_txt_of_a_shard_has_a_caption_a_line(tmp_path, end):
-    text = f"one{end}{end} two {end}\u2028three\x0b{end}"
-    assert read_cell("webdataset .txt", tmp_path, text, None) == ["one", "two", "three"]
-
-
 @pytest.mark.parametrize("source", ["folder .csv", "webdataset .txt", "hub"])
 def test_equal_pictures_are_in_one_split(tmp_path, connected, source):
     read, ending = SOURCES[source]
@@ -228,7 +222,7 @@ CASED = "stsbenchmark/sts-dev.csv"
 TEXTS: dict[str, tuple[str, Texts]] = {
     "sentences": ("One é.\nTwo.\n", sentences),
     "karpathy": (json.dumps({"images": [PICTURE]}, indent=1, ensure_ascii=False), karpathy),
-    "webdataset .txt": ("One é.\nTwo.\n", samples("txt")),
+    "webdataset .txt": ("One é.\n\n Two.\n\u2028three\x0b", samples("txt")),
     "webdataset .json": ('{\n"caption": "One é."}\n', samples("json")),
     "folder .jsonl": (OBJECTS, rows(".jsonl")),
     "folder .csv": (TABLE, rows(".csv")),
@@ -242,10 +236,6 @@ TEXTS: dict[str, tuple[str, Texts]] = {
     "senteval cased": (cased_files()[CASED].decode(), task_file(CASED)),
 }
 """Every reader of text that others wrote, with a text of its own; of SentEval one file a kind."""
-
-
-def test_every_kind_of_text_table_is_among_the_texts():
-    assert {f"folder {ending}" for ending in READERS if ending != ".parquet"} <= set(TEXTS)
 
 
 @pytest.mark.parametrize("name", TEXTS)
