@@ -44,10 +44,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.plain_training import World, train_plain, train_sentence_transformers
 from benchmarks.watch import Watch
 from pipeline.core.device import choose_device, keep_freed_memory
+from pipeline.download.corpora import read_sentences_file
 from pipeline.download.karpathy import read_karpathy
 from pipeline.download.records import Pairs
 from pipeline.download.senteval import read_senteval
-from pipeline.download.wiki import read_sentences_file
 from pipeline.evaluate.selection import DevScorer
 from pipeline.features.store import Features
 from pipeline.features.teacher_rows import pairs_of_split

@@ -13,7 +13,7 @@ from rich.table import Table
 from pipeline.core.files import write_json
 from pipeline.download.corpora import Fetcher, make_evaluation, make_pairs, make_text
 from pipeline.download.fetch import MIRROR_VARIABLE
-from pipeline.download.sources import OWN_DATA, SOURCES
+from pipeline.download.sources import OWN_KINDS, SOURCES
 from pipeline.params.places import expanded
 from stages import paths
 from stages._cli import note_times, read_params, run_stage
@@ -47,7 +47,7 @@ def main(
 
 
 def _print_sources(*, as_json: bool) -> None:
-    sources = (*SOURCES, *OWN_DATA)
+    sources = (*SOURCES, *OWN_KINDS.values())
     if as_json:
         typer.echo(json.dumps([asdict(source) for source in sources], indent=2))
         return

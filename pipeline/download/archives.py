@@ -5,9 +5,8 @@ import errno
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from pipeline.core.errors import InputError, PipelineError
 from pipeline.core.files import atomic_file, refusal
@@ -25,8 +24,6 @@ _SAID_OF_DAMAGE = (None, errno.EINVAL, errno.EOVERFLOW)
 _LONGEST = 120
 """Characters of a member's name, or of what a library says, in a message."""
 
-_Entry = zipfile.ZipInfo | tarfile.TarInfo
-
 
 class Archive:
     """A zip or tar file whose members are read into memory, one at a time.
@@ -36,9 +33,6 @@ class Archive:
     what has to be unpacked of a compressed tar to list it.
 
     Where several members have one name, the last of them counts, as when unpacking.
-
-    Args:
-        path: the archive.
 
     Raises:
         InputError: it is not there, not a zip or tar file, damaged, or unpacks to too much.
@@ -51,14 +45,11 @@ class Archive:
             with self._reports_damage():
                 self._file = self._open()
                 stack.callback(self._file.close)
-                entries = self._list_entries()
+                members = self._list_members()
             stack.pop_all()
-        self._entries = dict(entries)
-        self.sizes = {
-            name: entry.file_size if isinstance(entry, zipfile.ZipInfo) else entry.size
-            for name, entry in self._entries.items()
-        }
-        self.repeated = len(entries) - len(self._entries)
+        self._entries = {name: entry for name, entry, _ in members}
+        self.sizes = {name: size for name, _, size in members}
+        self.repeated = len(members) - len(self.sizes)
         """Members that share their name with a later one."""
 
     def __enter__(self) -> "Archive":
@@ -82,8 +73,10 @@ class Archive:
                 f"more than {MAX_MEMBER_BYTES:,}.",
                 "remove it from the archive, or get the archive from its source again.",
             )
-        with self._reports_damage(member), self._stream(member) as stream:
-            return stream.read(size + 1)[:size]
+        file = cast(Any, self._file)
+        open_member = file.open if isinstance(file, zipfile.ZipFile) else file.extractfile
+        with self._reports_damage(member), open_member(self._entries[member]) as stream:
+            return bytes(stream.read(size + 1)[:size])
 
     def _open(self) -> zipfile.ZipFile | tarfile.TarFile:
         if not self.path.is_file():
@@ -92,29 +85,30 @@ class Archive:
             return zipfile.ZipFile(self.path)
         return tarfile.open(self.path)  # closed by __exit__
 
-    def _list_entries(self) -> list[tuple[str, _Entry]]:
+    def _list_members(self) -> list[tuple[str, Any, int]]:
+        """Name, entry and unpacked size of the regular files."""
         if isinstance(self._file, zipfile.ZipFile):
-            return [(info.filename, info) for info in self._file.infolist() if not info.is_dir()]
+            entries = [entry for entry in self._file.infolist() if not entry.is_dir()]
+            return [(entry.filename, entry, entry.file_size) for entry in entries]
+        return self._list_tar(self._file)
+
+    def _list_tar(self, file: tarfile.TarFile) -> list[tuple[str, Any, int]]:
         bound = max(MAX_MEMBER_BYTES, MAX_RATIO * self.path.stat().st_size)
-        entries: list[tuple[str, _Entry]] = []
-        for info in self._file:  # each is checked before the next is looked for
+        members = []
+        for info in file:  # each is checked before the next is looked for
             if info.offset_data + info.size > bound:
                 raise tarfile.ReadError(f"with {info.name} it unpacks to more than {bound:,} bytes")
             if info.isreg():
-                entries.append((info.name.removeprefix("./"), info))
+                members.append((info.name.removeprefix("./"), info, info.size))
         # A tar ends with zeros; tarfile takes anything that is not a header for the end.
-        stream = cast(IO[bytes], self._file.fileobj)
-        stream.seek(self._file.offset)
+        stream = cast(IO[bytes], file.fileobj)
+        stream.seek(file.offset)
         end = stream.read(tarfile.BLOCKSIZE)
         if not end or any(end):
-            raise tarfile.ReadError(f"no member and no end at byte {self._file.offset:,}")
-        return entries
-
-    def _stream(self, member: str) -> BufferedIOBase:
-        entry = self._entries[member]
-        if isinstance(self._file, zipfile.ZipFile):
-            return cast(BufferedIOBase, self._file.open(cast(zipfile.ZipInfo, entry)))
-        return cast(BufferedIOBase, self._file.extractfile(cast(tarfile.TarInfo, entry)))
+            raise tarfile.ReadError(f"no member and no end at byte {file.offset:,}")
+        while stream.tell() < bound and stream.read(1 << 16):
+            pass  # at its end gzip verifies the checksum
+        return members
 
     @contextlib.contextmanager
     def _reports_damage(self, member: str = "") -> Iterator[None]:
@@ -154,9 +148,6 @@ def pack(path: Path) -> Iterator[Packer]:
     """Write a zip of stored members; it is whole or not there.
 
     Equal members under equal names in equal order give equal bytes.
-
-    Raises:
-        ResourceError: the disk is full, or the place cannot be written.
     """
     with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         yield Packer(archive)

@@ -6,7 +6,6 @@ Objects are read by json, not pyarrow.json, which wants all captions to be of on
 """
 
 import csv
-import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,15 +15,13 @@ from pipeline.core.errors import InputError
 from pipeline.core.files import reports_unreadable
 from pipeline.core.plaintext import LONGEST_LINE, is_blank, read_lines
 from pipeline.core.redact import first_line
-from pipeline.download.captions import is_missing, read_captions
+from pipeline.download.pairing import is_missing, read_captions
 from pipeline.download.parquet import ParquetRows, has_text, require_column
 from pipeline.params.download import FolderParams
 from pipeline.params.places import why_missing
 
 _BLOCK = "download.folder"
-_PARQUET_BATCH = 4096
-_LONGEST = 120
-"""Characters of what a library says, in a message."""
+_SEPARATORS = ",\t;|"
 
 Cells = tuple[str, Mapping[str, Any]]
 """Where a row is, for messages, and its cells by column."""
@@ -47,17 +44,11 @@ class Row(NamedTuple):
 
 
 def read_rows(path: Path, params: FolderParams) -> Iterator[Row]:
-    """The rows of the table, in order.
+    """The rows of the table whose columns `params` names, in order.
 
-    Args:
-        path: .csv, .tsv and .txt have a header and fields quoted as in CSV, separated by commas,
-            tabs, semicolons or bars; .jsonl has an object a line.
-        params: names the columns.
-
-    Raises:
-        InputError: it is not there, lacks a column, or a row is malformed. Lines of text files
-            are counted from 1, rows of Parquet from 0.
-        ResourceError: it cannot be read.
+    A .csv, .tsv or .txt has a header and fields quoted as in CSV, separated by commas, tabs,
+    semicolons or bars; .jsonl has an object a line. Errors count the lines of text files from 1,
+    rows of Parquet from 0.
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
@@ -90,9 +81,9 @@ def _text(value: object, where: str) -> str:
     raise InputError(f"{where} is {shown}.", "fix the row, or remove it.")
 
 
-def _read_fields(path: Path, columns: Columns, separators: str) -> Iterator[Cells]:
+def _read_fields(path: Path, columns: Columns) -> Iterator[Cells]:
     csv.field_size_limit(LONGEST_LINE)  # for the whole process; a long caption exceeds the default
-    separator = _separator(path, columns, separators)
+    separator = _separator(path, columns)
     records = _records(path, separator)
     _, header = next(records)
     for line, fields in records:
@@ -106,17 +97,13 @@ def _read_fields(path: Path, columns: Columns, separators: str) -> Iterator[Cell
         yield where, dict(zip(header, fields, strict=True))
 
 
-def _separator(path: Path, columns: Columns, separators: str) -> str:
-    """The first separator by which the header has the columns that are read.
-
-    Raises:
-        InputError: none; the columns are named as the most frequent separator gives them.
-    """
+def _separator(path: Path, columns: Columns) -> str:
+    """The separator by which the header has the columns that are read."""
+    first = {one: next(_records(path, one, strict=False), None) for one in _SEPARATORS}
+    headers = {one: record[1] if record else [] for one, record in first.items()}
     wanted = set(columns.values())
-    headers = {one: _header(path, one) for one in separators}
-    fitting = (one for one in separators if wanted <= set(headers[one]))
-    separator = next(fitting, None) or max(separators, key=lambda one: len(headers[one]))
-    next(_records(path, separator), None)  # raises if the line itself is malformed
+    fitting = (one for one, header in headers.items() if wanted <= set(header))
+    separator = next(fitting, None) or max(headers, key=lambda one: len(headers[one]))
     table = f"{path}, separated by {separator!r}," if headers[separator] else f"{path}"
     hint = ", or write a first line with the names of the columns if there is none"
     for key, column in columns.items():
@@ -124,30 +111,17 @@ def _separator(path: Path, columns: Columns, separators: str) -> str:
     return separator
 
 
-def _header(path: Path, separator: str) -> list[str]:
-    """The first line by one separator; empty where it is not well-formed by that one."""
-    try:
-        return next(_records(path, separator), (0, []))[1]
-    except _MalformedError:
-        return []
-
-
-class _MalformedError(InputError):
-    """A record is not quoted as in CSV."""
-
-
-def _records(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
+def _records(path: Path, separator: str, *, strict: bool = True) -> Iterator[tuple[int, list[str]]]:
     """The records that are not empty lines, each with the number of its first line."""
-    lines = (line for _, line in _lines(path))
-    reader = csv.reader(lines, delimiter=separator, strict=True)
+    reader = csv.reader((line for _, line in _lines(path)), delimiter=separator, strict=strict)
     fields: list[str] | None = []
     while fields is not None:
         line = reader.line_num + 1
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            raise _MalformedError(
-                f"{path} line {line:,} is malformed: {first_line(error, _LONGEST)}.",
+            raise InputError(
+                f"{path} line {line:,} is malformed: {first_line(error, 120)}.",
                 'close every quoted field, and double the quotes (") inside it.',
             ) from None
         if fields:
@@ -165,17 +139,18 @@ def _read_jsonl(path: Path, columns: Columns) -> Iterator[Cells]:
 
 
 def _object(line: str, where: str) -> Mapping[str, Any]:
-    fix = (
-        "write one object a line, without a comma after it; `jq -c '.[]' OLD > NEW` makes that of "
-        "one list of objects."
-    )
+    problem = "an object"
     try:
         cells = json.loads(line)
+        if isinstance(cells, dict):
+            return cells
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON: {first_line(error, _LONGEST)}.", fix) from None
-    if not isinstance(cells, dict):
-        raise InputError(f"{where} is not an object.", fix)
-    return cells
+        problem = f"JSON: {first_line(error, 120)}"
+    raise InputError(
+        f"{where} is not {problem}.",
+        "write one object a line, without a comma after it; `jq -c '.[]' OLD > NEW` makes that of "
+        "one list of objects.",
+    )
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -187,17 +162,14 @@ def _read_parquet(path: Path, columns: Columns) -> Iterator[Cells]:
     table = ParquetRows(path, str(path))
     for key, column in columns.items():
         table.require(key, column, has_text)
-    for row, cells in table.rows(list(columns.values()), _PARQUET_BATCH):
+    for row, cells in table.rows(list(columns.values()), at_once=4096):
         yield f"{path} row {row:,}", cells
 
 
-_read_csv = functools.partial(_read_fields, separators=",\t;|")
-_read_tsv = functools.partial(_read_fields, separators="\t,;|")
-
 READERS: Mapping[str, Callable[[Path, Columns], Iterator[Cells]]] = {
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
-    ".txt": _read_csv,
+    ".csv": _read_fields,
+    ".tsv": _read_fields,
+    ".txt": _read_fields,
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
 }

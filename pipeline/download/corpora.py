@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.core.files import atomic_folder
+from pipeline.core.errors import InputError
+from pipeline.core.files import atomic_folder, reports_unreadable
+from pipeline.core.plaintext import is_blank, read_lines
 from pipeline.core.progress import log
 from pipeline.download import records
 from pipeline.download.fetch import fetch
@@ -19,7 +21,6 @@ from pipeline.download.scenes.transfer_tasks import make_transfer
 from pipeline.download.senteval import read_cased_benchmark, read_senteval
 from pipeline.download.sources import BY_NAME, OWN_KINDS, SCENES
 from pipeline.download.webdataset import write_webdataset_pairs
-from pipeline.download.wiki import read_sentences_file
 from pipeline.params.download import DownloadParams
 
 Metrics = dict[str, int]
@@ -48,7 +49,7 @@ def make_pairs(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metric
         if params.pairs == SCENES:
             write_scene_pairs(target, params.scenes)
         elif params.pairs in OWN_KINDS:
-            left_out = _write_own_pairs(target, params, fetcher)
+            left_out = _write_own_pairs(target, params, fetcher.folder)
         else:
             splits, *archives = fetcher(params.pairs)
             records.write_pairs(target, *read_karpathy(splits, params.pairs, archives))
@@ -57,15 +58,15 @@ def make_pairs(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metric
     return _account(params.pairs, records.count_pairs(folder)) | left_out
 
 
-def _write_own_pairs(target: Path, params: DownloadParams, fetcher: Fetcher) -> Metrics:
-    with write_rows_to(target) as rows:
+def _write_own_pairs(target: Path, params: DownloadParams, downloads: Path) -> Metrics:
+    with write_rows_to(target, params.splits) as rows:
         match params.pairs:
             case "folder":
-                write_folder_pairs(target, rows, params.folder, params.splits)
+                write_folder_pairs(rows, params.folder)
             case "webdataset":
-                write_webdataset_pairs(rows, params.webdataset, params.splits, fetcher.folder)
+                write_webdataset_pairs(rows, params.webdataset, downloads)
             case _:
-                write_hub_pairs(target, rows, params.hub, params.splits)
+                write_hub_pairs(rows, params.hub)
     return dict(rows.left_out)
 
 
@@ -85,7 +86,17 @@ def make_text(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metrics
         else:
             sentences = read_sentences_file(fetcher(params.text)[0])
         records.write_sentences(target, sentences)
-    return _account(params.text, {"sentences": len(records.read_sentences(folder))})
+    return _account(params.text, {"sentences": len(sentences)})
+
+
+def read_sentences_file(path: Path) -> list[str]:
+    """The sentences of a text file, one a line, without surrounding white space and empty lines."""
+    with reports_unreadable(path), path.open("rb") as stream:
+        lines = (line.strip() for _, line in read_lines(stream, str(path)))
+        sentences = [line for line in lines if not is_blank(line)]
+    if not sentences:
+        raise InputError(f"{path} holds no sentence.", "fetch the file again.")
+    return sentences
 
 
 def make_evaluation(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metrics:
@@ -99,11 +110,8 @@ def make_evaluation(folder: Path, params: DownloadParams, fetcher: Fetcher) -> M
             sts = pd.concat([sts, *map(read_cased_benchmark, cased_benchmark)])
         records.write_sts(target, sts)
         records.write_transfer(target, transfer)
-    counts = {
-        str(task).lower().replace("-", "_"): int(count)
-        for table in (records.read_sts(folder), records.read_transfer(folder))
-        for task, count in table["task"].value_counts(sort=False).items()
-    }
+    counted = pd.concat([sts["task"], transfer["task"]]).value_counts(sort=False)
+    counts = {str(task).lower().replace("-", "_"): int(n) for task, n in counted.items()}
     return _account(params.evaluation, counts)
 
 

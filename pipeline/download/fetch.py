@@ -16,27 +16,27 @@ import sys
 from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import requests
 from filelock import FileLock, Timeout
-from pydantic import TypeAdapter, ValidationError
 from requests.adapters import HTTPAdapter
 from urllib3 import BaseHTTPResponse
 from urllib3.util import Retry
 
 from pipeline.core.checksums import CHECKSUMS, hash_file, read_checksums
-from pipeline.core.errors import DownloadError
-from pipeline.core.files import atomic_file, reports_unwritable, write_json
+from pipeline.core.errors import DownloadError, InputError
+from pipeline.core.files import atomic_file, read_json, reports_unwritable, write_json
 from pipeline.core.progress import bytes_counter, log
 from pipeline.core.redact import one_line, redact
 from pipeline.download.sources import RemoteFile
 from pipeline.params.places import is_address, why_missing
 
 MIRROR_VARIABLE = "DATA_MIRROR"
+WEB = ("http://", "https://")
 
 _HUB = "hf://"
-_WEB = ("http://", "https://")
 _TIMEOUT = (20, 60)
 _CHUNK = 1 << 16
 _BREAKS = 5
@@ -44,24 +44,10 @@ _PATIENCE = 3600
 """Seconds that a server may ask to wait."""
 
 
-_NOTE = TypeAdapter(dict[str, str | None])
-
-
 def fetch(file: RemoteFile, folder: Path, mirror: str | None) -> Path:
     """Bring a public file into `folder`, or find it there from an earlier run.
 
-    Args:
-        file: what to fetch.
-        folder: where files are kept between runs.
-        mirror: a folder or base URL that holds the file by its public name, or None.
-
-    Returns:
-        The file in `folder`.
-
-    Raises:
-        DownloadError: it cannot be fetched, or its bytes are not those of the first time.
-        InputError: the `checksums.json` of the folder is damaged.
-        ResourceError: the disk is full.
+    A mirror is a folder or base URL that holds the file by its public name.
     """
     address, target = _address(file, mirror), folder / file.name
     with reports_unwritable(folder):
@@ -72,7 +58,14 @@ def fetch(file: RemoteFile, folder: Path, mirror: str | None) -> Path:
         if target.is_file() and expected is not None:
             _verify(target, hash_file(target), expected, f"delete {target} to fetch it again.")
             return target
-        part = _transfer(address, target)
+        log.info("fetching %s from %s", file.name, address)
+        part = target.with_name(f"{file.name}.part")
+        if address.startswith(_HUB):
+            _transfer_from_hub(address, part)
+        elif address.startswith(WEB):
+            _transfer_over_http(address, part)
+        else:
+            _copy(Path(address), part)
         digest = hash_file(part)
         if expected not in {None, digest}:
             part.unlink()
@@ -108,7 +101,7 @@ def _turn(folder: Path, name: str) -> Iterator[None]:
 def _address(file: RemoteFile, mirror: str | None) -> str:
     if not mirror:
         return file.address
-    if mirror.startswith(_WEB):
+    if mirror.startswith(WEB):
         return f"{mirror.rstrip('/')}/{quote(file.name)}"
     if is_address(mirror):
         raise DownloadError(*why_missing(mirror, MIRROR_VARIABLE))
@@ -121,19 +114,6 @@ def _verify(name: Path | str, digest: str, expected: str | None, fix: str) -> No
             f"{name} has sha256 {digest[:12]}, but {expected:.12} was recorded at its first use.",
             fix,
         )
-
-
-def _transfer(address: str, target: Path) -> Path:
-    """Bring the whole file to a part beside `target`; returns the part."""
-    log.info("fetching %s from %s", target.name, address)
-    part = target.with_name(f"{target.name}.part")
-    if address.startswith(_HUB):
-        _transfer_from_hub(address, part)
-    elif address.startswith(_WEB):
-        _transfer_over_http(address, part)
-    else:
-        _copy(Path(address), part)
-    return part
 
 
 def _copy(source: Path, part: Path) -> None:
@@ -194,7 +174,7 @@ def _append(address: str, part: Path) -> int | None:
     if offset:
         headers["Range"] = f"bytes={offset}-"
         if validator := _read_note(part).get("validator"):
-            headers["If-Range"] = validator  # else the whole file comes
+            headers["If-Range"] = str(validator)  # else the whole file comes
     with _session().get(address, headers=headers, stream=True, timeout=_TIMEOUT) as response:
         if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return _whole_size(response, offset)
@@ -224,10 +204,11 @@ def _note_of(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
-def _read_note(part: Path) -> dict[str, str | None]:
+def _read_note(part: Path) -> dict[str, Any]:
+    """Where a part is from, and what names that version of the file; empty if that is unknown."""
     try:
-        return _NOTE.validate_json(_note_of(part).read_bytes(), strict=True)
-    except (OSError, ValidationError):
+        return read_json(_note_of(part))
+    except InputError:
         return {}
 
 
@@ -263,7 +244,7 @@ def _session() -> requests.Session:
         retry_after_max=sys.maxsize,
     )
     session = requests.Session()
-    for scheme in _WEB:
+    for scheme in WEB:
         session.mount(scheme, HTTPAdapter(max_retries=retry))
     return session
 

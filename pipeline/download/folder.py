@@ -11,10 +11,8 @@ from pipeline.core.files import reports_unreadable
 from pipeline.core.progress import log, progress
 from pipeline.download.archives import MAX_MEMBER_BYTES, Packer, pack
 from pipeline.download.caption_table import Row, read_rows
-from pipeline.download.captions import is_unicode
-from pipeline.download.pairing import PairRows
-from pipeline.download.splits import draw_split, named_split
-from pipeline.params.download import FolderParams, SplitsParams
+from pipeline.download.pairing import PairRows, draw_split, named_split
+from pipeline.params.download import FolderParams
 from pipeline.params.places import why_missing
 
 ARCHIVE = "images.zip"
@@ -23,35 +21,23 @@ IMAGE_ENDINGS = frozenset({"avif", "bmp", "gif", "jpeg", "jpg", "png", "tif", "t
 
 _KEY = "download.folder.images"
 _WARNINGS = 5
-_LONGEST = 200
 _COMPARED = 1000
 """Images of the folder that are compared with a path that leads nowhere."""
 
 
-def write_folder_pairs(
-    target: Path, rows: PairRows, params: FolderParams, splits: SplitsParams
-) -> None:
+def write_folder_pairs(rows: PairRows, params: FolderParams) -> None:
     """Pack the images that the table names, in its order, and add its rows.
 
-    A missing image is kept with its name as member; `features` rejects it.
-
-    Args:
-        target: gets `images.zip`.
-        rows: gets the rows.
-        params: names folder, table and columns.
-        splits: draws the splits where the table has none.
-
-    Raises:
-        InputError: folder or table is not there, a row is malformed, or none of the images is.
-        ResourceError: folder or table cannot be read, or the disk is full.
+    A missing image is kept with its name as member; `features` rejects it. Where the table has no
+    splits, they are drawn.
     """
     folder, table = Path(params.images or ""), Path(params.captions or "")
     with reports_unreadable(folder):
         is_there = folder.is_dir()
     if not is_there:
         raise InputError(*why_missing(params.images or "", _KEY, "is not a folder"))
-    with pack(target / ARCHIVE) as packer:
-        images = _Images(folder, packer, rows, splits)
+    with pack(rows.folder / ARCHIVE) as packer:
+        images = _Images(folder, packer, rows)
         for row in progress(read_rows(table, params), what="captions and images", unit="row"):
             rows.add_captions(images.take(row), row.captions)
         images.finish(table)
@@ -60,22 +46,16 @@ def write_folder_pairs(
 class _Images:
     """Numbers and packs the images that rows name, each once."""
 
-    def __init__(self, folder: Path, packer: Packer, rows: PairRows, splits: SplitsParams) -> None:
+    def __init__(self, folder: Path, packer: Packer, rows: PairRows) -> None:
         self._folder = folder
         self._root = Path(os.path.realpath(folder))
         self._packer = packer
         self._rows = rows
-        self._splits = splits
         self._known: dict[str, tuple[int, str]] = {}
         """Id and split by member."""
 
     def take(self, row: Row) -> int:
-        """The id of a row's image, which is packed where it is new.
-
-        Raises:
-            InputError: its path leads out of the folder, or its split is not that of the rows
-                before.
-        """
+        """The id of a row's image, which is packed where it is new."""
         member = _member(row)
         split = None if row.split is None else named_split(row.split, row.where)
         if member not in self._known:
@@ -89,27 +69,22 @@ class _Images:
         return image_id
 
     def finish(self, table: Path) -> None:
-        """Count what was left out.
-
-        Raises:
-            InputError: the table had no rows, or no image was there.
-        """
+        """Count what was left out; refuse a table without rows or without any image."""
         if not self._known:
             raise InputError(f"{table} has no rows.", "check download.folder.captions.")
         if not self._packer.members:
             first = next(iter(self._known))
             names = list(itertools.islice(_image_files(self._folder), _COMPARED))
-            alike = difflib.get_close_matches(first[:_LONGEST], names, n=1, cutoff=0.0)
+            alike = difflib.get_close_matches(first[:200], names, n=1, cutoff=0.0)
             raise InputError(
                 f"{self._folder} holds none of the {len(self._known):,} images of {table}; the "
                 f"first is {first}, the folder has {alike[0] if alike else 'no images'}.",
                 f"check {_KEY}; paths in the table are relative to it, with / and with their "
                 "ending, in the same case.",
             )
+        unnamed = sum(name not in self._known for name in _image_files(self._folder))
         self._rows.left_out["images_missing"] = len(self._known) - self._packer.members
-        self._rows.left_out["images_unnamed"] = sum(
-            name not in self._known for name in _image_files(self._folder)
-        )
+        self._rows.left_out["images_unnamed"] = unnamed
 
     def _add(self, member: str, where: str, split: str | None) -> tuple[int, str]:
         content = self._read(member)
@@ -118,7 +93,7 @@ class _Images:
         elif len(self._known) - self._packer.members < _WARNINGS:
             log.warning("%s names %s, which %s", where, member, content)
         if split is None:
-            split = draw_split(content if isinstance(content, bytes) else member, self._splits)
+            split = draw_split(content if isinstance(content, bytes) else member, self._rows.splits)
         return self._rows.add(split, ARCHIVE, member), split
 
     def _read(self, member: str) -> bytes | str:
@@ -139,12 +114,13 @@ class _Images:
 def _member(row: Row) -> str:
     """The path of a row's image, seen from the folder, in one spelling."""
     path = PurePosixPath(row.image)
-    is_name = "\0" not in row.image and is_unicode(row.image)
+    # No file is called by NUL or by half a character, which JSON may hold (RFC 8259, 8.2).
+    is_name = row.image == row.image.replace("\0", "").encode("utf-8", "ignore").decode()
     if not is_name or path.is_absolute() or ".." in path.parts or not path.parts:
         raise InputError(
             f"{row.where} names the image {row.image!r:.80}, which is not a path inside the "
             "folder.",
-            "write paths relative to download.folder.images, without '..'.",
+            f"write paths relative to {_KEY}, without '..'.",
         )
     return str(path)
 

@@ -7,8 +7,7 @@ write all of it to a second cache, and has no members that could be read in plac
 import contextlib
 import fnmatch
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,13 +15,17 @@ from pipeline.core.checksums import hash_strings
 from pipeline.core.errors import DownloadError, InputError
 from pipeline.core.progress import log, progress
 from pipeline.download.archives import MAX_MEMBER_BYTES, Packer, pack
-from pipeline.download.captions import read_captions
 from pipeline.download.folder import IMAGE_ENDINGS
-from pipeline.download.pairing import PairRows
+from pipeline.download.pairing import (
+    SPLIT_OF_NAME,
+    PairRows,
+    draw_split,
+    named_split,
+    read_captions,
+)
 from pipeline.download.parquet import ParquetRows, has_images, has_text
-from pipeline.download.splits import SPLIT_OF_NAME, draw_split, named_split
 from pipeline.download.webdataset import Shard, add_shards
-from pipeline.params.download import HubParams, SplitsParams
+from pipeline.params.download import HubParams
 from pipeline.params.places import expanded
 
 _KEY = "download.hub"
@@ -32,90 +35,46 @@ _SPLIT = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_OF_NAME)})(?![a-z])", re.IGNOR
 _SPLIT_FOLDER = re.compile(rf"(partial-)?({'|'.join(SPLIT_OF_NAME)})[-_]?\d*", re.IGNORECASE)
 _SHOWN = 5
 _LONGEST_NAME = 200
-_LONGEST_TAIL = 40
-_BATCH = 64
-"""Rows of images in memory."""
 
 
-@dataclass(frozen=True)
-class Repository:
-    """A data set of the Hub at one commit."""
-
-    name: str
-    commit: str
-    files: tuple[str, ...]
-
-    def fetch(self, file: str) -> Path:
-        """The path of a file in the Hub's cache, where it is fetched to if it is not there.
-
-        Raises:
-            DownloadError: it cannot be fetched.
-        """
-        from huggingface_hub import hf_hub_download
-
-        with _reports_refusal(self.name, self.commit):
-            path = hf_hub_download(self.name, file, repo_type="dataset", revision=self.commit)
-        return Path(path).absolute()
-
-
-def write_hub_pairs(target: Path, rows: PairRows, params: HubParams, splits: SplitsParams) -> None:
+def write_hub_pairs(rows: PairRows, params: HubParams) -> None:
     """Add the images and captions of a data set: of its shards if it has any, else of its Parquet.
 
-    Args:
-        target: gets a zip for each Parquet file; shards stay in the Hub's cache.
-        rows: gets the rows.
-        params: names data set, revision and columns.
-        splits: draws the splits of images for which neither column nor file name gives one.
-
-    Raises:
-        DownloadError: the data set or revision is not there or cannot be fetched.
-        InputError: it has no usable file, column or image, or files of several configs.
-        ResourceError: the disk is full.
+    Shards stay in the Hub's cache; the images of each Parquet file become a zip. Where neither
+    column nor file name gives the split of an image, it is drawn.
     """
-    repository = find_repository(params)
-    if tars := _chosen(repository, params, _TARS):
-        shards = (Shard(repository.fetch(file), split_in_name(file)) for file in tars)
-
-        def fix(path: Path) -> str:
-            return f"delete {path.resolve()} to fetch it again."
-
-        add_shards(rows, shards, splits, total=len(tars), fix=fix)
-    elif tables := _chosen(repository, params, (_PARQUET,)):
-        add_tables(target, rows, repository, tables, params, splits)
-    else:
-        shown = ", ".join(repository.files[:_SHOWN]) or "none"
-        wanted = "" if params.files is None else f" that match {_KEY}.files, {params.files}"
-        raise InputError(
-            f"{repository.name} has no .parquet or .tar files{wanted}, but {shown}.",
-            f"check {_KEY}.dataset and .files; many have a revision refs/convert/parquet.",
-        )
-
-
-def find_repository(params: HubParams) -> Repository:
-    """The data set that the params name, with the files it has at the newest commit there.
-
-    Raises:
-        DownloadError: it is not there, not open, or the Hub cannot be reached.
-    """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, hf_hub_download
 
     name, api = str(params.dataset), HfApi()
     with _reports_refusal(name, params.revision):
         commit = str(api.dataset_info(name, revision=params.revision).sha)
-        files = api.list_repo_files(name, repo_type="dataset", revision=commit)
+        files = sorted(api.list_repo_files(name, repo_type="dataset", revision=commit))
     log.info("%s is at revision %s", name, commit)
-    return Repository(name, commit, tuple(sorted(files)))
+
+    def fetch(file: str) -> Path:
+        with _reports_refusal(name, commit):
+            path = hf_hub_download(name, file, repo_type="dataset", revision=commit)
+        return Path(path).absolute()
+
+    def shard(file: str) -> Shard:
+        path = fetch(file)
+        return Shard(path, split_in_name(file), f"delete {path.resolve()} to fetch it again.")
+
+    if tars := _chosen(files, params, _TARS):
+        add_shards(rows, map(shard, tars), total=len(tars))
+    elif tables := _chosen(files, params, (_PARQUET,)):
+        add_tables(rows, (ParquetRows(fetch(file), file) for file in tables), params)
+    else:
+        shown = ", ".join(files[:_SHOWN]) or "none"
+        wanted = "" if params.files is None else f" that match {_KEY}.files, {params.files}"
+        raise InputError(
+            f"{name} has no .parquet or .tar files{wanted}, but {shown}.",
+            f"check {_KEY}.dataset and .files; many have a revision refs/convert/parquet.",
+        )
 
 
 @contextlib.contextmanager
 def _reports_refusal(name: str, revision: str | None) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001  # errors of the transport are not wrapped
-        raise _refused(error, name, revision) from None
-
-
-def _refused(error: Exception, name: str, revision: str | None) -> DownloadError:
     from huggingface_hub import errors
 
     login = "run `hf auth login` or set HF_TOKEN."
@@ -138,31 +97,30 @@ def _refused(error: Exception, name: str, revision: str | None) -> DownloadError
             "unset HF_HUB_OFFLINE and run it again.",
         ),
     }
-    for kind, (why, fix) in refusals.items():
-        if isinstance(error, kind):
-            own = "for data on this machine set download.pairs to folder or webdataset."
-            is_here = Path(expanded(name)).exists()
-            return DownloadError(f"the data set {name} {why}.", own if is_here else fix)
-    reason = " ".join((str(error) or type(error).__name__).split()).rstrip(".")[:300]
-    return DownloadError(
-        f"the data set {name} could not be downloaded: {reason}.",
-        "check the network and HF_ENDPOINT, and run it again; what was transferred is kept.",
-    )
+    try:
+        yield
+    except tuple(refusals) as error:
+        why, fix = next(said for kind, said in refusals.items() if isinstance(error, kind))
+        if Path(expanded(name)).exists():
+            fix = "for data on this machine set download.pairs to folder or webdataset."
+        raise DownloadError(f"the data set {name} {why}.", fix) from None
+    except Exception as error:  # noqa: BLE001  # errors of the transport are not wrapped
+        reason = " ".join((str(error) or type(error).__name__).split()).rstrip(".")[:300]
+        raise DownloadError(
+            f"the data set {name} could not be downloaded: {reason}.",
+            "check the network and HF_ENDPOINT, and run it again; what was transferred is kept.",
+        ) from None
 
 
-def _chosen(repository: Repository, params: HubParams, endings: tuple[str, ...]) -> list[str]:
-    """The files of these endings that `params.files` names, else all of them.
-
-    Raises:
-        InputError: it names none, and they are of several configs.
-    """
-    files = [file for file in repository.files if file.lower().endswith(endings)]
+def _chosen(files: Sequence[str], params: HubParams, endings: tuple[str, ...]) -> list[str]:
+    """The files of these endings that `params.files` names, else all of them, of one config."""
+    files = [file for file in files if file.lower().endswith(endings)]
     if params.files is not None:
         return [file for file in files if fnmatch.fnmatchcase(file, params.files)]
     if len(configs := configs_of(files)) > 1:
         shown = ", ".join(configs[:_SHOWN]) + (", ..." if len(configs) > _SHOWN else "")
         raise InputError(
-            f"{repository.name} has files of several configs: {shown}; they may hold the same "
+            f"{params.dataset} has files of several configs: {shown}; they may hold the same "
             "pictures in other splits.",
             f"choose with {_KEY}.files, such as {configs[-1]}/**; ** takes all.",
         )
@@ -191,42 +149,19 @@ def split_in_name(file: str) -> str | None:
     return None
 
 
-def add_tables(
-    target: Path,
-    rows: PairRows,
-    repository: Repository,
-    tables: Sequence[str],
-    params: HubParams,
-    splits: SplitsParams,
-) -> None:
-    """Repack the images of every Parquet file into its own zip, and add them with their captions.
-
-    Args:
-        target: gets the zips.
-        rows: gets the rows, and the counts of what was left out.
-        repository: has the files.
-        tables: names of the Parquet files.
-        params: names the columns.
-        splits: as of `write_hub_pairs`.
-
-    Raises:
-        DownloadError: a file cannot be fetched.
-        InputError: a file is damaged, has no such columns, or none has an image.
-        ResourceError: the disk is full.
-    """
-    rows.left_out.update(files=len(tables), samples_without_image=0)
-    packed = 0
-    for file in tables:
-        table = ParquetRows(repository.fetch(file), file)
+def add_tables(rows: PairRows, tables: Iterable[ParquetRows], params: HubParams) -> None:
+    """Repack the images of every table into its own zip, and add them with their captions."""
+    rows.left_out.update(files=0, samples_without_image=0)
+    for table in tables:
         table.require(f"{_KEY}.image_column", params.image_column, has_images)
         table.require(f"{_KEY}.caption_column", params.caption_column, has_text)
-        with pack(target / archive_of(file)) as packer:
-            _repack(table, packer, rows, params, splits)
+        with pack(rows.folder / archive_of(table.name)) as packer:
+            _repack(table, packer, rows, params)
+        rows.left_out["files"] += 1
         rows.left_out["samples_without_image"] += table.count - packer.members
-        packed += packer.members
-    if not packed:
+    if not rows.images:
         raise InputError(
-            f"{repository.name} holds no image bytes in column {params.image_column}.",
+            f"{params.dataset} holds no image bytes in column {params.image_column}.",
             f"set {_KEY}.image_column to a column with the images themselves, not their addresses.",
         )
 
@@ -236,29 +171,24 @@ def archive_of(file: str) -> str:
     name = file.removesuffix(_PARQUET).replace("/", "--")
     if len(name.encode()) <= _LONGEST_NAME and name.replace("--", "/") + _PARQUET == file:
         return f"{name}.zip"
-    return f"{name[-_LONGEST_TAIL:]}-{hash_strings([file])[:12]}.zip"
+    return f"{name[-40:]}-{hash_strings([file])[:12]}.zip"
 
 
-def _repack(
-    table: ParquetRows, packer: Packer, rows: PairRows, params: HubParams, splits: SplitsParams
-) -> None:
+def _repack(table: ParquetRows, packer: Packer, rows: PairRows, params: HubParams) -> None:
     """Pack the images by the number of their row."""
     archive, split_of_file = archive_of(table.name), split_in_name(table.name)
-    columns = [params.image_column, params.caption_column]
-    if names_splits := table.has(params.split_column, has_text):
-        columns.append(str(params.split_column))
-    every = table.rows(columns, _BATCH)
+    split_column = params.split_column if table.has(params.split_column, has_text) else None
+    columns = [params.image_column, params.caption_column, *filter(None, [split_column])]
+    every = table.rows(columns, at_once=64)
     for row, cells in progress(every, what=archive, unit="row", total=table.count):
         content, ending = _image(cells[params.image_column])
         if not content or len(content) > MAX_MEMBER_BYTES:
             continue
-        where = f"{table.name} row {row:,}"
-        if names_splits:
-            split = named_split(cells[str(params.split_column)], where)
-        else:
-            # By its bytes: paths are often missing or alike, and rows move between files.
-            split = split_of_file or draw_split(content, splits)
-        member = f"{row:08d}{ending}"
+        where, member = f"{table.name} row {row:,}", f"{row:08d}{ending}"
+        # Drawn by its bytes: paths are often missing or alike, and rows move between files.
+        split = split_of_file or draw_split(content, rows.splits)
+        if split_column:
+            split = named_split(cells[split_column], where)
         packer.add(member, content)
         captions = read_captions(cells[params.caption_column], f"{where}: {params.caption_column}")
         rows.add(split, archive, member, captions)

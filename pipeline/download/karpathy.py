@@ -6,27 +6,16 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.core.errors import InputError
 from pipeline.core.plaintext import decode
 from pipeline.core.redact import one_line
 from pipeline.download.archives import Archive
-from pipeline.download.captions import clean_caption, is_unicode
-from pipeline.download.splits import SPLIT_OF_NAME
+from pipeline.download.pairing import SPLIT_OF_NAME, clean_caption
 
-_LONGEST = 120
-"""Characters of what is wrong, in a message."""
-
-
-def _require_unicode(text: str) -> str:
-    if not is_unicode(text):
-        msg = "half a character"
-        raise ValueError(msg)
-    return text
-
-
-_Text = Annotated[str, AfterValidator(_require_unicode)]
+_Text = Annotated[str, Field(max_length=1 << 26)]
+"""Only where a text is bounded does pydantic refuse half a character (RFC 8259, 8.2)."""
 
 
 class _Sentence(BaseModel):
@@ -45,27 +34,23 @@ class _Image(BaseModel):
 def read_karpathy(
     splits: Path, dataset: str, archives: Iterable[Path]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read images and captions of one data set.
+    """The rows of images.parquet and captions.parquet.
+
+    An image that is in no archive is kept, with its bare name as member; the features step counts
+    it as rejected.
 
     Args:
         splits: caption_datasets.zip.
         dataset: `flickr8k`, `flickr30k` or `coco`.
         archives: the image archives; images are found in them by file name.
-
-    Returns:
-        The rows of images.parquet and captions.parquet. An image that is in no archive is kept,
-        with its bare name as member; the features step counts it as rejected.
-
-    Raises:
-        InputError: the zip or json is damaged, or a row has another form than expected.
     """
-    written = _read_json(splits, f"dataset_{dataset}.json")
+    name = f"dataset_{dataset}.json"
     members = _members_by_name(archives)
     fallback = next(iter(members.values()), ("", ""))[0]
     images: dict[int, tuple[str, str, str]] = {}
     captions: list[tuple[int, str]] = []
-    for row, content in enumerate(written):
-        where = f"{splits.name}: dataset_{dataset}.json, image {row}"
+    for row, content in enumerate(_read_json(splits, name)):
+        where = f"{splits.name}: {name}, image {row}"
         image = _parse(content, where)
         if image.imgid in images:
             raise _malformed(where, f"imgid: {image.imgid} is that of an earlier image")
@@ -84,7 +69,7 @@ def _read_json(splits: Path, name: str) -> list[Any]:
             images = json.loads(decode(archive.read(name), f"{splits}: {name}"))["images"]
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise InputError(
-                f"{splits} holds no usable {name}: {one_line(str(error), _LONGEST)}.",
+                f"{splits} holds no usable {name}: {one_line(str(error), 120)}.",
                 "fetch the archive again.",
             ) from None
     if not isinstance(images, list) or not images:
@@ -103,7 +88,7 @@ def _parse(content: object, where: str) -> _Image:
 
 def _malformed(where: str, what: str) -> InputError:
     return InputError(
-        f"{where} has no usable {one_line(what, _LONGEST).rstrip('.')}.",
+        f"{where} has no usable {one_line(what, 120).rstrip('.')}.",
         "fetch caption_datasets.zip again from its source.",
     )
 

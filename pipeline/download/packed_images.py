@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -56,29 +56,16 @@ class Rejection:
     """One line for the user."""
 
 
-@runtime_checkable
-class Column(Protocol):
-    """Text by row."""
-
-    def __len__(self) -> int:
-        """Rows."""
-        ...
-
-    def __getitem__(self, rows: Any, /) -> Any:
-        """The text of one row, or those of a slice."""
-        ...
-
-
 class PackedImages:
     """Images in archives, by row; one thread reads at a time, in the order of the rows.
 
     Args:
         folder: holds the archives that are named without a folder.
-        archives: of each row.
-        members: of each row, in its archive.
+        archives: the name of each row's archive, as a list or an array.
+        members: the name of each row's image in its archive.
     """
 
-    def __init__(self, folder: Path, archives: Column, members: Column) -> None:
+    def __init__(self, folder: Path, archives: Any, members: Any) -> None:
         self.folder = folder
         self.archives = archives
         self.members = members
@@ -89,11 +76,7 @@ class PackedImages:
         return len(self.members)
 
     def read(self, row: int) -> bytes | Rejection:
-        """The bytes of an image, or why there are none.
-
-        Raises:
-            InputError: the archive itself cannot be read.
-        """
+        """The bytes of an image, or why there are none."""
         with self._lock:
             archive = self._archive(self.archives[row])
             try:

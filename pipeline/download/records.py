@@ -37,11 +37,12 @@ from pipeline.core.errors import InputError, MissingArtifactError
 from pipeline.core.files import atomic_file
 from pipeline.core.redact import first_line, one_line
 
-SPLITS = ("train", "val", "test")
 ELSEWHERE = "archives.parquet"
 """The table of archives that are not in the folder."""
 ROW_GROUP = 1 << 15
 """Rows of a table that are written, and kept in memory, together."""
+
+_REDO = "run `dvc repro -f {}`."
 
 Rows = pd.DataFrame | Mapping[str, Sequence[Any]]
 """Columns by name."""
@@ -89,24 +90,28 @@ class Pairs:
 
 def write_pairs(folder: Path, images: pd.DataFrame, captions: pd.DataFrame) -> None:
     """Write both tables of the pairs; the archives are put into `folder` by the caller."""
-    for name, rows, schema in (("images", images, IMAGES), ("captions", captions, CAPTIONS)):
-        write_table(folder / f"{name}.parquet", rows, schema)
+    write_table(folder / "images.parquet", images, IMAGES)
+    write_table(folder / "captions.parquet", captions, CAPTIONS)
     (folder / ELSEWHERE).unlink(missing_ok=True)  # from an earlier run
 
 
 def read_pairs(folder: Path) -> Pairs:
-    """Read the tables of the pairs.
-
-    Raises:
-        MissingArtifactError: a table is not there.
-        InputError: a table is unreadable, empty, has other columns, or a cell is null or not
-            a finite number; the row is named, counted from 0.
-    """
+    """Read the tables of the pairs; errors as `read_table`."""
     images = read_table(folder / "images.parquet", IMAGES)
     captions = read_table(folder / "captions.parquet", CAPTIONS)
     elsewhere = folder / ELSEWHERE
     archives = read_table(elsewhere, ARCHIVES) if elsewhere.exists() else _no_archives()
     return Pairs(folder, images, captions, archives)
+
+
+def count_pairs(folder: Path) -> dict[str, int]:
+    """The rows of both tables, and the images of each split, without reading more than that."""
+    file = pq.ParquetFile(folder / "images.parquet", read_dictionary=["split"], pre_buffer=False)
+    counted = pc.value_counts(file.read(columns=["split"], use_threads=False)["split"]).to_pylist()
+    by_split = {entry["values"]: int(entry["counts"]) for entry in counted}
+    captions = pq.read_metadata(folder / "captions.parquet").num_rows
+    splits = {f"{split}_images": by_split.get(split, 0) for split in ("train", "val", "test")}
+    return {"images": file.metadata.num_rows, "captions": captions, **splits}
 
 
 def write_sentences(folder: Path, sentences: list[str]) -> None:
@@ -115,7 +120,7 @@ def write_sentences(folder: Path, sentences: list[str]) -> None:
 
 
 def read_sentences(folder: Path) -> list[str]:
-    """Read the text-only sentences, in order; errors as `read_pairs`."""
+    """Read the text-only sentences, in order; errors as `read_table`."""
     return list(read_table(folder / "sentences.parquet", SENTENCES)["sentence"])
 
 
@@ -125,7 +130,7 @@ def write_sts(folder: Path, rows: pd.DataFrame) -> None:
 
 
 def read_sts(folder: Path) -> pd.DataFrame:
-    """Read the sentence pairs of all STS tasks; errors as `read_pairs`."""
+    """Read the sentence pairs of all STS tasks; errors as `read_table`."""
     return read_table(folder / "sts.parquet", STS)
 
 
@@ -138,50 +143,30 @@ def read_transfer(folder: Path) -> pd.DataFrame:
     """Read the samples of the transfer tasks; `sentence2` is null where a task has one sentence.
 
     Raises:
-        MissingArtifactError: the table is not there.
-        InputError: as `read_pairs`; or a label is below 0; or `sentence2` is null in some rows of
+        InputError: as `read_table`; or a label is below 0; or `sentence2` is null in some rows of
             a task and not in others.
     """
-    path, redo = folder / "transfer.parquet", _redo("download")
+    path = folder / "transfer.parquet"
     rows = read_table(path, TRANSFER, optional=("sentence2",))
-    _refuse_rows(path, rows["label"] < 0, "has a label below 0", redo)
     alone = rows["sentence2"].isna()
     mixed = alone != alone.groupby(rows["task"]).transform("first")
-    problem = "and the first of its task are not alike: only one has a sentence2"
-    _refuse_rows(path, mixed, problem, redo)
+    _refuse_rows(path, rows["label"] < 0, "has a label below 0")
+    _refuse_rows(path, mixed, "and the first of its task are not alike: only one has a sentence2")
     return rows
-
-
-def count_pairs(folder: Path) -> dict[str, int]:
-    """The rows of both tables, and the images of each split, without reading more than that."""
-    file = pq.ParquetFile(folder / "images.parquet", read_dictionary=["split"], pre_buffer=False)
-    images = file.read(columns=["split"], use_threads=False)
-    counted = pc.value_counts(images["split"]).to_pylist()
-    by_split = {entry["values"]: entry["counts"] for entry in counted}
-    splits = {f"{split}_images": int(by_split.get(split, 0)) for split in SPLITS}
-    captions = pq.read_metadata(folder / "captions.parquet").num_rows
-    return {"images": images.num_rows, "captions": captions, **splits}
 
 
 def write_table(path: Path, rows: Rows, schema: pa.Schema) -> None:
     """Write rows in the schema's column order; equal rows give equal bytes."""
+    columns = {field.name: pa.array(rows[field.name], field.type) for field in schema}
     with open_table(path, schema) as table:
-        table.add(rows)
+        table.write(pa.table(columns, schema=schema))
 
 
 @contextlib.contextmanager
 def open_table(path: Path, schema: pa.Schema) -> Iterator["TableWriter"]:
-    """Write a table in a block, a few rows at a time; it is whole or not there.
+    """Write a table in a block, with its checksum; it is whole or not there.
 
-    No more than a row group is in memory beside the rows being added. Equal rows give equal bytes,
-    however they are split over the calls.
-
-    Args:
-        path: the Parquet file.
-        schema: its columns.
-
-    Raises:
-        ResourceError: the disk is full, or the place cannot be written.
+    Equal rows give equal bytes, whether they are added one by one or written at once.
     """
     # Without dictionaries: out of memory, Arrow's would loop looking for space.
     with (
@@ -190,63 +175,69 @@ def open_table(path: Path, schema: pa.Schema) -> Iterator["TableWriter"]:
     ):
         writer = TableWriter(file, schema)
         yield writer
-        writer.finish()
+        writer.flush()
     write_checksums(path.parent, path.name)
 
 
 class TableWriter:
-    """Collects rows until they fill a row group."""
+    """Writes rows in row groups; see `open_table`."""
 
     def __init__(self, file: pq.ParquetWriter, schema: pa.Schema) -> None:
         self._file = file
         self._schema = schema
-        self._waiting = schema.empty_table()
+        self._rows: list[tuple[Any, ...]] = []
 
-    def add(self, rows: Rows) -> None:
-        """Add rows, and write the row groups that are full."""
-        columns = {field.name: pa.array(rows[field.name], field.type) for field in self._schema}
-        added = pa.table(columns, schema=self._schema)
-        self._waiting = pa.concat_tables([self._waiting, added])
-        while self._waiting.num_rows >= ROW_GROUP:
-            self._write(self._waiting.slice(0, ROW_GROUP))
-            self._waiting = self._waiting.slice(ROW_GROUP)
+    def add(self, *cells: Any) -> None:
+        """Add one row; it is kept in memory until a row group is full."""
+        self._rows.append(cells)
+        if len(self._rows) == ROW_GROUP:
+            self.flush()
 
-    def finish(self) -> None:
-        """Write what is left."""
-        if self._waiting.num_rows:
-            self._write(self._waiting)
+    def flush(self) -> None:
+        """Write the rows that were added."""
+        if self._rows:
+            columns = zip(self._schema, zip(*self._rows, strict=True), strict=True)
+            arrays = [pa.array(cells, field.type) for field, cells in columns]
+            self.write(pa.table(arrays, schema=self._schema))
+            self._rows.clear()
 
-    def _write(self, group: pa.Table) -> None:
-        self._file.write_table(group.combine_chunks(), row_group_size=ROW_GROUP)
+    def write(self, rows: pa.Table) -> None:
+        """Write all rows of a table."""
+        self._file.write_table(rows.combine_chunks(), row_group_size=ROW_GROUP)
 
 
 def read_table(
     path: Path, schema: pa.Schema, made_by: str = "download", optional: Collection[str] = ()
 ) -> pd.DataFrame:
-    """Read a table and verify its schema; errors as `read_pairs`.
+    """Read a table and verify its checksum, schema and cells.
 
     Args:
         path: the Parquet file.
         schema: the columns it must have.
         made_by: the stage that makes it, for the fix.
         optional: the columns whose cells may be null.
+
+    Raises:
+        MissingArtifactError: the table is not there.
+        InputError: it is unreadable, empty, has other columns, or a cell is null or not a finite
+            number; the row is named, counted from 0.
     """
     if not path.is_file():
         raise MissingArtifactError(path, made_by)
-    redo = _redo(made_by)
-    table = _load(path, redo)
+    table, redo = _load(path, made_by), _REDO.format(made_by)
     if not table.schema.equals(schema) or table.num_rows == 0:
         found = "no rows" if table.num_rows == 0 else f"columns {_describe(table.schema)}"
         raise InputError(
             f"{path} has {found}, expected {_describe(schema)} and at least one row.", redo
         )
     for name in (name for name in schema.names if name not in optional):
-        _refuse_rows(path, _is_unusable(table[name]), f"has no usable {name}", redo)
+        _refuse_rows(path, _is_unusable(table[name]), f"has no usable {name}", made_by)
     return pd.DataFrame(table.to_pandas(use_threads=False))
 
 
-def _load(path: Path, redo: str) -> pa.Table:
+def _load(path: Path, made_by: str) -> pa.Table:
     """All rows, by this thread alone: Arrow's own threads hang or abort when out of memory."""
+    redo = _REDO.format(made_by)
     verify_checksums(path.parent, path.name, fix=redo)
     try:
         table = pq.ParquetFile(path, pre_buffer=False).read(use_threads=False)
@@ -264,20 +255,13 @@ def _is_unusable(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.is_null(column)
 
 
-def _refuse_rows(path: Path, refused: ArrayLike, problem: str, redo: str) -> None:
+def _refuse_rows(path: Path, refused: ArrayLike, what: str, made_by: str = "download") -> None:
     """Name the first of the refused rows, if there is one."""
     rows = np.flatnonzero(refused)
     if rows.size:
-        raise InputError(f"{path} row {rows[0]:,} {problem}.", redo)
-
-
-def _redo(made_by: str) -> str:
-    return f"run `dvc repro -f {made_by}`."
+        raise InputError(f"{path} row {rows[0]:,} {what}.", _REDO.format(made_by))
 
 
 def _describe(schema: pa.Schema) -> str:
-    return one_line(", ".join(f"{field.name} ({field.type})" for field in schema), _LONGEST)
-
-
-_LONGEST = 300
-"""Characters of what a table has, in a message."""
+    columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    return one_line(columns, longest=300)

@@ -11,21 +11,19 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One public file: its name there, its address and its size."""
+    """One public file: its name there, its address and its approximate size."""
 
     name: str
     address: str
     megabytes: int
-    """Approximate size, for people."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One public data set."""
+    """One public data set; it is `pairs`, `text` or `evaluation`."""
 
     name: str
     kind: str
-    """Which part of the corpora it can be: pairs, text or evaluation."""
     files: tuple[RemoteFile, ...]
     licence: str
     citation: str
@@ -33,35 +31,24 @@ class Source:
     """Public row counts by metric name."""
 
 
+def _file(address: str, megabytes: int) -> RemoteFile:
+    return RemoteFile(address.rpartition("/")[2], address, megabytes)
+
+
 def _pairs(captions: int, train: int, val: int, test: int) -> dict[str, int]:
-    """Counts of images with captions."""
     images = {"train_images": train, "val_images": val, "test_images": test}
     return {"images": train + val + test, "captions": captions} | images
 
 
-_KARPATHY = RemoteFile(
-    "caption_datasets.zip",
-    "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip",
-    36,
-)
-_FLICKR8K = RemoteFile(
-    "Flickr8k_Dataset.zip",
-    "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k/Flickr8k_Dataset.zip",
-    1116,
-)
-_FLICKR30K = RemoteFile(
-    "flickr30k-images.zip", "hf://datasets/nlphuji/flickr30k/flickr30k-images.zip", 4440
-)
-_COCO = (
-    RemoteFile("train2014.zip", "http://images.cocodataset.org/zips/train2014.zip", 13_511),
-    RemoteFile("val2014.zip", "http://images.cocodataset.org/zips/val2014.zip", 6_646),
-)
+_STANFORD = "https://cs.stanford.edu/people/karpathy/deepimagesent"
+_RELEASES = "https://github.com/jbrownlee/Datasets/releases/download"
+_COCO = "http://images.cocodataset.org/zips"
+_FLICKR30K = "hf://datasets/nlphuji/flickr30k"
 _SIMCSE = "hf://datasets/princeton-nlp/datasets-for-simcse"
-_WIKI = RemoteFile("wiki1m_for_simcse.txt", f"{_SIMCSE}/wiki1m_for_simcse.txt", 121)
-_SENTEVAL = RemoteFile("senteval.tar", f"{_SIMCSE}/senteval.tar", 18)
-_STS_BENCHMARK = RemoteFile(
-    "Stsbenchmark.tar.gz", "http://ixa2.si.ehu.eus/stswiki/images/4/48/Stsbenchmark.tar.gz", 1
-)
+_STS_WIKI = "http://ixa2.si.ehu.eus/stswiki/images"
+
+_KARPATHY = _file(f"{_STANFORD}/caption_datasets.zip", 36)
+_SENTEVAL = _file(f"{_SIMCSE}/senteval.tar", 18)
 _SPLITS = "Karpathy and Fei-Fei, CVPR 2015 (splits)"
 _SENTEVAL_LICENCE = "STS: CC BY-SA 4.0; SICK: CC BY-NC-SA 3.0; transfer tasks: research use"
 _SENTEVAL_CITATION = "Conneau and Kiela, LREC 2018 (SentEval)"
@@ -87,7 +74,7 @@ SOURCES = (
     Source(
         "flickr8k",
         "pairs",
-        (_KARPATHY, _FLICKR8K),
+        (_KARPATHY, _file(f"{_RELEASES}/Flickr8k/Flickr8k_Dataset.zip", 1116)),
         licence="photos: Flickr's terms, research use; captions: CC BY-SA 3.0",
         citation=f"Hodosh, Young and Hockenmaier, JAIR 2013; {_SPLITS}",
         counts=_pairs(40_000, 6_000, 1_000, 1_000),
@@ -95,7 +82,7 @@ SOURCES = (
     Source(
         "flickr30k",
         "pairs",
-        (_KARPATHY, _FLICKR30K),
+        (_KARPATHY, _file(f"{_FLICKR30K}/flickr30k-images.zip", 4440)),
         licence="photos: Flickr's terms, research use; captions: CC BY 3.0",
         citation=f"Young et al., TACL 2014; {_SPLITS}",
         counts=_pairs(155_070, 29_000, 1_014, 1_000),
@@ -103,7 +90,7 @@ SOURCES = (
     Source(
         "coco",
         "pairs",
-        (_KARPATHY, *_COCO),
+        (_KARPATHY, _file(f"{_COCO}/train2014.zip", 13_511), _file(f"{_COCO}/val2014.zip", 6_646)),
         licence="photos: Flickr's terms; captions: CC BY 4.0",
         citation=f"Lin et al., ECCV 2014; {_SPLITS}",
         counts=_pairs(616_767, 113_287, 5_000, 5_000),
@@ -111,7 +98,7 @@ SOURCES = (
     Source(
         "wiki1m",
         "text",
-        (_WIKI,),
+        (_file(f"{_SIMCSE}/wiki1m_for_simcse.txt", 121),),
         licence="CC BY-SA 3.0 (Wikipedia)",
         citation="Gao, Yao and Chen, EMNLP 2021 (SimCSE)",
         counts={"sentences": 1_000_000},
@@ -127,7 +114,7 @@ SOURCES = (
     Source(
         "mteb",
         "evaluation",
-        (_SENTEVAL, _STS_BENCHMARK),
+        (_SENTEVAL, _file(f"{_STS_WIKI}/4/48/Stsbenchmark.tar.gz", 1)),
         licence=_SENTEVAL_LICENCE,
         citation=f"{_SENTEVAL_CITATION}; Cer et al., SemEval 2017 (STS-B)",
         counts=_SENTEVAL_COUNTS | {"sts_b_cased": _STSB_PAIRS},
@@ -139,19 +126,12 @@ BY_NAME: Mapping[str, Source] = {source.name: source for source in SOURCES}
 SCENES = "scenes"
 """The embedded world; it is rendered, not fetched."""
 
-_OWNER = "as its owner states"
-OWN_DATA = tuple(
-    Source(name, "pairs", (), licence, citation)
-    for name, licence, citation in (
-        ("folder", _OWNER, "a folder of images and a table of captions (download.folder)"),
-        ("webdataset", _OWNER, "tar shards as img2dataset writes them (download.webdataset)"),
-        (
-            "hub",
-            "as its page on the Hub states",
-            "a data set of the Hugging Face Hub (download.hub)",
-        ),
+OWN_KINDS: Mapping[str, Source] = {
+    name: Source(name, "pairs", (), licence, f"{what} (download.{name})")
+    for name, licence, what in (
+        ("folder", "as its owner states", "a folder of images and a table of captions"),
+        ("webdataset", "as its owner states", "tar shards as img2dataset writes them"),
+        ("hub", "as its page on the Hub states", "a data set of the Hugging Face Hub"),
     )
-)
+}
 """Your own pairs: what they are follows from the params."""
-
-OWN_KINDS: Mapping[str, Source] = {source.name: source for source in OWN_DATA}

@@ -6,7 +6,7 @@ The members of a sample share everything before the first dot of their names: 00
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,17 +16,13 @@ from pipeline.core.plaintext import decode, is_blank
 from pipeline.core.progress import log, progress
 from pipeline.core.redact import one_line
 from pipeline.download.archives import Archive
-from pipeline.download.captions import is_missing, read_captions
 from pipeline.download.folder import IMAGE_ENDINGS
-from pipeline.download.pairing import PairRows
-from pipeline.download.splits import draw_split
+from pipeline.download.pairing import PairRows, draw_split, is_missing, read_captions
 from pipeline.download.tar_shards import fetch_shard, find_shards, is_remote
 from pipeline.params.download import SplitsParams, WebdatasetParams
 
 _WARNINGS = 5
 _SHOWN = 12
-_LONGEST = 120
-"""Characters of a member's name, in a message."""
 
 
 @dataclass
@@ -39,17 +35,15 @@ class Sample:
     """Drawn by that image's bytes; "" where it was not asked for."""
     further: int = 0
     """Images after the first."""
-    text: list[str] = field(default_factory=list)
-    """The captions of its .txt, one a line."""
-    described: list[str] = field(default_factory=list)
-    """Those of its .json."""
+    written: dict[str, list[str]] = field(default_factory=dict)
+    """The captions of its txt, one a line, and of its json."""
     unreadable: InputError | None = None
     """Why captions that it has cannot be read."""
 
     @property
     def captions(self) -> list[str]:
         """Its captions; "" where it has none."""
-        return self.text or self.described or [""]
+        return self.written.get("txt") or self.written.get("json") or [""]
 
 
 @dataclass(frozen=True)
@@ -59,60 +53,29 @@ class Shard:
     path: Path
     split: str | None = None
     """That of all its images; None: drawn by their bytes."""
+    fix: str | None = None
+    """What to do if it is damaged; None: it is left out then."""
 
 
-def write_webdataset_pairs(
-    rows: PairRows, params: WebdatasetParams, splits: SplitsParams, downloads: Path
-) -> None:
-    """Add the samples of all shards, in their order.
+def write_webdataset_pairs(rows: PairRows, params: WebdatasetParams, downloads: Path) -> None:
+    """Add the samples of all shards, in their order, fetching those with a URL to `downloads`.
 
-    Args:
-        rows: gets the rows; their archives are the absolute paths of the shards.
-        params: names the shards.
-        splits: draws the splits.
-        downloads: where shards with a URL are fetched to.
-
-    Raises:
-        InputError: a shard is not there or, unless such are to be skipped, damaged; or no sample
-            has an image.
-        DownloadError: a shard cannot be fetched.
-        ResourceError: a shard cannot be read, which says nothing about its content; none is left
-            out for that.
+    Their archives are the absolute paths of the shards. A damaged shard may be skipped; one that
+    the system does not let us read is never left out for that.
     """
     names = find_shards(params.shards or [])
-    shards = (
-        Shard(fetch_shard(name, downloads) if is_remote(name) else Path(name)) for name in names
-    )
+    paths = (fetch_shard(name, downloads) if is_remote(name) else Path(name) for name in names)
+    skip = "download.webdataset.damaged=skip"
 
-    def fix(path: Path) -> str:
-        skip = "download.webdataset.damaged=skip"
-        return f"get {path.name} again, or set {skip} to leave such shards out and count them."
+    def shard(path: Path) -> Shard:
+        fix = f"get {path.name} again, or set {skip} to leave such shards out and count them."
+        return Shard(path, fix=None if params.damaged == "skip" else fix)
 
-    skip = params.damaged == "skip"
-    add_shards(rows, shards, splits, total=len(names), fix=None if skip else fix)
+    add_shards(rows, map(shard, paths), total=len(names))
 
 
-def add_shards(
-    rows: PairRows,
-    shards: Iterable[Shard],
-    splits: SplitsParams,
-    *,
-    total: int,
-    fix: Callable[[Path], str] | None,
-) -> None:
-    """Add the samples of shards; what a shard holds is added as a whole or not at all.
-
-    Args:
-        rows: gets the rows, and the counts of what was left out.
-        shards: one after the other.
-        splits: draws the splits of shards without one.
-        total: how many there are.
-        fix: what to do about a damaged shard, for the message; None: it is left out.
-
-    Raises:
-        InputError: a shard is damaged, no sample has an image, or none a caption.
-        ResourceError: a shard cannot be read.
-    """
+def add_shards(rows: PairRows, shards: Iterable[Shard], *, total: int) -> None:
+    """Add the samples of shards; what a shard holds is added as a whole or not at all."""
     rows.left_out.update(
         shards=total,
         shards_skipped=0,
@@ -121,49 +84,45 @@ def add_shards(
         captions_unreadable=0,
     )
     endings: Counter[str] = Counter()
-    added = 0
     for shard in progress(shards, what="shards", unit="shard", total=total):
         try:
             with reports_unreadable(shard.path):
                 shard.path.stat()  # a shard that is gone is not a damaged one
-            samples = read_shard(shard.path, None if shard.split else splits, endings)
+            samples = read_shard(shard.path, None if shard.split else rows.splits, endings)
         except InputError as error:
-            if fix is not None:
-                raise InputError(error.what, fix(shard.path)) from None
+            if shard.fix is not None:
+                raise InputError(error.what, shard.fix) from None
             log.warning("left out: %s", error.what)
             rows.left_out["shards_skipped"] += 1
         else:
-            added += sum(_add_sample(rows, shard, sample) for sample in samples.values())
-    _require_both(rows, total, added, endings)
+            for sample in samples.values():
+                _add_sample(rows, shard, sample)
+    _require_both(rows, total, endings)
 
 
-def _require_both(rows: PairRows, total: int, added: int, endings: Counter[str]) -> None:
+def _require_both(rows: PairRows, total: int, endings: Counter[str]) -> None:
+    has_captions = rows.captions > rows.left_out["captions_empty"]
+    if rows.images and has_captions:
+        return
     shown = one_line(", ".join(ending for ending, _ in endings.most_common(_SHOWN)), 200) or "none"
-    found = f"what follows the first dot of their members' names is {shown}"
-    if not added:
-        raise InputError(
-            f"{total:,} shards hold no sample with an image; {found}.",
-            "check that they are webdataset shards: tars of 000.jpg with 000.txt or 000.json.",
-        )
-    if not rows.has_captions:
-        raise InputError(
-            f"no sample of {total:,} shards has a caption; {found}.",
-            "write captions as .txt, one a line, or under `caption` in .json.",
-        )
+    raise InputError(
+        f"{total:,} shards hold no sample with {'a caption' if rows.images else 'an image'}; what "
+        f"follows the first dot of their members' names is {shown}.",
+        "check that they are webdataset shards: tars of 000.jpg with captions as 000.txt, one a "
+        "line, or under `caption` in 000.json.",
+    )
 
 
-def _add_sample(rows: PairRows, shard: Shard, sample: Sample) -> bool:
-    """Whether the sample has an image, and was added; what cannot be taken is counted."""
-    rows.left_out["samples_without_image"] += sample.image is None
+def _add_sample(rows: PairRows, shard: Shard, sample: Sample) -> None:
     rows.left_out["images_further"] += sample.further
     if sample.unreadable is not None:
         rows.left_out["captions_unreadable"] += 1
         if rows.left_out["captions_unreadable"] <= _WARNINGS:
             log.warning("left out a caption: %s", sample.unreadable.what)
     if sample.image is None:
-        return False
-    rows.add(shard.split or sample.split, str(shard.path), sample.image, sample.captions)
-    return True
+        rows.left_out["samples_without_image"] += 1
+    else:
+        rows.add(shard.split or sample.split, str(shard.path), sample.image, sample.captions)
 
 
 def read_shard(
@@ -177,12 +136,9 @@ def read_shard(
         path: the shard.
         splits: draws the splits by the images' bytes; None: the images are not read.
         endings: counts what follows the first dot of the members' names.
-
-    Raises:
-        InputError: it is damaged or truncated, or several members have one name.
-        ResourceError: it cannot be read.
     """
     samples: dict[str, Sample] = {}
+    endings = Counter() if endings is None else endings
     with Archive(path) as archive:
         if archive.repeated:
             raise InputError(
@@ -195,43 +151,41 @@ def read_shard(
             if stem:
                 sample = samples.setdefault(folder + slash + stem, Sample())
                 _take(sample, ending.lower(), member, archive, splits)
-                if endings is not None:
-                    endings[ending.lower()] += 1
+                endings[ending.lower()] += 1
     return samples
 
 
 def _take(
     sample: Sample, ending: str, member: str, archive: Archive, splits: SplitsParams | None
 ) -> None:
-    if ending in IMAGE_ENDINGS:
-        if sample.image is not None:
-            sample.further += 1
-            return
+    if ending in IMAGE_ENDINGS and sample.image is not None:
+        sample.further += 1
+    elif ending in IMAGE_ENDINGS:
         sample.image = member
         sample.split = draw_split(archive.read(member), splits) if splits else ""
     elif ending in _READERS:
-        content, where = archive.read(member), f"{archive.path}: {one_line(member, _LONGEST)}"
+        content, where = archive.read(member), f"{archive.path}: {one_line(member, 120)}"
         try:
-            _READERS[ending](sample, decode(content, where), where)
+            sample.written[ending] = _READERS[ending](decode(content, where), where)
         except InputError as error:
             sample.unreadable = error
 
 
-def _take_text(sample: Sample, text: str, where: str) -> None:
+def _read_text(text: str, where: str) -> list[str]:
     """One caption a line that is not empty, or a list of captions."""
     captions = read_captions(text.strip(), where)
     lines = (line for caption in captions for line in caption.split("\n"))
-    sample.text = [line for line in lines if not (is_blank(line) or is_missing(line))]
+    return [line for line in lines if not (is_blank(line) or is_missing(line))]
 
 
-def _take_json(sample: Sample, text: str, where: str) -> None:
+def _read_json(text: str, where: str) -> list[str]:
     """The text or list of texts under `caption`; or the whole, if it is a list."""
     try:
         about = json.loads(text)
     except (ValueError, RecursionError):
         raise InputError(f"{where} is not JSON.", "write the sample again.") from None
     captions = about.get("caption") if isinstance(about, dict) else about
-    sample.described = read_captions(captions, f"{where}: caption")
+    return read_captions(captions, f"{where}: caption")
 
 
-_READERS = {"txt": _take_text, "json": _take_json}
+_READERS = {"txt": _read_text, "json": _read_json}

@@ -15,8 +15,9 @@ import pytest
 from huggingface_hub import constants
 from PIL import Image
 
+from pipeline.download.corpora import Fetcher, make_pairs
+from pipeline.download.records import Pairs, read_pairs
 from pipeline.params.download import DownloadParams
-from tests.conftest import merge, read_default_params
 
 COMMIT = "a" * 40
 
@@ -31,7 +32,17 @@ def image_bytes(number: int) -> bytes:
 
 def download_params(**changes) -> DownloadParams:
     """The default block with changes laid over it."""
-    return DownloadParams.model_validate(merge(read_default_params()["download"], changes))
+    return DownloadParams.model_validate(changes)
+
+
+Made = tuple[Pairs, dict[str, int]]
+
+
+def make_own(place: Path, pairs: str, **changes) -> Made:
+    """One's own pairs and their counts, in a folder of `place`."""
+    params = download_params(pairs=pairs, **changes)
+    counts = make_pairs(place / "pairs", params, Fetcher(place / "downloads", None))
+    return read_pairs(place / "pairs"), counts
 
 
 Locked = Callable[[Path], contextlib.AbstractContextManager[None]]

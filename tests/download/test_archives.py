@@ -86,11 +86,6 @@ def test_truncation_is_named(packed, fraction):
             archive.read(member)
 
 
-def test_a_missing_archive_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"none\.zip does not exist"):
-        Archive(tmp_path / "none.zip")
-
-
 def test_of_members_with_one_name_the_last_counts(tmp_path):
     members = ("./a.txt", b"first"), ("b.txt", b"other"), ("a.txt", b"last")
     with Archive(write_tar(tmp_path / "a.tar", *members)) as archive:
@@ -107,13 +102,11 @@ def test_a_tar_must_end_as_tars_do(tmp_path, change):
         Archive(path)
 
 
-@pytest.mark.parametrize("mode", ["w:bz2", "w:xz"])
-@pytest.mark.parametrize("place", [0.3, 0.6])
-def test_damage_in_a_compressed_tar_is_named(tmp_path, mode, place):
-    path = write_tar(tmp_path / "a.tar", ("a", os.urandom(200_000)), mode=mode)
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
+def test_damage_in_a_compressed_tar_is_named(tmp_path, mode):
+    path = write_tar(tmp_path / "a.tar", ("a", os.urandom(50_000)), mode=mode)
     content = bytearray(path.read_bytes())
-    start = int(place * len(content))
-    content[start : start + 4096] = bytes(4096)
+    content[20_000:24_096] = bytes(4096)
     path.write_bytes(content)
     with (
         pytest.raises(InputError, match=r"a\.tar.* is damaged or truncated"),

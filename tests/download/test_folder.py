@@ -11,26 +11,20 @@ import time
 import zipfile
 from pathlib import Path
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.checksums import CHECKSUMS
 from pipeline.core.errors import InputError, ResourceError
 from pipeline.core.plaintext import is_blank
 from pipeline.download.archives import Archive
 from pipeline.download.caption_table import read_rows
-from pipeline.download.captions import clean_caption, is_missing
-from pipeline.download.corpora import Fetcher, make_pairs
-from pipeline.download.pairing import MOST_CHARACTERS
-from pipeline.download.records import Pairs, read_pairs
-from pipeline.download.splits import draw_split
+from pipeline.download.pairing import MOST_CHARACTERS, clean_caption, draw_split, is_missing
 from pipeline.params.download import SplitsParams
-from tests.conftest import ROOT, assert_clear_error, invoke, write_params
-from tests.download.conftest import download_params, image_bytes
+from tests.conftest import ROOT, invoke, write_params
+from tests.download.conftest import Made, download_params, image_bytes, make_own
 
 IMAGES = ("a.png", "sub/b.png", "sub/ü c.png")
 CAPTIONS = {"a.png": ["One, two", 'He said "hi"'], "sub/b.png": [""], "sub/ü c.png": ["  x  y "]}
@@ -65,16 +59,15 @@ def write_rows(path: Path, rows: list[tuple], header: tuple = ("image", "caption
     return path
 
 
-def make(table: Path, photos: Path, out: str = "pairs", **folder) -> tuple[Pairs, dict[str, int]]:
-    settings = {"images": str(photos), "captions": str(table)} | folder
-    params = download_params(pairs="folder", folder=settings)
-    counts = make_pairs(table.parent / out, params, Fetcher(table.parent / "downloads", None))
-    return read_pairs(table.parent / out), counts
+def make(table: Path, photos: Path, **folder) -> Made:
+    own = {"images": str(photos), "captions": str(table)} | folder
+    return make_own(table.parent, "folder", folder=own)
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
 def test_every_kind_of_table_gives_the_same_pairs(tmp_path, photos, ending):
-    pairs, counts = make(write_rows(tmp_path / f"t.{ending}", ROWS), photos)
+    (tmp_path / "link").symlink_to(photos)
+    pairs, counts = make(write_rows(tmp_path / f"t.{ending}", ROWS), tmp_path / "link")
     assert pairs.images["member"].tolist() == list(IMAGES)
     assert pairs.images["image_id"].tolist() == [0, 1, 2]
     assert set(pairs.images["archive"]) == {"images.zip"}
@@ -87,29 +80,19 @@ def test_every_kind_of_table_gives_the_same_pairs(tmp_path, photos, ending):
     assert (counts["images_missing"], counts["images_unnamed"]) == (0, 0)
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
-def test_lists_of_captions_are_captions(tmp_path, photos, ending):
-    rows = [("a.png", ["one", None, "two"]), ("sub/b.png", []), ("sub/ü c.png", None)]
-    pairs, counts = make(write_rows(tmp_path / f"t.{ending}", rows), photos)
-    assert pairs.captions["caption"].tolist() == ["one", "", "two", "", ""]
-    assert pairs.captions["image_id"].tolist() == [0, 0, 0, 1, 2]
-    assert counts["captions_empty"] == 3
-
-
 def test_images_are_packed_once_stored_and_dated_alike(tmp_path, photos):
     table = write_rows(tmp_path / "t.csv", [*ROWS, ROWS[0], ("./a.png", "again")])
-    pairs, _ = make(table, photos, "one")
-    for path in photos.rglob("*.png"):
-        os.utime(path, (1, 1))
-    make(table, photos, "two")
-    for name in ("images.zip", "images.parquet", "captions.parquet"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    with zipfile.ZipFile(tmp_path / "one/images.zip") as archive:
+    pairs, _ = make(table, photos)
+    assert pairs.captions["image_id"].tolist() == [0, 0, 1, 2, 0, 0]  # equal rows are kept
+    with zipfile.ZipFile(pairs.folder / "images.zip") as archive:
         assert archive.namelist() == list(IMAGES)
         assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
-    assert pairs.captions["image_id"].tolist() == [0, 0, 1, 2, 0, 0]  # equal rows are kept
-    with Archive(pairs.folder / pairs.images["archive"][2]) as archive:
         assert archive.read(pairs.images["member"][2]) == (photos / IMAGES[2]).read_bytes()
+    before = {path.name: path.read_bytes() for path in pairs.folder.iterdir()}
+    for path in photos.rglob("*.png"):
+        os.utime(path, (1, 1))
+    make(table, photos)
+    assert {path.name: path.read_bytes() for path in pairs.folder.iterdir()} == before
 
 
 def test_other_columns_and_splits_of_the_table(tmp_path, photos):
@@ -135,48 +118,23 @@ def test_splits_that_are_none_are_named(tmp_path, photos, rows, words):
         make(table, photos, split_column="split")
 
 
-@given(st.lists(st.text(min_size=1), unique=True, min_size=1), st.floats(0, 0.4))
-def test_a_split_follows_from_the_name_alone(names, share):
-    shares = SplitsParams(val=share, test=share)
-    for name in names:
+def test_a_split_follows_from_the_content_alone_and_other_shares_move_no_more_than_needed():
+    names = [f"{number:04d}" for number in range(2000)]
+    few, more = SplitsParams(val=0.05, test=0.1), SplitsParams(val=0.3, test=0.1)
+    for name in names[:200]:
         place = int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) / 16**16
-        wanted = "test" if place < share else "val" if place >= 1 - share else "train"
-        assert draw_split(name, shares) == draw_split(name.encode(), shares) == wanted
-
-
-def test_drawn_splits_have_their_shares_and_other_shares_move_no_more_than_needed():
-    names = [f"{number:09d}" for number in range(20_000)]
-    few = [draw_split(name, SplitsParams(val=0.01, test=0.02)) for name in names]
-    assert abs(few.count("val") - 200) < 60
-    assert abs(few.count("test") - 400) < 80
-    more = [draw_split(name, SplitsParams(val=0.10, test=0.02)) for name in names]
-    moved = {(old, new) for old, new in zip(few, more, strict=True) if old != new}
-    assert moved == {("train", "val")}
-
-
-def test_a_grown_table_moves_no_image(tmp_path, photos):
-    for number in range(40):
-        (photos / f"{number}.png").write_bytes(image_bytes(number))
-    rows = [(f"{number}.png", f"caption {number}") for number in range(40)]
-    shares = {"val": 0.3, "test": 0.3}
-    found = []
-    for count in (20, 40):
-        table = write_rows(tmp_path / "t.csv", rows[:count])
-        params = {"images": str(photos), "captions": str(table)}
-        block = download_params(pairs="folder", folder=params, splits=shares)
-        make_pairs(tmp_path / "pairs", block, Fetcher(tmp_path, None))
-        found.append(read_pairs(tmp_path / "pairs"))
-    old, new = found
-    assert set(old.images["split"]) == {"train", "val", "test"}
-    pd.testing.assert_frame_equal(new.images.head(20), old.images)
-    pd.testing.assert_frame_equal(new.captions.head(20), old.captions)
+        wanted = "test" if place < 0.1 else "val" if place >= 0.95 else "train"
+        assert draw_split(name, few) == draw_split(name.encode(), few) == wanted
+    drawn = [(draw_split(name, few), draw_split(name, more)) for name in names]
+    assert abs([old for old, _ in drawn].count("val") - 100) < 30
+    assert abs([old for old, _ in drawn].count("test") - 200) < 45
+    assert {pair for pair in drawn if pair[0] != pair[1]} == {("train", "val")}
 
 
 def test_images_that_are_not_there_keep_their_row(tmp_path, photos, caplog):
     (photos / "loose.JPG").write_bytes(b"named by no row")
     (photos / "notes.txt").write_text("no image")
     (photos / "folder.png").mkdir()
-    (photos / ("n" * 200)).write_bytes(b"")
     rows = [*ROWS, ("gone.png", "x"), ("folder.png", "y"), ("n" * 300 + ".png", "z")]
     pairs, counts = make(write_rows(tmp_path / "t.csv", rows), photos)
     assert pairs.images["member"].tolist()[3:5] == ["gone.png", "folder.png"]
@@ -198,27 +156,10 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path, photos):
     assert (counts["images"], counts["images_missing"]) == (3, 2)
 
 
-def test_the_folder_itself_may_be_a_link(tmp_path, photos):
-    (tmp_path / "link").symlink_to(photos)
-    _, counts = make(write_rows(tmp_path / "t.csv", ROWS), tmp_path / "link")
-    assert counts["images_missing"] == 0
-
-
-OUTSIDE = ["../t.csv", "/etc/passwd", "sub/../../x", "."]
-
-
-@pytest.mark.parametrize(
-    ("ending", "image"),
-    [
-        ("jsonl", "\ud800"),
-        ("jsonl", "a\0.png"),
-        *((kind, path) for kind in ("csv", "jsonl") for path in OUTSIDE),
-    ],
-)
-def test_paths_out_of_the_folder_are_refused(tmp_path, photos, image, ending):
-    table = write_rows(tmp_path / f"t.{ending}", [ROWS[0], (image, "x")])
-    line = 3 if ending == "csv" else 2
-    with pytest.raises(InputError, match=rf"line {line} names the image .*not a path inside"):
+@pytest.mark.parametrize("image", ["../t.csv", "/etc/passwd", "sub/../../x", ".", "\ud800", "a\0"])
+def test_paths_out_of_the_folder_are_refused(tmp_path, photos, image):
+    table = write_rows(tmp_path / "t.jsonl", [ROWS[0], (image, "x")])
+    with pytest.raises(InputError, match=r"line 2 names the image .*not a path inside"):
         make(table, photos)
     assert {path.name for path in tmp_path.iterdir()} == {"photos", table.name}
 
@@ -233,16 +174,15 @@ FAULTY: dict[str, tuple[bytes, str, str]] = {
     "twice.csv": (b"image,caption,image\n", "has several columns 'image'", "image_column"),
     "empty.csv": (b"", "empty.csv has no column 'image'; its columns are none", "image_column"),
     "header.csv": (b"image,caption\n", r"header\.csv has no rows", "folder.captions"),
+    "quote.csv": (b'image,caption,"x" y\na,b,c\n', "line 1 is malformed", "close every"),
     "short.csv": (b"image,caption\na.png,x\n\na.png\n", "line 4 has 1 fields, the header 2", ""),
     "bar.csv": (b"image|caption\na|x\nb\n", "line 3 has 1 fields, the header", "complete the row"),
-    "more.csv": (b"image,caption\na,x, y\n", "line 2 has 3 fields, the header 2", "quote fields"),
-    "long.tsv": (b"image\tcaption\na.png\tx\ty\n", "line 2 has 3 fields", ""),
+    "long.tsv": (b"image\tcaption\na.png\tx\ty\n", "line 2 has 3 fields, the header 2", "quote"),
     "open.csv": (b'image,caption\na.png,"x\nb,y\n', "line 2 is malformed", "close every"),
     "after.csv": (b'image,caption\na.png,"x" y\n', "line 2 is malformed", "close every"),
     "blank.csv": (b'image,caption\n"",x\n', "line 2: image is empty", "fix the row"),
     "text.jsonl": (OBJECT + b"\nnot json\n", "line 2 is not JSON", "one object a line"),
-    "deep.jsonl": (b"[" * 100_000, "line 1 is not JSON", ""),
-    "array.jsonl": (b"[" + OBJECT + b",\n", "line 1 is not JSON", "jq -c"),
+    "deep.jsonl": (b"[" * 100_000, "line 1 is not JSON", "jq -c"),
     "comma.jsonl": (OBJECT + b",\n", "line 1 is not JSON", "without a comma"),
     "list.jsonl": (b'["a.png"]\n', "line 1 is not an object", ""),
     "key.jsonl": (b'{"image": "a.png", "text": "x"}\n', "line 1 has no column 'caption'", ""),
@@ -253,8 +193,7 @@ FAULTY: dict[str, tuple[bytes, str, str]] = {
     "nested.jsonl": (OBJECT.replace(b'"x"', b'[["x"]]'), r"is \['x'\], not text", "fix the row"),
     "none.jsonl": (b"\n\n", r"none\.jsonl has no rows", ""),
     "damaged.parquet": (b"PAR1 no table PAR1", "cannot be read as Parquet", ""),
-    "table.xlsx": (b"PK", r"none of \.csv, \.tsv, \.txt, \.jsonl, \.parquet", ""),
-    "packed.csv.gz": (b"x", "by its ending", "uncompressed"),
+    "packed.csv.gz": (b"x", r"none of \.csv, \.tsv, .* by its ending", "uncompressed"),
 }
 
 
@@ -275,13 +214,9 @@ def test_faulty_tables_are_named_by_line(tmp_path, photos, name):
         ("caption", pa.array([1, 2]), "has a column caption of int64, not text"),
         ("image", pa.array([b"x", b"y"]), "has a column image of binary, not text"),
         ("caption", pa.array([[1], [2]]), "has a column caption of list<.*int64>, not text"),
-        ("caption", pa.array([None, None]), "has a column caption of null, not text"),
+        ("caption", pa.array([[["x"]], None]), "has a column caption of list<.*list<.*, not text"),
         ("image", pa.array(["a.png", None]), "row 1: image is empty"),
-        (
-            "caption",
-            pa.array([b"x", b"\xff"]).view(pa.string()),
-            "row 1 holds text that is not UTF",
-        ),
+        ("caption", pa.array([b"x", b"\xff"]).view(pa.string()), "row 1 holds text that is not UT"),
     ],
 )
 def test_faulty_parquet_columns_are_named(tmp_path, photos, column, cells, words):
@@ -298,22 +233,19 @@ def test_other_types_of_text_in_parquet_are_text(tmp_path, photos):
     assert make(tmp_path / "t.parquet", photos)[0].captions["caption"].tolist() == ["x", "y"]
 
 
-def test_missing_captions_of_all_kinds_are_empty(tmp_path, photos):
-    lines = [f'{{"image": "a.png", "caption": {text}}}' for text in ("null", "NaN", '" \\t"')]
-    (tmp_path / "t.jsonl").write_text("\n".join(lines))
-    pairs, counts = make(tmp_path / "t.jsonl", photos)
-    assert pairs.captions["caption"].tolist() == ["", "", ""]
-    assert counts["captions_empty"] == 3
-
-
 def test_odd_captions_become_text_that_can_be_stored(tmp_path, photos):
-    captions = ["a\0b", "half \ud83d of one", "w " * 2_000_000, "two\nlines"]
-    pairs, counts = make(
-        write_rows(tmp_path / "t.jsonl", [("a.png", text) for text in captions]), photos
-    )
-    found = pairs.captions["caption"].tolist()
-    assert found == ["a b", "half ? of one", ("w " * (MOST_CHARACTERS // 2)).strip(), "two lines"]
-    assert counts["captions_cut"] == 1
+    captions = ["a\0b", "half \ud83d of one", "w " * 20_000, "two\nlines", None, float("nan"), "\t"]
+    table = write_rows(tmp_path / "t.jsonl", [("a.png", text) for text in captions])
+    pairs, counts = make(table, photos)
+    cut = ("w " * (MOST_CHARACTERS // 2)).strip()
+    assert pairs.captions["caption"].tolist() == [
+        "a b",
+        "half ? of one",
+        cut,
+        "two lines",
+        *[""] * 3,
+    ]
+    assert (counts["captions_cut"], counts["captions_empty"]) == (1, 3)
 
 
 def test_a_long_quoted_field_and_a_byte_order_mark_are_read(tmp_path, photos):
@@ -328,9 +260,7 @@ def test_a_long_quoted_field_and_a_byte_order_mark_are_read(tmp_path, photos):
 @given(st.text())
 def test_a_cleaned_caption_is_one_line_of_utf8(text):
     cleaned = clean_caption(text)
-    assert cleaned == clean_caption(cleaned) == cleaned.strip()
-    assert not set(cleaned) & set("\0\n\t\r")
-    assert cleaned.encode().decode() == cleaned
+    assert cleaned == clean_caption(cleaned) == cleaned.strip() == cleaned.encode().decode()
     controls = {*map(chr, range(32)), *map(chr, range(127, 160))}
     assert not set(cleaned) & controls
     invisible = {*controls, *"\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"}
@@ -359,56 +289,38 @@ def test_a_folder_or_table_that_is_not_there_is_named(tmp_path, photos):
     assert "download.folder.images" in error.value.fix
     with pytest.raises(InputError, match=r"none\.csv does not exist"):
         make(tmp_path / "none.csv", photos)
-    with pytest.raises(InputError, match=r"holds none of the 3 images of .*the first is a\.png"):
-        make(table, photos.parent)
 
 
-@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
-def test_a_table_that_may_not_be_read_is_named_itself(open_folder, ending, locked):
-    photos = write_photos(open_folder / "photos")
-    table = write_rows(open_folder / f"t.{ending}", ROWS)
-    words = rf"t\.{ending} cannot be read: permission denied"
-    with locked(table), pytest.raises(ResourceError, match=words):
-        make(table, photos)
-    assert not (open_folder / "pairs").exists()
+@pytest.mark.parametrize(
+    "spelling", ["dogs\\1.png", "dogs%2F1.png", "dogs/1", "DOGS/1.PNG", "photos/dogs/1.png"]
+)
+def test_an_image_that_is_spelt_otherwise_is_shown_beside_the_folder_s(tmp_path, spelling):
+    (tmp_path / "photos/dogs").mkdir(parents=True)
+    (tmp_path / "photos/dogs/1.png").write_bytes(image_bytes(1))
+    table = write_rows(tmp_path / "t.csv", [(spelling, "x")])
+    with pytest.raises(InputError, match="holds none of the 1 images of") as error:
+        make(table, tmp_path / "photos")
+    assert f"the first is {spelling}, the folder has dogs/1.png" in error.value.what
 
 
-@pytest.mark.parametrize(("closed", "name"), [("photos", "photos/sub"), ("tables", "tables/t.csv")])
-def test_a_table_or_images_in_a_closed_folder_are_named(open_folder, closed, name, locked):
+@pytest.mark.parametrize("closed", ["t.csv", "t.jsonl", "t.parquet", "tables", "photos"])
+def test_what_may_not_be_read_is_named_itself(open_folder, closed, locked):
     photos = write_photos(open_folder / "photos")
     (open_folder / "tables").mkdir()
-    table = write_rows(open_folder / "tables/t.csv", ROWS)
+    table = open_folder / (closed if closed.startswith("t.") else "tables/t.csv")
+    write_rows(table, ROWS)
     own = {"images": str(photos / "sub"), "captions": str(table)}
-    block = download_params(pairs="folder", folder=own)
+    name = "photos/sub" if closed == "photos" else table.name
     words = f"{name} cannot be read: permission denied"
     with locked(open_folder / closed), pytest.raises(ResourceError, match=words):
-        make_pairs(open_folder / "pairs", block, Fetcher(open_folder, None))
+        make_own(open_folder, "folder", folder=own)
+    assert not (open_folder / "pairs").exists()
 
 
 def test_a_table_whose_bytes_cannot_be_had_is_named(tmp_path, photos):
     (tmp_path / "t.csv").symlink_to("/proc/self/mem")
     with pytest.raises(ResourceError, match=r"t\.csv cannot be read: input/output error"):
         make(tmp_path / "t.csv", photos)
-
-
-def test_the_stage_reads_a_folder_and_names_what_is_null(tmp_path, photos, monkeypatch):
-    table = write_rows(tmp_path / "t.csv", ROWS)
-    monkeypatch.chdir(tmp_path)
-    small = {"images": 100, "captions_per_image": 1, "sentences": 100, "sts_pairs": 300}
-    write_params(tmp_path, {"download": {"pairs": "folder", "scenes": small}})
-    assert_clear_error(invoke("download"), "needs folder.images and folder.captions")
-    own = {"images": str(photos), "captions": str(table)}
-    write_params(tmp_path, {"download": {"pairs": "folder", "scenes": small, "folder": own}})
-    result = invoke("download")
-    assert result.exit_code == 0, result.output
-    counts = json.loads((tmp_path / "reports/download.json").read_text())["pairs"]
-    assert counts["images"] == 3
-    assert sorted(path.name for path in (tmp_path / "data/pairs").iterdir()) == [
-        "captions.parquet",
-        CHECKSUMS,
-        "images.parquet",
-        "images.zip",
-    ]
 
 
 @pytest.mark.slow

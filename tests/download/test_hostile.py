@@ -4,8 +4,6 @@ import io
 import struct
 import tarfile
 import zipfile
-import zlib
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +11,7 @@ import torch
 from pipeline.core.errors import InputError
 from pipeline.download import archives
 from pipeline.download.archives import Archive, pack
-from pipeline.download.captions import clean_caption
-from pipeline.download.pairing import write_rows_to
+from pipeline.download.pairing import clean_caption, write_rows_to
 from pipeline.download.records import read_pairs
 from pipeline.download.webdataset import read_shard
 from pipeline.features.teacher import Teacher
@@ -26,7 +23,6 @@ from pipeline.student.encoder import SentenceEncoder
 from tests.conftest import ROOT, TINY
 from tests.download.conftest import image_bytes
 
-CPU = torch.device("cpu")
 KINDS = {
     "link": (tarfile.SYMTYPE, "/etc/passwd"),
     "hard": (tarfile.LNKTYPE, "../../secret"),
@@ -36,86 +32,39 @@ KINDS = {
 }
 
 
-@pytest.fixture
-def shard(tmp_path: Path) -> Path:
+def test_a_shard_writes_nothing_and_follows_nothing(tmp_path):
     path = tmp_path / "data/0.tar"
     path.parent.mkdir()
-    with tarfile.open(path, "w") as archive:
+    (tmp_path / "secret").write_text("secret")
+    with tarfile.open(path, "w", encoding="latin-1") as archive:
         for name, (kind, target) in KINDS.items():
             info = tarfile.TarInfo(f"{name}.jpg")
             info.type, info.linkname = kind, target
             archive.addfile(info)
-        for name in ("../../out.txt", "/abs/out.txt", "a/../../../out.jpg", "\u202e\x1b[31m.txt"):
+        for name in (
+            "../../out.txt",
+            "/abs/out.txt",
+            "a/../../../x.txt",
+            "\x1b[31m.txt",
+            "\xff.txt",
+        ):
             info = tarfile.TarInfo(name)
             info.size = 4
             archive.addfile(info, io.BytesIO(b"text"))
-    return path
-
-
-def test_a_shard_writes_nothing_and_follows_nothing(shard, tmp_path):
-    (tmp_path / "secret").write_text("secret")
     before = sorted(tmp_path.rglob("*"))
-    samples = read_shard(shard, None)
+    samples = read_shard(path, None)
     assert sorted(tmp_path.rglob("*")) == before
-    assert not set(KINDS) & set(samples)
-    assert {*map(tuple, (sample.text for sample in samples.values()))} == {("text",), ()}
-
-
-def test_names_in_other_encodings_are_members(tmp_path):
-    path = tmp_path / "a.tar"
-    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as archive:
-        info = tarfile.TarInfo("\xe9\xff.txt")
-        info.size = 1
-        archive.addfile(info, io.BytesIO(b"x"))
-    with Archive(path) as archive:
-        (name,) = archive.sizes
-        assert archive.read(name) == b"x"
-    assert len(read_shard(path, None)) == 1
-
-
-def overlapping(members: int, content: bytes) -> bytes:
-    """A zip whose directory names one and the same bytes many times."""
-    packed = zlib.compressobj(9, zlib.DEFLATED, -15)
-    body = packed.compress(content) + packed.flush()
-    about = (8, 0, 0, zlib.crc32(content), len(body), len(content), 1)
-    local = struct.pack("<4s2H5H", b"PK\3\4", 20, 0, 8, 0, 0, 0, 0)[:10]
-    local += struct.pack("<2H3I2H", 0, 0, *about[3:6], 1, 0) + b"a"
-    directory = b"".join(
-        struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, 0, 8, 0, 0, *about[3:6], 6, 0, 0, 0, 0, 0, 0)
-        + f"{number:06d}".encode()
-        for number in range(members)
-    )
-    start = len(local) + len(body)
-    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, members, members, len(directory), start, 0)
-    return local + body + directory + end
-
-
-def test_a_zip_whose_members_share_their_bytes_is_read_one_at_a_time(tmp_path):
-    (tmp_path / "a.zip").write_bytes(overlapping(1000, bytes(1 << 20)))
-    with Archive(tmp_path / "a.zip") as archive:
-        assert len(archive.sizes) == 1000
-        with pytest.raises(InputError, match="damaged or truncated"):
-            archive.read("000001")  # the name before the bytes is another
-
-
-def test_a_zip_within_a_zip_is_only_bytes(tmp_path):
-    inner = io.BytesIO()
-    with zipfile.ZipFile(inner, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("zeros", bytes(50 << 20))
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("inner.zip", inner.getvalue())
-    with Archive(tmp_path / "a.zip") as archive:
-        assert archive.sizes == {"inner.zip": len(inner.getvalue())}
-        assert archive.read("inner.zip") == inner.getvalue()
+    assert [sample.captions for sample in samples.values()] == [["text"]] * 5
+    assert not {sample.image for sample in samples.values()} - {None}
 
 
 @pytest.mark.parametrize("claimed", [10, 1 << 31])
 def test_a_member_that_lies_about_its_size(tmp_path, monkeypatch, claimed):
-    monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", 1 << 20)
+    monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", 1 << 16)
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a", bytes(64 << 20))
-    content = stream.getvalue().replace(struct.pack("<I", 64 << 20), struct.pack("<I", claimed))
+        archive.writestr("a", bytes(4 << 20))
+    content = stream.getvalue().replace(struct.pack("<I", 4 << 20), struct.pack("<I", claimed))
     (tmp_path / "a.zip").write_bytes(content)
     with Archive(tmp_path / "a.zip") as archive, pytest.raises(InputError, match=r"a\.zip: a "):
         archive.read("a")
@@ -127,17 +76,17 @@ CAPTIONS = [
     "\x9b31m c1",
     "right \u202eot tfel\u202c",
     "<script>alert(1)</script>",
-    "w " * 500_000,
-    "x" * 500_000,
+    "w " * 50_000,
+    "x" * 50_000,
     "\ud800 half",
     "",
 ]
 
 
+@pytest.mark.slow
 def test_a_teacher_and_a_student_read_any_caption():
-    teacher = Teacher(TeacherParams(model=TINY["teacher"]["model"]), CPU)
-    tokens = teacher.tokenize(CAPTIONS)
-    assert len(tokens.ids) == len(CAPTIONS)
+    teacher = Teacher(TeacherParams(model=TINY["teacher"]["model"]), torch.device("cpu"))
+    assert len(teacher.tokenize(CAPTIONS).ids) == len(CAPTIONS)
     student = SentenceEncoder.load(ROOT / "data/demo/student", pooling="mean")
     ids = student.tokenize_all([clean_caption(caption) for caption in CAPTIONS]).ids
     assert len(ids) == len(CAPTIONS)

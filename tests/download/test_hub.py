@@ -1,9 +1,6 @@
 """Source `hub`, against a loopback hub: shards, Parquet, splits by file name, refusals."""
 
 import io
-import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -16,13 +13,10 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import DownloadError, InputError
 from pipeline.download.archives import Archive
-from pipeline.download.corpora import Fetcher, make_pairs
 from pipeline.download.hub import archive_of, configs_of, split_in_name
-from pipeline.download.records import Pairs, read_pairs
-from pipeline.download.splits import draw_split
+from pipeline.download.pairing import draw_split
 from pipeline.params.download import SplitsParams
-from tests.conftest import ROOT
-from tests.download.conftest import COMMIT, download_params, image_bytes
+from tests.download.conftest import Made, image_bytes, make_own
 from tests.download.test_webdataset import sample, write_shard
 
 SPLITS = SplitsParams(val=0.3, test=0.3)
@@ -44,11 +38,9 @@ def structs(*numbers: int, path: str = "x/{}.png") -> pa.Array:
     return pa.array(cells, STRUCT)
 
 
-def make(folder: Path, **hub) -> tuple[Pairs, dict[str, int]]:
-    block = {"dataset": "org/photos"} | hub
-    params = download_params(pairs="hub", hub=block, splits=SPLITS.model_dump())
-    counts = make_pairs(folder / "pairs", params, Fetcher(folder / "downloads", None))
-    return read_pairs(folder / "pairs"), counts
+def make(folder: Path, **hub) -> Made:
+    own = {"dataset": "org/photos"} | hub
+    return make_own(folder, "hub", hub=own, splits=SPLITS.model_dump())
 
 
 def test_parquet_files_become_a_zip_each(connected, tmp_path):
@@ -111,26 +103,6 @@ def test_plain_bytes_lists_of_captions_and_rows_without_an_image(connected, tmp_
     assert pairs.captions["caption"].tolist() == ["a", "", ""]
     assert pairs.captions["image_id"].tolist() == [0, 0, 1]
     assert (counts["samples_without_image"], counts["captions_empty"]) == (2, 2)
-
-
-def test_drawn_splits_stay_when_files_are_cut_anew(connected, tmp_path):
-    captions = [f"caption {number}" for number in range(60)]
-    whole = {"a.parquet": table_bytes(structs(*range(60), path="x.png"), captions)}
-    cut = {
-        "a.parquet": table_bytes(structs(*range(30, 60), path=""), captions[30:]),
-        "b.parquet": table_bytes(structs(*range(30)), captions[:30]),
-    }
-    found = []
-    for number, files in enumerate((whole, cut)):
-        connected.datasets[f"org/photos{number}"] = files
-        pairs, _ = make(tmp_path / str(number), dataset=f"org/photos{number}")
-        captions_by_split = pairs.captions.merge(pairs.images, on="image_id")
-        found.append(
-            dict(zip(captions_by_split["caption"], captions_by_split["split"], strict=True))
-        )
-    assert found[0] == found[1]
-    assert set(found[0].values()) == {"train", "val", "test"}
-    assert found[0]["caption 7"] == draw_split(image_bytes(7), SPLITS)
 
 
 def test_shards_are_read_in_the_hub_s_cache(connected, tmp_path):
@@ -200,36 +172,12 @@ def test_configs_are_the_folders_that_are_no_splits(files, configs):
     assert configs_of(files) == configs
 
 
-def test_the_glob_chooses_among_shards_too(connected, tmp_path):
-    shards = {
-        f"{size}/{split}/0.tar": write_shard(
-            tmp_path / "s.tar", sample(f"00000000{number}", f"{size} {split}")
-        ).read_bytes()
-        for number, (size, split) in enumerate((("256", "train"), ("256", "test"), ("512", "test")))
-    }
-    connected.datasets["org/photos"] = shards
-    with pytest.raises(InputError, match="several configs: 256, 512"):
-        make(tmp_path)
-    pairs, _ = make(tmp_path, files="256/*")
-    assert pairs.captions["caption"].tolist() == ["256 test", "256 train"]
-
-
 @given(st.lists(st.text("a-/%.P", min_size=1, max_size=12), min_size=2, max_size=20, unique=True))
 def test_no_two_files_get_one_archive(names):
     files = [f"{name}.parquet" for name in names] + [f"{name}.Parquet" for name in names]
     archives = [archive_of(file) for file in files]
     assert len(set(archives)) == len(files)
     assert not any("/" in archive for archive in archives)
-
-
-def test_files_whose_names_differ_in_dashes_and_folders_are_kept_apart(connected, tmp_path):
-    files = {"a--b.parquet": 0, "a/b.parquet": 1, f"{'long' * 60}.parquet": 2}
-    connected.datasets["org/photos"] = convert(files)
-    pairs, _ = make(tmp_path, files="*")
-    assert len(set(pairs.images["archive"])) == 3
-    for row, caption in zip(pairs.images.itertuples(), pairs.captions["caption"], strict=True):
-        with Archive(pairs.folder / row.archive) as archive:
-            assert archive.read(row.member) == image_bytes(files[caption])
 
 
 def test_a_damaged_shard_says_what_to_delete(connected, tmp_path):
@@ -276,81 +224,47 @@ def test_what_the_hub_refuses_is_said(connected, tmp_path, changes, words, fix):
     assert not (tmp_path / "pairs").exists()
 
 
-def test_offline_is_said(connected, tmp_path, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set"):
+@pytest.mark.parametrize(
+    ("constant", "value", "words"),
+    [
+        ("HF_HUB_OFFLINE", True, "HF_HUB_OFFLINE is set"),
+        ("ENDPOINT", "http://127.0.0.1:9", "could not be downloaded: .*HF_ENDPOINT"),
+    ],
+)
+def test_a_hub_out_of_reach_is_said(connected, tmp_path, monkeypatch, constant, value, words):
+    monkeypatch.setattr(constants, constant, value)
+    with pytest.raises(DownloadError, match=f"(?s){words}"):
         make(tmp_path)
 
 
-def test_a_hub_that_is_not_there_is_said(connected, tmp_path, monkeypatch):
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(DownloadError, match="could not be downloaded") as error:
-        make(tmp_path)
-    assert "HF_ENDPOINT" in error.value.fix
-
-
-GOOD = structs(0)
+def test_a_folder_of_this_machine_is_no_data_set_of_the_hub(tmp_path, connected):
+    with pytest.raises(DownloadError) as error:
+        make(tmp_path, dataset=str(tmp_path))
+    assert "set download.pairs to folder or webdataset" in error.value.fix
 
 
 @pytest.mark.parametrize(
-    ("files", "changes", "words"),
+    ("changes", "words"),
     [
-        ({"a.csv": b"", "b.md": b""}, {}, r"no \.parquet or \.tar files, but a\.csv, b\.md"),
         (
-            {"a.parquet": table_bytes(GOOD, ["x"])},
             {"image_column": "img"},
             r"a\.parquet has no column 'img'; its columns are 'image', 'id', 'caption'",
         ),
-        (
-            {"a.parquet": table_bytes(GOOD, ["x"])},
-            {"caption_column": "text"},
-            "has no column 'text'",
-        ),
-        (
-            {"a.parquet": table_bytes(GOOD, ["x"])},
-            {"caption_column": "id"},
-            "column id of int64, not text",
-        ),
-        (
-            {"a.parquet": table_bytes(GOOD, ["x"])},
-            {"image_column": "caption"},
-            "column caption of string, not images",
-        ),
-        (
-            {"a.parquet": table_bytes(pa.array([None], STRUCT), ["x"])},
-            {},
-            "no image bytes in column image",
-        ),
-        ({"a.parquet": b"PAR1 PAR1"}, {}, r"a\.parquet cannot be read as Parquet"),
+        ({"caption_column": "text"}, "has no column 'text'"),
+        ({"caption_column": "id"}, "column id of int64, not text"),
+        ({"image_column": "caption"}, "column caption of string, not images"),
+        ({"dataset": "org/empty"}, "no image bytes in column image"),
+        ({"dataset": "org/damaged"}, r"a\.parquet cannot be read as Parquet"),
+        ({"dataset": "org/other"}, r"no \.parquet or \.tar files, but a\.csv, b\.md"),
     ],
 )
-def test_data_sets_that_cannot_be_used_say_why(connected, tmp_path, files, changes, words):
-    connected.datasets["org/photos"] = files
+def test_data_sets_that_cannot_be_used_say_why(connected, tmp_path, changes, words):
+    connected.datasets |= {
+        "org/photos": {"a.parquet": table_bytes(structs(0), ["x"])},
+        "org/empty": {"a.parquet": table_bytes(pa.array([None], STRUCT), ["x"])},
+        "org/damaged": {"a.parquet": b"PAR1 PAR1"},
+        "org/other": {"a.csv": b"", "b.md": b""},
+    }
     with pytest.raises(InputError, match=words):
         make(tmp_path, **changes)
     assert not (tmp_path / "pairs").exists()
-
-
-@pytest.mark.slow
-def test_the_endpoint_of_the_environment_is_honoured(hub, tmp_path):
-    hub.datasets["org/photos"] = {"a.parquet": table_bytes(structs(0, 1), ["x", "y"])}
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from pipeline.download.hub import find_repository\n"
-        "from pipeline.params.download import HubParams\n"
-        "params = HubParams(dataset='org/photos', revision=None, files=None, image_column='image',"
-        " caption_column='caption')\n"
-        "found = find_repository(params)\n"
-        "print(found.commit, *found.files, found.fetch('a.parquet').stat().st_size)\n"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=os.environ
-        | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    size = len(hub.datasets["org/photos"]["a.parquet"])
-    assert result.stdout.split() == [COMMIT, "a.parquet", str(size)]

@@ -10,7 +10,7 @@ from tests.conftest import SHARED
 
 
 def image(number: int, split: str, name: str) -> dict:
-    sentences = [{"raw": f" Caption {number}  {letter} . "} for letter in "ab"]
+    sentences = [{"raw": f" Caption {number}  a . "}, {"raw": " \n"}]
     return {"imgid": number, "split": split, "filename": name, "sentences": sentences}
 
 
@@ -41,14 +41,7 @@ def test_images_captions_and_splits(packed):
     ]
     assert list(captions["caption_id"]) == list(range(6))
     assert list(captions["image_id"]) == [4, 4, 2, 2, 9, 9]
-    assert captions["caption"][0] == "Caption 4 a ."
-
-
-def test_empty_captions_keep_their_row(packed):
-    row = image(1, "val", "one.jpg") | {"sentences": [{"raw": " \n"}, {"raw": "a"}, {"raw": ""}]}
-    splits, archives = packed([row])
-    _, captions = read_karpathy(splits, "toy", archives)
-    assert captions["caption"].tolist() == ["", "a", ""]
+    assert captions["caption"].tolist()[:3] == ["Caption 4 a .", "", "Caption 2 a ."]
 
 
 @pytest.mark.real
@@ -70,17 +63,12 @@ def test_the_public_splits_have_the_public_counts(name):
         ([{"imgid": 1}], "image 0 has no usable split: Field required"),
         ([image(1, "holdout", "one.jpg")], "image 0 has no usable split: Input should be 'train'"),
         ([image(1, "val", "one.jpg"), "text"], "image 1"),
-        ([image(1, "val", "one.jpg") | {"sentences": 3}], "image 0"),
         *(
             (
                 [image(1, "val", "one.jpg") | {"sentences": [{"raw": raw}]}],
                 r"sentences\.0\.raw: ",
             )
             for raw in (7, None, ["a", "b"], "\ud800")
-        ),
-        *(
-            ([image(1, "val", "one.jpg") | {"imgid": number}], "image 0 has no usable imgid")
-            for number in ("3", True, 1.5)
         ),
         ([image(1, "val", "one.jpg"), image(1, "test", "two.jpg")], "image 1 has no usable imgid"),
     ],
@@ -93,12 +81,11 @@ def test_malformed_json_is_named_by_row(packed, images, words):
 
 @pytest.mark.parametrize("key", ["imgid", "split", "filename", "sentences"])
 def test_wrong_types_are_named(packed, key):
-    for value in (None, [], {}, "x", 1e999, -1, True, [[]], {"a": 1}, 1 << 70, "\ud800"):
-        if (key, value) in (("filename", "x"), ("sentences", [])):
-            continue  # those are right
-        splits, archives = packed([image(1, "val", "one.jpg") | {key: value}])
-        with pytest.raises(InputError, match=f"image 0 has no usable {key}"):
-            read_karpathy(splits, "toy", archives)
+    for value in (None, {}, "x", 1e999, -1, True, [[]], 1 << 70, "\ud800"):
+        if (key, value) != ("filename", "x"):  # which is right
+            splits, archives = packed([image(1, "val", "one.jpg") | {key: value}])
+            with pytest.raises(InputError, match=f"image 0 has no usable {key}"):
+                read_karpathy(splits, "toy", archives)
 
 
 def test_a_missing_json_is_named(packed):

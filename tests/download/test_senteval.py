@@ -2,10 +2,12 @@ import io
 import tarfile
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from pipeline.core.errors import InputError
 from pipeline.download.senteval import STS_SUBSETS, read_cased_benchmark, read_senteval
+from pipeline.download.sources import BY_NAME
 from tests.conftest import SHARED
 
 PAIR = "a b\tc d\n"
@@ -89,18 +91,13 @@ def test_rows_are_read_as_senteval_reads_them(tmp_path):
     [
         (GOLD, "1\n", "row 1 is the last, but .*input.* has 2 rows"),
         (GOLD, "1\n1\n1\n", "row 3 is the last, but .*input.* has 2 rows"),
-        (GOLD, "\n\n", "row 1 is missing or blank, and so are all others"),
         (GOLD, "1\nnan\n", "row 2 has the gold score 'nan', not a number from 0 to 5"),
-        (GOLD, "\ninf\n", "row 2 has the gold score 'inf'"),
-        (GOLD, "-inf\n\n", "row 1 has the gold score '-inf'"),
         (GOLD, "1\n2,5\n", "row 2 has the gold score '2,5'"),
         (GOLD, "1\n5.01\n", "row 2 has the gold score '5.01'"),
         (GOLD, "-0.1\n2\n", "row 1 has the gold score '-0.1'"),
         (INPUT, "a\tb\nc\n", "row 2 has 1 columns, not 2"),
         (INPUT, "a\tb\tc\na\tb\n", "row 1 has 3 columns, not 2"),
-        (INPUT, "a\tb\n\n", "row 2 has 1 columns, not 2"),
         (STSB, "g\tf\ty\t1\tx\ta\tb\n", "row 1 has the gold score 'x'"),
-        (STSB, "g\tf\ty\t1\t\ta\tb\n", "row 1 has the gold score ''"),
         (STSB, "g\tf\ty\t1\t5.5\ta\tb\n", "row 1 has the gold score '5.5'"),
         (STSB, "g\tf\ty\t1\t5\ta\n", "row 1 has 6 columns, not 7 or more"),
         (SICK, "head\n1\t2\n", "row 2 has 2 columns, not 5"),
@@ -110,17 +107,13 @@ def test_rows_are_read_as_senteval_reads_them(tmp_path):
             "head\n1\ta\tb\t0.5\tx\n",
             "row 2 has the gold score '0.5', not a number from 1 to",
         ),
-        (SICK, "head\n1\ta\tb\t5.5\tx\n", "row 2 has the gold score '5.5'"),
-        (SICK, "head\n1\ta\tb\tNaN\tx\n", "row 2 has the gold score 'NaN'"),
         (SICK, "head\n", "row 2 is missing: the file ends after its header"),
         (SICK, b"head\n1\t\xff\xfe", "row 2 is not utf-8"),
         (TREC, "WHAT:x y\n", "row 1 has the unknown class 'WHAT'"),
         (TREC, "DESC:x y\nDESC:x\n", "row 2 has a class, but no question"),
         (SST, "x\t3\n", "row 1 has the label '3'"),
         (SST, "x\t1\ny\t1\t0\n", "row 2 has 3 columns, not 2"),
-        (SST, "x 1\n", "row 1 has 1 columns, not 2"),
         (MRPC, "head\n1\t2\t3\ta\n", "row 2 has 4 columns, not 5"),
-        (MRPC, "head\n1\t2\t3\ta\tb\tc\n", "row 2 has 6 columns, not 5"),
         (MRPC, "\ufeffhead\n", "row 2 is missing"),
     ],
 )
@@ -133,21 +126,14 @@ def test_malformed_files_are_named_with_their_row(tmp_path, name, content, words
     assert error.value.fix == "fetch it again."
 
 
-@pytest.mark.parametrize("start", range(3))
-def test_no_file_may_be_empty(tmp_path, start):
+@pytest.mark.parametrize("content", [b"", b"\n", b" \n\n"])
+def test_no_file_may_be_empty(tmp_path, content):
     """Else its task, subset or class would be missing without a word."""
-    for name in list(small_files())[start::3]:
-        content = (b"", b"\n", b" \n\n")[start]
+    for name in (GOLD, INPUT, STSB, SICK, TREC, SST, MRPC, "MR/rt-polarity.pos"):
         path = pack(tmp_path / "senteval.tar", small_files() | {name: content})
-        with pytest.raises(InputError, match="row 1 ") as error:
+        with pytest.raises(InputError, match="row 1 is missing or blank") as error:
             read_senteval(path)
         assert name in error.value.what
-
-
-def test_a_subset_without_input_and_gold_is_named(tmp_path):
-    path = pack(tmp_path / "senteval.tar", small_files() | {INPUT: b"", GOLD: b""})
-    with pytest.raises(InputError, match=r"MSRpar\.txt row 1 is missing"):
-        read_senteval(path)
 
 
 def test_the_cased_benchmark_keeps_case_and_punctuation(tmp_path):
@@ -174,22 +160,7 @@ def test_a_bad_row_of_the_cased_benchmark_and_a_missing_file_are_named(tmp_path)
 
 @pytest.mark.real
 def test_the_public_counts_are_met():
-    sts, transfer = read_senteval(SHARED / "mirror" / "senteval.tar")
-    assert sts["task"].value_counts().to_dict() == {
-        "SICK-R": 9927,
-        "STS-B": 8628,
-        "STS14": 3750,
-        "STS12": 3108,
-        "STS15": 3000,
-        "STS13": 1500,
-        "STS16": 1186,
-    }
-    assert transfer["task"].value_counts().to_dict() == {
-        "SST2": 70042,
-        "MR": 10662,
-        "MPQA": 10606,
-        "SUBJ": 10000,
-        "TREC": 5952,
-        "MRPC": 5801,
-        "CR": 3775,
-    }
+    tables = read_senteval(SHARED / "mirror" / "senteval.tar")
+    counts = pd.concat([table["task"] for table in tables]).value_counts()
+    found = {str(task).lower().replace("-", "_"): count for task, count in counts.items()}
+    assert found == BY_NAME["senteval"].counts

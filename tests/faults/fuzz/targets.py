@@ -5,7 +5,6 @@ import io
 import itertools
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,13 @@ from pipeline.core.checksums import write_checksums
 from pipeline.core.errors import InputError
 from pipeline.download.archives import Archive
 from pipeline.download.caption_table import read_rows
+from pipeline.download.corpora import read_sentences_file
 from pipeline.download.fetch import fetch
-from pipeline.download.hub import Repository, add_tables
+from pipeline.download.hub import add_tables
 from pipeline.download.karpathy import read_karpathy
 from pipeline.download.packed_images import Rejection
 from pipeline.download.pairing import write_rows_to
+from pipeline.download.parquet import ParquetRows
 from pipeline.download.records import (
     read_pairs,
     read_sts,
@@ -34,7 +35,6 @@ from pipeline.download.records import (
 from pipeline.download.senteval import read_cased_benchmark, read_senteval
 from pipeline.download.sources import RemoteFile
 from pipeline.download.webdataset import read_shard as read_web_shard
-from pipeline.download.wiki import read_sentences_file
 from pipeline.features.cache import read_shard
 from pipeline.features.images import Decoder, to_pixels
 from pipeline.features.store import read_features
@@ -321,23 +321,12 @@ def _records(folder: Path) -> Iterator[Target]:
         )
 
 
-@dataclass(frozen=True)
-class _AtHand(Repository):
-    """A data set whose one file is here."""
-
-    path: Path = Path()
-
-    def fetch(self, file: str) -> Path:
-        return self.path
-
-
 def _read_hub(work: Path) -> list[tuple[object, bytes, object]]:
     target = work / "out"
     shutil.rmtree(target, ignore_errors=True)
     params = download_params()
-    at_hand = _AtHand("o/n", "c", ("0.parquet",), work / "0.parquet")
-    with write_rows_to(target) as rows:
-        add_tables(target, rows, at_hand, at_hand.files, params.hub, params.splits)
+    with write_rows_to(target, params.splits) as rows:
+        add_tables(rows, [ParquetRows(work / "0.parquet", "0.parquet")], params.hub)
     found = _rows_of_pairs(target)
     with Archive(target / "0.zip") as archive:
         return [(image, archive.read(str(member)), text) for image, _, _, member, text in found]
