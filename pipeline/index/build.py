@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from pipeline.core.errors import InputError
 from pipeline.core.files import atomic_folder
 from pipeline.download.records import write_table
 from pipeline.index.choose import SETTING, SPEED, choose_index, hold_out
@@ -49,10 +48,9 @@ def build_index(
         kept: where the exported student is kept.
 
     Raises:
-        InputError: there is nothing to index, or no index reaches the recall within the bytes.
+        InputError: no index reaches the recall within the bytes.
         ResourceError: the disk is full, or the place cannot be written.
     """
-    require_vectors(spaces)
     tables: dict[str, pd.DataFrame] = {
         TARGET_OF[space]: getattr(items, TARGET_OF[space]) for space in spaces
     }
@@ -78,9 +76,3 @@ def build_index(
     by_space = measured.set_index("space")[["kind", *SETTING, *SPEED]].groupby("space")
     times = {str(space): table.to_dict("records") for space, table in by_space}
     return Built(metrics, curve, times)
-
-
-def require_vectors(spaces: Mapping[Space, Parts]) -> None:
-    """Refuse to make an index of nothing, with an InputError."""
-    if not spaces:
-        raise InputError("there is nothing to index.", "add captions to index.items.")

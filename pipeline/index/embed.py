@@ -104,7 +104,7 @@ def embed_items(
     batch_size: int,
     machine: Partition | None = None,
 ) -> dict[Space, Parts]:
-    """Embed all items whose vectors do not exist yet.
+    """Embed all items whose vectors do not exist yet; gives the spaces that have vectors.
 
     Args:
         kept: where parts are kept.
@@ -116,6 +116,7 @@ def embed_items(
         machine: the one whose parts are embedded; None: all parts are.
 
     Raises:
+        InputError: there is nothing to embed.
         ModelError: the student gave a value that is not finite.
         ResourceError: the disk is full, or the place cannot be written.
     """
@@ -135,7 +136,10 @@ def embed_items(
     if student.sees_images:
         spaces["grounded"] = _fill(folder, "grounded", len(texts), ground_texts, machine)
         spaces["images"] = _fill(folder, "images", len(items.images), ground_images, machine)
-    return {space: parts for space, parts in spaces.items() if parts.rows}
+    found = {space: parts for space, parts in spaces.items() if parts.rows}
+    if not found:
+        raise InputError("there is nothing to index.", "add captions to index.items.")
+    return found
 
 
 def _fill(
@@ -146,15 +150,15 @@ def _fill(
     machine: Partition | None,
 ) -> Parts:
     """Embed the missing parts that are this machine's."""
-    slices = [slice(at, min(at + ROWS_A_PART, rows)) for at in range(0, rows, ROWS_A_PART)]
-    parts = Parts([folder / f"{space}-{part:05d}.npy" for part in range(len(slices))], rows)
+    starts = range(0, rows, ROWS_A_PART)
+    parts = Parts([folder / f"{space}-{part:05d}.npy" for part in range(len(starts))], rows)
     missing = parts.missing()
-    done = len(slices) - len(missing)
-    with counter(f"embedding {space}", "part", len(slices), done=done) as bar:
+    done = len(starts) - len(missing)
+    with counter(f"embedding {space}", "part", len(starts), done=done) as bar:
         for part in missing:
             if machine is not None and part % machine.of != machine.number - 1:
                 continue
-            vectors = embed(slices[part])
+            vectors = embed(slice(starts[part], min(starts[part] + ROWS_A_PART, rows)))
             with atomic_file(parts.files[part]) as temporary:
                 save_array(temporary, vectors)
                 add_checksum(temporary)

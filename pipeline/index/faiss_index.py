@@ -32,18 +32,12 @@ _RECIPES: dict[Kind, str] = {
     "ivf-pq": "IVF{clusters},PQ{codes}x4np,Refine(SQfp16)",
 }
 """For FAISS' index_factory."""
-_CONSTRUCTION = 64
-"""Candidates looked at when a row joins HNSW."""
 _POINTS_A_CLUSTER = 64
 """Rows that k-means looks at for a cluster; FAISS asks for 39 to 256."""
-_ITERATIONS = 10
-"""Of k-means."""
 _LEAST_SAMPLE = 1 << 16
 """For codes of 16 values a part; also what k-means on few clusters may see."""
 _TUNED_FOR = 10
 """Rows that a query asks for while settings are measured."""
-_DEPTH = 4
-"""The clusters that are read hold this many times the rows asked for."""
 _MOST_RERANKED = 65_536
 """Rows re-ranked for one query, where more than ten are asked for."""
 LEAST_ROWS = 256
@@ -86,13 +80,13 @@ def train(kind: Kind, sample: Vectors, rows: int, seed: int) -> Any:
     recipe = _RECIPES[kind].format(clusters=clusters_of(rows), codes=codes)
     index: Any = faiss.index_factory(dim, recipe, faiss.METRIC_INNER_PRODUCT)
     if kind == "hnsw":
-        index.hnsw.efConstruction = _CONSTRUCTION
+        index.hnsw.efConstruction = 64  # candidates looked at when a row joins
     if kind in {"flat", "hnsw"}:
         return index
     clusters: Any = faiss.downcast_index(index.base_index) if kind == "ivf-pq" else index
     means = clusters.cp
     means.seed = seed & 0x7FFFFFFF  # FAISS takes an int of C
-    means.niter, means.max_points_per_centroid = _ITERATIONS, _POINTS_A_CLUSTER
+    means.niter, means.max_points_per_centroid = 10, _POINTS_A_CLUSTER
     if kind == "ivf-pq":
         clusters.by_residual = False
         clusters.pq.cp.seed = means.seed
@@ -179,8 +173,8 @@ def search_counted(
     counts.reset()
     rows = index.search(queries, min(k + 1, index.ntotal))[1]
     compared = counts.ndis / len(queries)
-    width, ivf = 4 * index.d, _FAISS.try_extract_index_ivf(index)
-    if ivf is None:
+    width = 4 * index.d
+    if (ivf := _FAISS.try_extract_index_ivf(index)) is None:
         return rows, float((compared if _is_graph(index) else index.ntotal) * width)
     again = index.k_factor * k * 2 * index.d if isinstance(index, faiss.IndexRefine) else 0
     return rows, float(ivf.nlist * width + compared * ivf.code_size + again)
@@ -196,7 +190,7 @@ def search(
     """Cosines and rows of the k nearest rows, best first; -1 where none is left.
 
     The saved setting is for ten rows. For more, `nprobe` and `ef_search` grow, so that the clusters
-    that are read hold several times k rows and as many candidates are kept.
+    that are read hold four times k rows, and twice as many candidates are kept.
     """
     found: Any = index.search(queries, k, params=None if k <= _TUNED_FOR else _deeper(index, k))
     return found[0], found[1]
@@ -207,7 +201,7 @@ def _deeper(index: Any, k: int) -> Any:
         return _FAISS.SearchParametersHNSW(efSearch=max(index.hnsw.efSearch, 2 * k))
     if (ivf := _FAISS.try_extract_index_ivf(index)) is None:
         return None
-    wanted = math.ceil(_DEPTH * k * ivf.nlist / max(1, ivf.ntotal))
+    wanted = math.ceil(4 * k * ivf.nlist / max(1, ivf.ntotal))
     probe = _FAISS.SearchParametersIVF(nprobe=min(ivf.nlist, max(ivf.nprobe, wanted)))
     if not isinstance(index, faiss.IndexRefine):
         return probe

@@ -52,15 +52,10 @@ _READ_AT_ONCE = 1 << 28
 """Larger files, in bytes, are mapped: opening them must not mean reading, and verifying, them."""
 
 ROWS = pa.schema(
-    [
-        ("kind", pa.string()),
-        ("id", pa.int64()),
-        ("text", pa.string()),
-        ("count", pa.int64()),
-        ("archive", pa.string()),
-        ("member", pa.string()),
-    ]
+    {"kind": "string", "id": "int64", "text": "string", "count": "int64"}
+    | dict.fromkeys(("archive", "member"), "string")
 )
+"""Of a table; `Hit` explains them."""
 
 
 @dataclass(frozen=True)

@@ -48,11 +48,7 @@ class ExportedQueries:
 
     @classmethod
     def open(cls, folder: Path) -> "ExportedQueries":
-        """Open what `export_queries` wrote into an index.
-
-        Raises:
-            InputError: a file is missing, damaged, or refused by its library.
-        """
+        """Open what `export_queries` wrote; InputError where a file cannot be used."""
         import onnxruntime
         from tokenizers import Tokenizer
 
@@ -104,12 +100,9 @@ Queries = ExportedQueries | StudentQueries
 
 
 def export_queries(model: Path, kept: Path, folder: Path) -> bool:
-    """Write the exported student, with its tokenizer, into an index.
+    """Write the exported student, with its tokenizer, into the folder of an index.
 
-    Args:
-        model: the student.
-        kept: where its export is kept for the next index.
-        folder: the index, which exists.
+    The export is kept for the next index.
 
     Returns:
         Whether it was written: not, with a warning, if the encoder cannot be exported or its

@@ -125,7 +125,7 @@ def test_texts_and_pictures_find_what_they_find_in_files(opened, loaded):
     for target in ("texts", "images"):
         expected = files.search(queries, target=target)
         assert_exact(milvus.search(queries, target=target), expected)
-    pictures = np.load(kept_vectors(loaded, "images"))
+    pictures = kept_vectors(loaded, "images")
     assert len(pictures) >= 100
     for space in ("grounded", "images"):
         expected = files.index.search(space, pictures, Window(10))
@@ -142,7 +142,7 @@ def test_texts_and_pictures_find_what_they_find_in_files(opened, loaded):
 @settings(max_examples=25)
 def test_windows_are_those_of_files(opened, loaded, space, k, offset, min_score, seed):
     files, milvus = opened
-    rows = np.load(kept_vectors(loaded, space))
+    rows = kept_vectors(loaded, space)
     queries = rows[np.random.default_rng(seed).integers(0, len(rows), 3)]
     window = Window(k, offset, min_score)
     found = milvus.index.search(space, queries, window)
@@ -158,9 +158,9 @@ def test_windows_are_those_of_files(opened, loaded, space, k, offset, min_score,
         assert all(hit.score >= min_score for hit in own)
 
 
-def kept_vectors(folder: Path, space: str) -> Path:
-    (file,) = folder.glob(f"data/vectors/*/{space}-*.npy")
-    return file
+def kept_vectors(folder: Path, space: str) -> Vectors:
+    files = sorted(folder.glob(f"data/vectors/*/{space}-*.npy"))
+    return normalise(np.concatenate([np.load(file) for file in files]))
 
 
 def test_threads_share_one_index(opened, loaded):
@@ -267,27 +267,18 @@ def load(
 
 
 def test_texts_of_any_length_are_kept_or_cut_with_a_notice(tmp_path, caplog):
-    texts = [
-        "",
-        "x" * LONGEST,
-        "y" * (LONGEST + 1),
-        "é" * 40_000,
-        "a\0b",
-        "🙂" * 500_000,
-        "z" * 300,
-    ]
+    texts = ["", "x" * LONGEST, "a\0b", "z" * 300]
+    texts += ["y" * (LONGEST + 1), "é" * 40_000, "🙂" * 500_000]
     address = Address(str(tmp_path / "x.db"))
     load(address, np.eye(len(texts), dtype=np.float32), texts)
     assert "3 texts were cut to the 65535 bytes" in caplog.text
     with MilvusIndex.open(address) as index:
         found = index.search("texts", np.eye(len(texts), dtype=np.float32), Window(1))
     kept = [one[0].text for one in found]
-    assert [one == text for one, text in zip(kept, texts, strict=True)] == [
-        True, True, False, False, True, False, True,
-    ]  # fmt: skip
-    for one, text in zip(kept, texts, strict=True):
+    assert kept[:4] == texts[:4]
+    for one, text in zip(kept[4:], texts[4:], strict=True):
         assert text.startswith(one)
-        assert len(text.encode()) <= LONGEST or LONGEST - 4 < len(one.encode()) <= LONGEST
+        assert LONGEST - 4 < len(one.encode()) <= LONGEST
 
 
 def test_long_texts_go_in_messages_that_a_server_takes(tmp_path, monkeypatch):
@@ -471,10 +462,10 @@ def test_options_that_go_together_and_reach_the_error(in_loaded):
     assert_clear_error(invoke("search", "x", *options), "no index named other", *options)
 
 
-@pytest.mark.parametrize("prefix", ["", "1a", "a-b", "a b", "ä", "a" * 101])
-def test_wrong_prefixes(prefix):
-    with pytest.raises(InputError, match="--collection-prefix"):
-        Address("x.db", prefix=prefix)
+def test_wrong_prefixes():
+    for prefix in ("", "1a", "a-b", "a b", "ä", "a" * 101):
+        with pytest.raises(InputError, match="--collection-prefix"):
+            Address("x.db", prefix=prefix)
 
 
 @pytest.mark.parametrize("name", ["aliases.json", "schema.json", "manifest.json", "*.parquet"])
@@ -533,40 +524,30 @@ def serving(folder: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.smoke
-def test_a_server_answers_as_files_do(plain, monkeypatch):
-    with serving(plain / "served") as uri:
-        assert_clear_error(invoke("search", "x", "--uri", uri), "holds no index named kdmcse")
-        assert index_to(uri).exit_code == 0
-        expected = invoke("search", "a red circle", "-k", "20")
-        with MilvusIndex.open(Address(uri)) as one, MilvusIndex.open(Address(uri)) as other:
-            assert one.about == other.about
-            found = invoke("search", "a red circle", "-k", "20", "--uri", uri)
-            assert_exact(hits_of(found.stdout), hits_of(expected.stdout))
-            assert index_to(uri).exit_code == 0
-            query = np.ones((1, 128), dtype=np.float32)
-            with pytest.raises(StaleArtifactError, match="another load took its place"):
-                one.search("texts", query, Window(1))
-            with MilvusIndex.open(Address(uri)) as again:
-                assert again.search("texts", query, Window(1))[0]
-    monkeypatch.setattr(milvus_module, "CONNECT_SECONDS", 2.0)
-    assert_clear_error(invoke("search", "x", "--uri", uri), f"{uri} does not answer")
-    assert_clear_error(index_to(uri), f"{uri} does not answer")
-
-
-@pytest.mark.slow
-def test_a_server_that_goes_away_in_the_middle(plain, monkeypatch):
-    monkeypatch.setattr(milvus_module, "CALL_SECONDS", 3.0)
-    monkeypatch.setattr(milvus_module, "CONNECT_SECONDS", 2.0)
+def test_a_server_answers_as_files_do_until_it_goes_away(plain, monkeypatch):
     query = np.ones((1, 128), dtype=np.float32)
     with contextlib.ExitStack() as stack:
         with serving(plain / "served") as uri:
+            assert_clear_error(invoke("search", "x", "--uri", uri), "holds no index named kdmcse")
             assert index_to(uri).exit_code == 0
+            expected = invoke("search", "a red circle", "-k", "20")
+            found = invoke("search", "a red circle", "-k", "20", "--uri", uri)
+            assert_exact(hits_of(found.stdout), hits_of(expected.stdout))
+            with MilvusIndex.open(Address(uri)) as one, MilvusIndex.open(Address(uri)) as other:
+                assert one.about == other.about
+                assert index_to(uri).exit_code == 0
+                with pytest.raises(StaleArtifactError, match="another load took its place"):
+                    one.search("texts", query, Window(1))
             index = stack.enter_context(MilvusIndex.open(Address(uri)))
             assert index.search("texts", query, Window(1))[0]
+        monkeypatch.setattr(milvus_module, "CALL_SECONDS", 3.0)
+        monkeypatch.setattr(milvus_module, "CONNECT_SECONDS", 2.0)
         start = time.monotonic()
         with pytest.raises(ResourceError, match="does not answer"):
             index.search("texts", query, Window(1))
         assert time.monotonic() - start < 30
+    assert_clear_error(invoke("search", "x", "--uri", uri), f"{uri} does not answer")
+    assert_clear_error(index_to(uri), f"{uri} does not answer")
 
 
 def test_a_server_that_says_nothing(in_loaded, monkeypatch):
@@ -663,15 +644,10 @@ def test_a_search_in_files_imports_no_milvus(loaded):
     """A missing extra costs nothing, neither does one that is there."""
     script = "import sys, stages.search; stages.search.app(['x'], standalone_mode=False); "
     script += "print([name for name in ('pymilvus', 'milvus_lite', 'grpc') if name in sys.modules])"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", script]
-    done = subprocess.run(
-        command,
-        cwd=loaded,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        check=True,
-    )
-    assert done.stdout.decode().splitlines()[-1] == "[]"
+    output = subprocess.check_output(command, cwd=loaded, env=environment, text=True)
+    assert output.splitlines()[-1] == "[]"
 
 
 @pytest.mark.slow
@@ -679,14 +655,8 @@ def test_the_command_ends_and_leaves_no_process(loaded):
     """As a user runs it, behind a proxy: its process group and stderr are empty afterwards."""
     command = [sys.executable, "-m", "stages.search", "a red circle", "--uri", DATABASE]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "http_proxy": "http://127.0.0.1:9"}
-    with subprocess.Popen(
-        command,
-        cwd=loaded,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    ) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
+    with subprocess.Popen(command, cwd=loaded, env=environment, **pipes) as process:
         stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr) == (0, b"")
     assert len(json.loads(stdout)["hits"]) == 10
@@ -718,10 +688,7 @@ def test_flickr8k_is_found_as_in_exact_search(tmp_path, monkeypatch):
         assert index.about.rows["images"] >= images + 98  # photos that stand twice are one row
         assert index.about.rows["texts"] > 4.9 * (images + 100)
         for space, asked_by in (("texts", "texts"), ("grounded", "images"), ("images", "grounded")):
-            rows, queries = (
-                normalise(np.load(kept_vectors(tmp_path, one))) for one in (space, asked_by)
-            )
-            queries = queries[:1000]
+            rows, queries = kept_vectors(tmp_path, space), kept_vectors(tmp_path, asked_by)[:1000]
             exact = -np.sort(-(queries @ rows.T), axis=1)[:, :10]
             found = index.search(space, queries, Window(10))
             scores = np.array([[hit.score for hit in one] for one in found])

@@ -61,11 +61,7 @@ _COLLECTION_NOT_FOUND = 100
 
 @dataclass(frozen=True)
 class Address:
-    """Where a Milvus database is.
-
-    Raises:
-        InputError: one of the values cannot be used.
-    """
+    """Where a Milvus database is; an InputError where it cannot be one."""
 
     uri: str
     """`http://host:port` or `https://host:port`, followed by the database's name if it is not the
@@ -76,17 +72,15 @@ class Address:
     """Of the names of all collections."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,99}", self.prefix):
-            raise InputError(
-                f"--collection-prefix is {self.prefix!r}.",
-                "use at most 100 letters, digits and underscores, no digit first.",
-            )
         is_server = self.folder is None
-        if is_server and re.search("[@?#]", self.uri):  # may be a password: not shown
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,99}", self.prefix):
+            what = f"--collection-prefix is {self.prefix!r}."
             raise InputError(
-                "--uri holds more than an address.",
-                "put user:password into an environment variable and name it with --token-env.",
+                what, "use at most 100 letters, digits and underscores, no digit first."
             )
+        if is_server and re.search("[@?#]", self.uri):  # may be a password: not shown
+            fix = "put user:password into an environment variable and name it with --token-env."
+            raise InputError("--uri holds more than an address.", fix)
         try:
             if is_server:
                 TypeAdapter(HttpUrl).validate_python(self.uri)
@@ -94,10 +88,8 @@ class Address:
         except ValidationError:
             is_usable = False
         if not is_usable:
-            raise InputError(
-                f"{self.uri} is not an address of Milvus.",
-                "name a folder that ends in .db, or a server such as http://localhost:19530.",
-            )
+            fix = "name a folder that ends in .db, or a server such as http://localhost:19530."
+            raise InputError(f"{self.uri} is not an address of Milvus.", fix)
 
     @property
     def folder(self) -> Path | None:

@@ -16,7 +16,6 @@ import pandas as pd
 from pipeline.core.errors import PipelineError, StaleArtifactError
 from pipeline.core.files import atomic_folder
 from pipeline.core.progress import counter, log
-from pipeline.index.build import require_vectors
 from pipeline.index.documents import Items
 from pipeline.index.embed import Parts
 from pipeline.index.format import ROWS, SCHEMA, TARGET_OF, Space, read_manifest, write_manifest
@@ -48,15 +47,8 @@ _SEGMENT_BYTES = 1 << 30
 def prepare(address: Address, folder: Path, model: Path, corpus: str, kept: Path) -> dict[str, Any]:
     """Find out, before the long work, whether an index could be loaded at its end.
 
-    Args:
-        address: where it would go.
-        folder: the index that queries are embedded with; made, without rows, if absent.
-        model: the student.
-        corpus: fingerprint of the pairs.
-        kept: where the exported student is kept.
-
-    Returns:
-        The manifest of the folder.
+    The folder is the index that embeds queries; it is made, without rows, if it does not exist. Its
+    manifest is returned.
 
     Raises:
         StaleArtifactError: the folder is of another student or corpus.
@@ -88,11 +80,9 @@ def load_items(
     it left is dropped, at the latest by the next load.
 
     Raises:
-        InputError: there is nothing to load.
         ResourceError: the server does not answer, its rows are not those that were sent, or a disk
             is full.
     """
-    require_vectors(spaces)
     about = About(
         schema=SCHEMA,
         model=manifest["model"],
@@ -133,10 +123,8 @@ def _fill(
     schema.add_field(ROW, DataType.INT64, is_primary=True)
     schema.add_field(VECTOR, DataType.FLOAT_VECTOR, dim=parts.dim)
     for one in ROWS:
-        if one.type == "string":
-            schema.add_field(one.name, DataType.VARCHAR, max_length=LONGEST)
-        else:
-            schema.add_field(one.name, DataType.INT64)
+        options = {"max_length": LONGEST} if one.type == "string" else {}
+        schema.add_field(one.name, DataType.VARCHAR if options else DataType.INT64, **options)
     properties = {PROPERTY: json.dumps(asdict(about))}
     client.create_collection(
         name, schema=schema, properties=properties, consistency_level="Bounded"
