@@ -67,11 +67,12 @@ def make_shards(spaces: Mapping[Space, Parts], params: IndexParams, machine: Par
     if params.kind == "auto" or any(parts.missing() for parts in spaces.values()):
         return False
     every = [_Shards(params.kind, parts, params.seed) for parts in spaces.values()]
-    for shards in every:
+    sharded = [shards for shards in every if shards.count]
+    for shards in sharded:
         own = range(machine.number - 1, shards.count, machine.of)
         for number in progress(own, what=f"shards of {shards.parts.name}", unit="shard"):
             shards.make(number)
-    return any(shards.count for shards in every)
+    return bool(sharded)
 
 
 @dataclass(frozen=True)
