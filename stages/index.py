@@ -15,7 +15,7 @@ from pipeline.index.build import build_index
 from pipeline.index.documents import find_items
 from pipeline.index.embed import Partition, embed_items
 from pipeline.index.milvus.collection import DEFAULT_PREFIX, Address, MilvusKind
-from pipeline.index.milvus.load import check_target, ensure_queries, load_items
+from pipeline.index.milvus.load import load_items, prepare
 from pipeline.index.shards import make_shards
 from pipeline.params.places import expanded
 from pipeline.student.directory import hash_student
@@ -56,42 +56,36 @@ def main(
     Vectors are kept, so that a run that was stopped or killed resumes, and another kind of index
     embeds nothing again.
     """
-    address = _address(to, uri, token_env, collection_prefix)
+    if (to == "milvus") != (uri is not None):
+        raise InputError(
+            "--to milvus and --uri go together.", "use both, such as --uri data/index.milvus.db."
+        )
+    address = None if uri is None else Address(expanded(uri), token_env, collection_prefix)
     params = read_params()
     model = model or paths.first_model(params)
-    part = None if share is None else Partition.read(share)
+    machine = None if share is None else Partition.read(share)
     corpus = read_pairs(pairs)
-    if address is not None and part is None:
-        check_target(address, out, model, corpus)
-    cached = read_features(features, params.teacher, corpus.fingerprint())
+    fingerprint = corpus.fingerprint()
+    if address is not None and machine is None:
+        manifest = prepare(address, out, model, fingerprint, vectors)
+    cached = read_features(features, params.teacher, fingerprint)
     sentences = read_sentences(text) if "sentences" in params.index.items else []
     items = find_items(params.index, corpus, cached, sentences)
     student = Student.load(model, choose_device())
     student.require_teacher(cached.teacher)
     spaces = embed_items(
-        vectors, student, hash_student(model), items, cached, params.index.batch_size, part
+        vectors, student, hash_student(model), items, cached, params.index.batch_size, machine
     )
-    if part is not None:
-        made = address is None and make_shards(spaces, params.index, part)
+    if machine is not None:
+        made = address is None and make_shards(spaces, params.index, machine)
         log.info("share %s is %s", share, "embedded and indexed" if made else "embedded")
-        return
-    if address is not None:
-        manifest = ensure_queries(out, model, corpus, vectors)
+    elif address is not None:
         load_items(address, manifest, items, spaces, milvus_index)
-        return
-    built = build_index(out, model, corpus, items, spaces, params.index, vectors)
-    write_csv(metrics.with_suffix(".csv"), built.curve)
-    write_json(metrics, built.metrics)
-    note_times(metrics, spaces=built.times)
-
-
-def _address(to: str, uri: str | None, token_env: str | None, prefix: str) -> Address | None:
-    """Milvus' address; None: the index goes into files."""
-    if (to == "milvus") != (uri is not None):
-        raise InputError(
-            "--to milvus and --uri go together.", "use both, such as --uri data/index.milvus.db."
-        )
-    return None if uri is None else Address(expanded(uri), token_env, prefix)
+    else:
+        built = build_index(out, model, fingerprint, items, spaces, params.index, vectors)
+        write_csv(metrics.with_suffix(".csv"), built.curve)
+        write_json(metrics, built.metrics)
+        note_times(metrics, spaces=built.times)
 
 
 app = run_stage(main)

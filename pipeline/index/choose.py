@@ -10,7 +10,7 @@ is the same in every run. Times are reported.
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -44,45 +44,43 @@ _TIE = 1e-6
 """Cosines closer than this are equal."""
 
 
-@dataclass(frozen=True)
-class Speed:
-    """How fast queries were answered this time."""
-
-    queries_per_second: float
-    """Many at once."""
-    milliseconds: float
-    """Median of queries that come alone."""
+SETTING = [one.name for one in fields(Setting)]
+SPEED = ["queries_per_second", "milliseconds"]
+"""Columns of a trial's row."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One point of the curve."""
+    """One point of the curve; all but the speed is the same in every run."""
 
     kind: Kind
     setting: Setting
     recall: float
     cost: float
     """Bytes that a query reads."""
-    speed: Speed
-    """In this run; all else is the same in every run."""
+    queries_per_second: float
+    """Many at once."""
+    milliseconds: float
+    """Median of queries that come alone."""
     bytes: int = 0
     """Of the file."""
+
+    def row(self) -> dict[str, Any]:
+        """As a row of a table."""
+        names = ("recall", "cost", "bytes", *SPEED)
+        measured = {name: getattr(self, name) for name in names}
+        return {"kind": self.kind, **asdict(self.setting), **measured}
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Queries and the cosine of the last of their exact neighbours.
-
-    Attributes:
-        parts: the rows that are searched.
-        queries: vectors that the index may or may not hold.
-        own: the row of each query in the index, which does not count as an answer to it; -1: it is
-            not in the index.
-    """
+    """Queries and the cosine of the last of their exact neighbours."""
 
     parts: Parts
+    """The rows that are searched."""
     queries: Vectors
     own: Int64[np.ndarray, " queries"]
+    """The row of each query, which is no answer to it; -1: it is not in the index."""
 
     @property
     def k(self) -> int:
@@ -104,11 +102,8 @@ class Probe:
         return np.asarray(best[:, -1], dtype=np.float32)
 
     def recall(self, rows: Int64[np.ndarray, "queries found"]) -> float:
-        """The share of exact neighbours among the first k of the rows found.
-
-        1 where there is nothing to miss; a query's own row does not count.
-        """
-        if self.parts.rows < 2:  # noqa: PLR2004  # nothing to miss
+        """The share of exact neighbours among the first k of the rows found, its own left out."""
+        if self.parts.rows == 1:  # nothing to miss
             return 1.0
         found = [
             one[(one != own) & (one >= 0)][: self.k]
@@ -133,13 +128,7 @@ def hold_out(spaces: Mapping[Space, Parts], space: Space, seed: int) -> Probe:
 
 
 def choose_index(space: Space, probe: Probe, params: IndexParams, folder: Path) -> list[Trial]:
-    """Build the kinds in question, and keep the file of the cheapest that finds enough.
-
-    Args:
-        space: names the file.
-        probe: rows and queries.
-        params: the index block.
-        folder: where `<space>.faiss` goes.
+    """Build the kinds in question, and keep the cheapest that finds enough as `<space>.faiss`.
 
     Returns:
         All that was tried; the first is what was taken.
@@ -151,9 +140,19 @@ def choose_index(space: Space, probe: Probe, params: IndexParams, folder: Path) 
     for kind in kinds_to_try(params, probe.parts.rows):
         log.info("trying a %s index of %s %s", kind, f"{probe.parts.rows:,}", space)
         trials += _try_kind(kind, probe, params, folder / f"{space}-{kind}")
-    good = [one for one in trials if _finds_enough(one, params) and _is_small(one, params)]
+    enough = [one for one in trials if _finds_enough(one, params)]
+    good = [one for one in enough if params.max_bytes is None or one.bytes <= params.max_bytes]
     if not good:
-        raise _nothing_is_good(space, trials, params)
+        what = f"no index of {space} reaches index.target_recall {params.target_recall}"
+        if not enough:
+            most = max(one.recall for one in trials)
+            fix = "lower index.target_recall, or set index.kind to flat."
+            raise InputError(f"{what}: the best finds {most:.4f}.", fix)
+        least = min(one.bytes for one in enough)
+        raise InputError(
+            f"{what} within index.max_bytes {params.max_bytes:,}: that takes {least:,}.",
+            "raise index.max_bytes or lower index.target_recall.",
+        )
     best = min(good, key=lambda one: one.cost)
     (folder / f"{space}-{best.kind}").rename(folder / f"{space}.faiss")
     for path in folder.glob(f"{space}-*"):
@@ -174,16 +173,17 @@ def kinds_to_try(params: IndexParams, rows: int) -> Sequence[Kind]:
 def _try_kind(kind: Kind, probe: Probe, params: IndexParams, path: Path) -> list[Trial]:
     """Build one kind, measure it, and write it with the cheapest setting that finds enough."""
     index = shards.filled(kind, probe.parts, params.seed)
-    trials = [
-        one
-        for settings in faiss_index.settings_of(kind, index)
-        for one in sweep(kind, index, settings, probe)
-    ]
+    sweeps = faiss_index.settings_of(index)
+    trials = [one for settings in sweeps for one in sweep(kind, index, settings, probe)]
     found = [one for one in trials if _finds_enough(one, params)] or trials
-    faiss_index.apply(kind, index, min(found, key=lambda one: one.cost).setting)
+    faiss_index.apply(index, min(found, key=lambda one: one.cost).setting)
     faiss_index.write(index, path)
     size = path.stat().st_size
     return [replace(one, bytes=size) for one in trials]
+
+
+def _finds_enough(trial: Trial, params: IndexParams) -> bool:
+    return trial.kind == "flat" or trial.recall >= params.target_recall
 
 
 def sweep(kind: Kind, index: Any, settings: Sequence[Setting], probe: Probe) -> Iterator[Trial]:
@@ -191,58 +191,23 @@ def sweep(kind: Kind, index: Any, settings: Sequence[Setting], probe: Probe) -> 
     recalls: list[float] = []
     for setting in settings:
         trial = measure(kind, index, setting, probe)
-        recalls.append(trial.recall)
         yield trial
-        if recalls[-1] >= _ENOUGH or _rose_by(recalls[-1 - _PATIENCE :]) < _RISE:
+        recalls.append(trial.recall)
+        rises = len(recalls) <= _PATIENCE or recalls[-1] - recalls[-1 - _PATIENCE] >= _RISE
+        if trial.recall >= _ENOUGH or not rises:
             return
 
 
 def measure(kind: Kind, index: Any, setting: Setting, probe: Probe) -> Trial:
-    """Search with one setting; the index keeps it."""
-    faiss_index.apply(kind, index, setting)
+    """Search with one setting, all queries at once and some alone; the index keeps the setting."""
+    faiss_index.apply(index, setting)
     start = time.perf_counter()
-    k = min(probe.k + 1, index.ntotal)  # one more, as a query may find itself
-    rows, compared = faiss_index.search_counted(kind, index, probe.queries, k)
+    rows, cost = faiss_index.search_counted(index, probe.queries, probe.k)
     rate = len(probe.queries) / (time.perf_counter() - start)
-    cost = faiss_index.bytes_a_query(kind, index, setting, compared, probe.k)
-    speed = Speed(round(rate, 1), round(_time_alone(index, probe), 4))
-    return Trial(kind, setting, probe.recall(rows), cost, speed)
-
-
-def _rose_by(recalls: Sequence[float]) -> float:
-    """What the last doublings added; much, if there were too few to tell."""
-    return recalls[-1] - recalls[0] if len(recalls) > _PATIENCE else 1.0
-
-
-def _time_alone(index: Any, probe: Probe) -> float:
-    """The median milliseconds of queries that come alone."""
     alone = []
     for query in probe.queries[:_ALONE, None]:
         start = time.perf_counter()
         index.search(query, probe.k)
         alone.append(time.perf_counter() - start)
-    return 1000 * statistics.median(alone)
-
-
-def _finds_enough(trial: Trial, params: IndexParams) -> bool:
-    return trial.kind == "flat" or trial.recall >= params.target_recall
-
-
-def _is_small(trial: Trial, params: IndexParams) -> bool:
-    return params.max_bytes is None or trial.bytes <= params.max_bytes
-
-
-def _nothing_is_good(space: Space, trials: Sequence[Trial], params: IndexParams) -> InputError:
-    most = max(one.recall for one in trials)
-    least = min((one.bytes for one in trials if _finds_enough(one, params)), default=None)
-    if least is None:
-        return InputError(
-            f"no index of {space} reaches index.target_recall {params.target_recall}: "
-            f"the best finds {most:.4f}.",
-            "lower index.target_recall, or set index.kind to flat.",
-        )
-    return InputError(
-        f"no index of {space} reaches index.target_recall {params.target_recall} within "
-        f"index.max_bytes {params.max_bytes:,}: that takes {least:,}.",
-        "raise index.max_bytes or lower index.target_recall.",
-    )
+    milliseconds = round(1000 * statistics.median(alone), 4)
+    return Trial(kind, setting, probe.recall(rows), cost, round(rate, 1), milliseconds)

@@ -1,7 +1,7 @@
 """What can be found: texts and images, each once, with how often it occurs."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +22,10 @@ from pipeline.params.places import why_missing
 
 @dataclass(frozen=True)
 class Items:
-    """The rows of an index, before they have vectors."""
+    """The rows of an index, with the columns of ROWS, before they have vectors."""
 
     texts: pd.DataFrame
-    """Columns of ROWS."""
     images: pd.DataFrame
-    """Columns of ROWS."""
     features: Int64[np.ndarray, " images"]
     """The row of each image in the teacher's features."""
 
@@ -47,73 +45,57 @@ def find_items(
         InputError: the file of own texts does not exist, is not a text, or holds none.
         ResourceError: it cannot be read.
     """
-    tables: list[pd.DataFrame] = []
+    tables = [pd.DataFrame(ROWS.empty_table().to_pandas(use_threads=False))]
     if "captions" in params.items:
-        tables.append(_caption_rows(pairs))
+        captions = pairs.captions.merge(pairs.images, "left", "image_id", validate="many_to_one")
+        captions = captions.rename(columns={"caption": "text", "caption_id": "id"})
+        tables.append(captions.assign(kind="caption"))
     if "sentences" in params.items:
         tables.append(_plain_rows("sentence", enumerate(sentences)))
     if params.texts is not None:
-        with reports_unreadable(params.texts):
-            is_there = Path(params.texts).is_file()
-        if not is_there:
-            raise InputError(*why_missing(params.texts, "index.texts"))
-        tables.append(_plain_rows("text", _read_texts(Path(params.texts))))
-    images, rows = _image_rows(pairs, features)
+        tables.append(_plain_rows("text", _read_texts(params.texts)))
+    images = _image_rows(pairs, features)
     if "images" not in params.items:
-        images, rows = images[:0], rows[:0]
-    return Items(_merge_equal(tables), images, rows)
+        images = images[:0]
+    texts = _merge_equal(pd.concat(tables, ignore_index=True), "text")
+    rows = images.index.to_numpy(dtype=np.int64)
+    return Items(texts.reset_index(drop=True), images.reset_index(drop=True), rows)
 
 
-def _merge_equal(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """One row for all equal texts: the first, with the number of them."""
-    if not tables:
-        return pd.DataFrame(ROWS.empty_table().to_pandas(use_threads=False))
-    table = pd.concat(tables, ignore_index=True)
-    table["count"] = table.groupby("text", sort=False)["text"].transform("size")
-    return pd.DataFrame(table.drop_duplicates("text")[ROWS.names].reset_index(drop=True))
-
-
-def _caption_rows(pairs: Pairs) -> pd.DataFrame:
-    table = pairs.captions.merge(pairs.images, on="image_id", how="left", validate="many_to_one")
-    table = table.rename(columns={"caption": "text", "caption_id": "id"})
-    return table.assign(kind="caption", count=1)
-
-
-def _plain_rows(kind: str, texts: Iterator[tuple[int, str]]) -> pd.DataFrame:
+def _plain_rows(kind: str, texts: Iterable[tuple[int, str]]) -> pd.DataFrame:
     table = pd.DataFrame(texts, columns=["id", "text"])
-    return table.assign(kind=kind, count=1, archive="", member="")
+    return table.assign(kind=kind, archive="", member="")
 
 
-def _image_rows(
-    pairs: Pairs, features: Features
-) -> tuple[pd.DataFrame, Int64[np.ndarray, " images"]]:
-    """The images that differ for the teacher, and their rows in its features."""
+def _image_rows(pairs: Pairs, features: Features) -> pd.DataFrame:
+    """The images that differ for the teacher; the row's name is its number in the features."""
     first = pairs.captions.drop_duplicates("image_id")[["image_id", "caption"]]
     images = pairs.images.set_index("image_id").loc[features.image_ids].reset_index()
     table = images.merge(first, on="image_id", how="left").assign(kind="image")
     table = table.rename(columns={"caption": "text", "image_id": "id"})
     table["text"] = table["text"].fillna("")
-    table["feature"] = _hash_features(features)
-    table["count"] = table.groupby("feature", sort=False)["feature"].transform("size")
-    table = table.drop_duplicates("feature")
-    return table[ROWS.names].reset_index(drop=True), table.index.to_numpy(dtype=np.int64)
-
-
-def _hash_features(features: Features) -> list[bytes]:
-    return [
+    table["feature"] = [
         hashlib.blake2b(row.tobytes(), digest_size=16).digest()
         for _, block in blocks(features.images)
         for row in block
     ]
+    return _merge_equal(table, "feature")
 
 
-def _read_texts(path: Path) -> Iterator[tuple[int, str]]:
+def _merge_equal(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Of all rows with the same value, the first, with the number of them."""
+    table["count"] = table.groupby(column, sort=False)[column].transform("size")
+    return pd.DataFrame(table.drop_duplicates(column)[ROWS.names])
+
+
+def _read_texts(written: str) -> list[tuple[int, str]]:
     """The lines of the user's file that are not blank, with their numbers from 1."""
-    empty = True
-    with reports_unreadable(path), path.open("rb") as stream:
-        for number, line in read_lines(stream, str(path)):
-            if not is_blank(line):
-                empty = False
-                yield number, line.strip()
-    if empty:
-        raise InputError(f"{path} holds no text.", "give one text a line.")
+    with reports_unreadable(written):
+        if not Path(written).is_file():
+            raise InputError(*why_missing(written, "index.texts"))
+        with Path(written).open("rb") as stream:
+            lines = read_lines(stream, written)
+            texts = [(number, line.strip()) for number, line in lines if not is_blank(line)]
+    if not texts:
+        raise InputError(f"{written} holds no text.", "give one text a line.")
+    return texts

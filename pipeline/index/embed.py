@@ -26,29 +26,19 @@ from pipeline.student.encoder import Student
 
 ROWS_A_PART = 1 << 14
 
-Embed = Callable[[slice], Vectors]
-"""The vectors of the rows of a part."""
-
 
 @dataclass(frozen=True)
 class Partition:
-    """Which parts one of several machines embeds.
-
-    Attributes:
-        number: the number of the machine, from 1.
-        of: the number of machines.
-    """
+    """Which parts one of several machines embeds."""
 
     number: int
+    """Of the machine, from 1."""
     of: int
+    """Machines."""
 
     @classmethod
     def read(cls, text: str) -> "Partition":
-        """Read `3/16`.
-
-        Raises:
-            InputError: it is something else.
-        """
+        """Read `3/16`; anything else is an InputError."""
         number, _, of = text.partition("/")
         if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
             raise InputError(f"--share is {text!r}.", "name a share such as 3/16, from 1/16 on.")
@@ -57,10 +47,15 @@ class Partition:
 
 @dataclass(frozen=True)
 class Parts:
-    """The vectors of one space, memory-mapped."""
+    """The vectors of one space, memory-mapped; all are given L2-normalised."""
 
     files: list[Path]
     rows: int
+
+    @property
+    def name(self) -> str:
+        """The space."""
+        return self.files[0].stem.partition("-")[0]
 
     @property
     def dim(self) -> int:
@@ -68,20 +63,24 @@ class Parts:
         return int(self._map(0).shape[1])
 
     def blocks(self, parts: range | None = None) -> Iterator[Vectors]:
-        """The rows of some parts, or of all, in order, a part at a time, L2-normalised."""
+        """The rows of some parts, or of all, in order, a part at a time."""
         every = range(len(self.files))
         for part in every if parts is None else every[parts.start : parts.stop]:
             yield normalise(self._map(part))
+
+    def take(self, rows: Int64[np.ndarray, " wanted"]) -> Vectors:
+        """The named rows, in the given order."""
+        taken = np.empty((len(rows), self.dim), dtype=np.float32)
+        parts = rows // ROWS_A_PART
+        for part in np.unique(parts).tolist():
+            here = parts == part
+            taken[here] = self._map(part)[rows[here] % ROWS_A_PART]
+        return normalise(taken)
 
     def draw(self, most: int, seed: int) -> Int64[np.ndarray, " drawn"]:
         """Numbers of different rows, in ascending order."""
         drawn = np.random.default_rng(seed).choice(self.rows, min(most, self.rows), replace=False)
         return np.sort(drawn).astype(np.int64)
-
-    @property
-    def name(self) -> str:
-        """The space."""
-        return self.files[0].stem.partition("-")[0]
 
     def beside(self, name: str) -> Path:
         """Where an index of these rows is kept."""
@@ -90,19 +89,6 @@ class Parts:
     def missing(self) -> list[int]:
         """The parts that do not exist, or are damaged."""
         return [part for part, path in enumerate(self.files) if not is_whole(path)]
-
-    def take(self, rows: Int64[np.ndarray, " wanted"]) -> Vectors:
-        """The named rows, in the given order, L2-normalised."""
-        taken = np.empty((len(rows), self.dim), dtype=np.float32)
-        parts = rows // ROWS_A_PART
-        for part in np.unique(parts).tolist():
-            here = parts == part
-            taken[here] = self._map(part)[rows[here] % ROWS_A_PART]
-        return normalise(taken)
-
-    def read(self, part: int) -> Vectors:
-        """The rows of one part, in memory, as the student gave them."""
-        return np.array(self._map(part))
 
     def _map(self, part: int) -> Vectors:
         vectors: Vectors = np.load(self.files[part], mmap_mode="r")
@@ -116,9 +102,9 @@ def embed_items(
     items: Items,
     features: Features,
     batch_size: int,
-    part: Partition | None = None,
+    machine: Partition | None = None,
 ) -> dict[Space, Parts]:
-    """Embed all items whose vectors do not exist yet.
+    """Embed all items whose vectors do not exist yet; gives the spaces that have vectors.
 
     Args:
         kept: where parts are kept.
@@ -127,12 +113,10 @@ def embed_items(
         items: what to embed.
         features: of the images.
         batch_size: texts a forward pass.
-        part: the machine whose parts are embedded; None: all parts are.
-
-    Returns:
-        The vectors of every space that has any.
+        machine: the one whose parts are embedded; None: all parts are.
 
     Raises:
+        InputError: there is nothing to embed.
         ModelError: the student gave a value that is not finite.
         ResourceError: the disk is full, or the place cannot be written.
     """
@@ -143,19 +127,28 @@ def embed_items(
         return student.encoder.encode(texts[rows], batch_size=batch_size)
 
     def ground_texts(rows: slice) -> Vectors:
-        return student.ground_sentences(spaces["texts"].read(rows.start // ROWS_A_PART))
+        return student.ground_sentences(np.load(spaces["texts"].files[rows.start // ROWS_A_PART]))
 
     def ground_images(rows: slice) -> Vectors:
         return student.ground_images(np.asarray(features.images[items.features[rows]]))
 
-    spaces: dict[Space, Parts] = {"texts": _fill(folder, "texts", len(texts), embed_texts, part)}
+    spaces: dict[Space, Parts] = {"texts": _fill(folder, "texts", len(texts), embed_texts, machine)}
     if student.sees_images:
-        spaces["grounded"] = _fill(folder, "grounded", len(texts), ground_texts, part)
-        spaces["images"] = _fill(folder, "images", len(items.images), ground_images, part)
-    return {space: parts for space, parts in spaces.items() if parts.rows}
+        spaces["grounded"] = _fill(folder, "grounded", len(texts), ground_texts, machine)
+        spaces["images"] = _fill(folder, "images", len(items.images), ground_images, machine)
+    found = {space: parts for space, parts in spaces.items() if parts.rows}
+    if not found:
+        raise InputError("there is nothing to index.", "add captions to index.items.")
+    return found
 
 
-def _fill(folder: Path, space: Space, rows: int, embed: Embed, machine: Partition | None) -> Parts:
+def _fill(
+    folder: Path,
+    space: Space,
+    rows: int,
+    embed: Callable[[slice], Vectors],
+    machine: Partition | None,
+) -> Parts:
     """Embed the missing parts that are this machine's."""
     starts = range(0, rows, ROWS_A_PART)
     parts = Parts([folder / f"{space}-{part:05d}.npy" for part in range(len(starts))], rows)

@@ -11,7 +11,7 @@ so that equal ones give equal bytes on one machine.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +23,21 @@ from pipeline.core.files import output_file
 from pipeline.index.format import Vectors, unusable
 from pipeline.params.index import Kind
 
-_IP = faiss.METRIC_INNER_PRODUCT
 _FAISS: Any = faiss
 """For what its type stubs leave out."""
-_LINKS = 32
-"""Of a row of HNSW, twice as many in its lowest layer."""
-_CONSTRUCTION = 64
-"""Candidates looked at when a row joins HNSW."""
+_RECIPES: dict[Kind, str] = {
+    "flat": "Flat",
+    "hnsw": "HNSW32",
+    "ivf-sq8": "IVF{clusters},SQ8",
+    "ivf-pq": "IVF{clusters},PQ{codes}x4np,Refine(SQfp16)",
+}
+"""For FAISS' index_factory."""
 _POINTS_A_CLUSTER = 64
 """Rows that k-means looks at for a cluster; FAISS asks for 39 to 256."""
-_ITERATIONS = 10
-"""Of k-means."""
 _LEAST_SAMPLE = 1 << 16
 """For codes of 16 values a part; also what k-means on few clusters may see."""
 _TUNED_FOR = 10
 """Rows that a query asks for while settings are measured."""
-_DEPTH = 4
-"""The clusters that are read hold this many times the rows asked for."""
 _MOST_RERANKED = 65_536
 """Rows re-ranked for one query, where more than ten are asked for."""
 LEAST_ROWS = 256
@@ -50,17 +48,14 @@ _FEW_CLUSTERS = 64
 
 @dataclass(frozen=True)
 class Setting:
-    """FAISS' search parameters; 0 where a kind has none.
-
-    Attributes:
-        nprobe: clusters that are read (ivf).
-        ef_search: candidates that are kept (hnsw).
-        k_factor: rows that are re-ranked, as a multiple of k (ivf-pq).
-    """
+    """FAISS' search parameters; 0 where a kind has none."""
 
     nprobe: int = 0
+    """Clusters that are read (ivf)."""
     ef_search: int = 0
+    """Candidates that are kept (hnsw)."""
     k_factor: int = 0
+    """Rows that are re-ranked, as a multiple of k (ivf-pq)."""
 
 
 def clusters_of(rows: int) -> int:
@@ -69,40 +64,73 @@ def clusters_of(rows: int) -> int:
     return int(2 ** round(math.log2(max(1.0, min(wanted, rows / 39)))))
 
 
-def train(kind: Kind, sample: Vectors, rows: int, seed: int) -> Any:
-    """An index of a kind that knows its clusters and codes, without rows.
+def sample_size(rows: int) -> int:
+    """Rows that training an index of so many reads."""
+    return min(rows, max(_LEAST_SAMPLE, _POINTS_A_CLUSTER * clusters_of(rows)))
 
-    Args:
-        kind: which.
-        sample: rows to learn from.
-        rows: how many the index will have.
-        seed: of k-means.
+
+def train(kind: Kind, sample: Vectors, rows: int, seed: int) -> Any:
+    """An index for so many rows that has learnt its clusters and codes from a sample.
+
+    K-means runs on GPUs if there are any.
     """
     dim = sample.shape[1]
-    if kind == "flat":
-        return faiss.IndexFlatIP(dim)
+    # Codes of two dimensions each, where the width can be halved.
+    codes = next((parts for parts in range(dim // 2, 0, -1) if dim % parts == 0), 1)
+    recipe = _RECIPES[kind].format(clusters=clusters_of(rows), codes=codes)
+    index: Any = faiss.index_factory(dim, recipe, faiss.METRIC_INNER_PRODUCT)
     if kind == "hnsw":
-        graph: Any = faiss.IndexHNSWFlat(dim, _LINKS, _IP)
-        graph.hnsw.efConstruction = _CONSTRUCTION
-        return graph
-    index = _clusters(kind, dim, clusters_of(rows), sample, seed)
-    if kind == "ivf-sq8":
+        index.hnsw.efConstruction = 64  # candidates looked at when a row joins
+    if kind in {"flat", "hnsw"}:
         return index
-    precise: Any = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, _IP)
-    precise.train(sample[:1])
-    ranked: Any = faiss.IndexRefine(index, precise)
-    ranked.own_fields = ranked.own_refine_index = True
-    index.this.disown()
-    precise.this.disown()
-    return ranked
+    clusters: Any = faiss.downcast_index(index.base_index) if kind == "ivf-pq" else index
+    means = clusters.cp
+    means.seed = seed & 0x7FFFFFFF  # FAISS takes an int of C
+    means.niter, means.max_points_per_centroid = 10, _POINTS_A_CLUSTER
+    if kind == "ivf-pq":
+        clusters.by_residual = False
+        clusters.pq.cp.seed = means.seed
+    searcher = on_gpus(faiss.IndexFlatIP(dim))
+    clusters.clustering_index = searcher
+    index.train(sample)
+    clusters.clustering_index = None  # is freed here
+    return index
 
 
-def finish(kind: Kind, index: Any) -> Any:
+def on_gpus(index: Any) -> Any:
+    """A copy of an index on all GPUs, to compute with; itself where there are none."""
+    if not hasattr(faiss, "get_num_gpus") or faiss.get_num_gpus() == 0:
+        return index
+    return faiss.index_cpu_to_all_gpus(index)
+
+
+def fill(index: Any, blocks: Iterable[Vectors]) -> None:
+    """Add rows, in order; to a graph by one thread, as its links depend on who comes first."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1 if _is_graph(index) else before)
+    try:
+        for block in blocks:
+            index.add(block)
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def merge(index: Any, shard: Any) -> None:
+    """Move the rows of a shard behind those of an index that was trained alike."""
+    if isinstance(index, faiss.IndexRefine):
+        for part in ("base_index", "refine_index"):
+            merge(*(faiss.downcast_index(getattr(one, part)) for one in (index, shard)))
+        index.ntotal = index.base_index.ntotal
+        return
+    index.merge_from(shard, index.ntotal if isinstance(index, faiss.IndexIVF) else 0)
+
+
+def finish(index: Any) -> Any:
     """The index as it is saved, once all rows are in: product codes are laid out for FastScan.
 
     Only then, as lists in that layout cannot be merged.
     """
-    if kind != "ivf-pq":
+    if not isinstance(index, faiss.IndexRefine):
         return index
     plain: Any = faiss.downcast_index(index.base_index)
     fast: Any = faiss.IndexIVFPQFastScan(plain)
@@ -114,128 +142,46 @@ def finish(kind: Kind, index: Any) -> Any:
     return index
 
 
-def _clusters(kind: Kind, dim: int, clusters: int, sample: Vectors, seed: int) -> Any:
-    """Clusters around the centroids of spherical k-means, which runs on GPUs if there are any."""
-    seed &= 0x7FFFFFFF  # FAISS takes an int of C
-    means = faiss.Clustering(dim, clusters)
-    means.seed = seed
-    means.niter = _ITERATIONS
-    means.max_points_per_centroid = _POINTS_A_CLUSTER
-    means.spherical = True
-    means.train(sample, on_gpus(faiss.IndexFlatIP(dim)))
-    coarse: Any = faiss.IndexFlatIP(dim)
-    coarse.add(faiss.vector_to_array(means.centroids).reshape(clusters, -1))
-    index: Any
-    if kind == "ivf-sq8":
-        bits = faiss.ScalarQuantizer.QT_8bit
-        index = faiss.IndexIVFScalarQuantizer(coarse, dim, clusters, bits, _IP, True)
-    else:  # codes of two dimensions each, where the width can be halved
-        codes = next(parts for parts in range(dim // 2, 0, -1) if dim % parts == 0)
-        index = faiss.IndexIVFPQ(coarse, dim, clusters, codes, 4, _IP)
-        index.by_residual = False
-        index.pq.cp.seed = seed
-    index.own_fields = True
-    coarse.this.disown()
-    index.quantizer_trains_alone = 1  # the centroids are there already
-    index.train(sample)
-    return index
-
-
-def sample_size(rows: int) -> int:
-    """Rows that training an index of so many reads."""
-    return min(rows, max(_LEAST_SAMPLE, _POINTS_A_CLUSTER * clusters_of(rows)))
-
-
-def on_gpus(index: Any) -> Any:
-    """A copy of an index on all GPUs, to compute with; itself where there are none."""
-    if not hasattr(faiss, "get_num_gpus") or faiss.get_num_gpus() == 0:
-        return index
-    return faiss.index_cpu_to_all_gpus(index)
-
-
-def fill(index: Any, kind: Kind, blocks: Iterable[Vectors]) -> None:
-    """Add rows, in order; to a graph by one thread, as its links depend on who comes first."""
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1 if kind == "hnsw" else before)
-    try:
-        for block in blocks:
-            index.add(block)
-    finally:
-        faiss.omp_set_num_threads(before)
-
-
-def merge(index: Any, shard: Any) -> None:
-    """Move the rows of a shard behind those of an index that was trained alike."""
-    if isinstance(index, faiss.IndexRefine):
-        for mine, theirs in (
-            (index.base_index, shard.base_index),
-            (index.refine_index, shard.refine_index),
-        ):
-            merge(faiss.downcast_index(mine), faiss.downcast_index(theirs))
-        index.ntotal = index.base_index.ntotal
-        return
-    index.merge_from(shard, index.ntotal if isinstance(index, faiss.IndexIVF) else 0)
-
-
-def settings_of(kind: Kind, index: Any) -> list[list[Setting]]:
+def settings_of(index: Any) -> list[list[Setting]]:
     """What to try, in sweeps; each setting of a sweep costs twice the one before."""
-    if kind == "flat":
-        return [[Setting()]]
-    if kind == "hnsw":
+    if _is_graph(index):
         return [[Setting(ef_search=1 << power) for power in range(4, 11)]]
-    clusters = _inverted(index).nlist
-    most = min(clusters, max(_FEW_CLUSTERS, clusters // 8))
+    if (ivf := _FAISS.try_extract_index_ivf(index)) is None:
+        return [[Setting()]]
+    most = min(ivf.nlist, max(_FEW_CLUSTERS, ivf.nlist // 8))
     probes = [1 << power for power in range(most.bit_length())]
-    factors = (0,) if kind == "ivf-sq8" else (4, 16, 64)
+    factors = (4, 16, 64) if isinstance(index, faiss.IndexRefine) else (0,)
     return [[Setting(nprobe=nprobe, k_factor=factor) for nprobe in probes] for factor in factors]
 
 
-def apply(kind: Kind, index: Any, setting: Setting) -> None:
+def apply(index: Any, setting: Setting) -> None:
     """Make searches use a setting; it is saved with the index."""
-    if kind == "hnsw":
-        index.hnsw.efSearch = setting.ef_search
-    elif kind != "flat":
-        _inverted(index).nprobe = setting.nprobe
-    if setting.k_factor:
-        index.k_factor = setting.k_factor
-
-
-def _inverted(index: Any) -> Any:
-    """The clusters below a re-ranked index, or the index itself."""
-    return faiss.downcast_index(index.base_index) if hasattr(index, "base_index") else index
+    names = ("nprobe", "efSearch", "k_factor_rf")
+    for name, value in zip(names, astuple(setting), strict=True):
+        if value:
+            _FAISS.ParameterSpace().set_index_parameter(index, name, value)
 
 
 def search_counted(
-    kind: Kind, index: Any, queries: Vectors, k: int
+    index: Any, queries: Vectors, k: int
 ) -> tuple[Int64[np.ndarray, "queries found"], float]:
-    """The rows found for each query, and how many rows FAISS compared a query with.
+    """The k + 1 nearest rows of each query, which may find itself, and its cost.
 
-    Rows that are re-ranked are not counted.
+    The cost is the bytes of vectors that one query for k rows reads, the same in every run.
     """
-    counted = _FAISS.cvar
-    counts = counted.hnsw_stats if kind == "hnsw" else counted.indexIVF_stats
+    counts = _FAISS.cvar.hnsw_stats if _is_graph(index) else _FAISS.cvar.indexIVF_stats
     counts.reset()
-    rows = index.search(queries, k)[1]
-    compared = index.ntotal if kind == "flat" else counts.ndis / len(queries)
-    return rows, float(compared)
-
-
-def bytes_a_query(kind: Kind, index: Any, setting: Setting, compared: float, k: int) -> float:
-    """Bytes of vectors that one query reads: its cost, the same in every run.
-
-    Args:
-        kind: of the index.
-        index: whose vectors.
-        setting: as applied.
-        compared: rows that a query is compared with.
-        k: rows that it asks for.
-    """
+    rows = index.search(queries, min(k + 1, index.ntotal))[1]
+    compared = counts.ndis / len(queries)
     width = 4 * index.d
-    if kind in {"flat", "hnsw"}:
-        return float(compared * width)
-    clusters = _inverted(index)
-    again = setting.k_factor * k * 2 * index.d
-    return float(clusters.nlist * width + compared * clusters.code_size + again)
+    if (ivf := _FAISS.try_extract_index_ivf(index)) is None:
+        return rows, float((compared if _is_graph(index) else index.ntotal) * width)
+    again = index.k_factor * k * 2 * index.d if isinstance(index, faiss.IndexRefine) else 0
+    return rows, float(ivf.nlist * width + compared * ivf.code_size + again)
+
+
+def _is_graph(index: Any) -> bool:
+    return isinstance(index, faiss.IndexHNSW)
 
 
 def search(
@@ -244,21 +190,20 @@ def search(
     """Cosines and rows of the k nearest rows, best first; -1 where none is left.
 
     The saved setting is for ten rows. For more, `nprobe` and `ef_search` grow, so that the clusters
-    that are read hold several times k rows and as many candidates are kept.
+    that are read hold four times k rows, and twice as many candidates are kept.
     """
     found: Any = index.search(queries, k, params=None if k <= _TUNED_FOR else _deeper(index, k))
     return found[0], found[1]
 
 
 def _deeper(index: Any, k: int) -> Any:
-    if isinstance(index, faiss.IndexHNSW):
+    if _is_graph(index):
         return _FAISS.SearchParametersHNSW(efSearch=max(index.hnsw.efSearch, 2 * k))
-    clusters = _inverted(index)
-    if not isinstance(clusters, faiss.IndexIVF):
+    if (ivf := _FAISS.try_extract_index_ivf(index)) is None:
         return None
-    wanted = math.ceil(_DEPTH * k * clusters.nlist / max(1, clusters.ntotal))
-    probe = _FAISS.SearchParametersIVF(nprobe=min(clusters.nlist, max(clusters.nprobe, wanted)))
-    if clusters is index:
+    wanted = math.ceil(4 * k * ivf.nlist / max(1, ivf.ntotal))
+    probe = _FAISS.SearchParametersIVF(nprobe=min(ivf.nlist, max(ivf.nprobe, wanted)))
+    if not isinstance(index, faiss.IndexRefine):
         return probe
     factor = max(1.0, min(index.k_factor, _MOST_RERANKED / k))
     return _FAISS.IndexRefineSearchParameters(k_factor=factor, base_index_params=probe)

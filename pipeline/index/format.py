@@ -18,8 +18,6 @@ texts.parquet. A GPU index is never saved: the files open anywhere.
 """
 
 import contextlib
-import json
-import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +29,8 @@ from jaxtyping import Float32
 
 from pipeline.core.checksums import CHECKSUMS, verify_checksums, write_checksums
 from pipeline.core.device import ran_out_of_memory
-from pipeline.core.errors import (
-    InputError,
-    MissingArtifactError,
-    PipelineError,
-    StaleArtifactError,
-)
-from pipeline.core.files import write_json
+from pipeline.core.errors import InputError, PipelineError, StaleArtifactError
+from pipeline.core.files import read_json, write_json
 from pipeline.core.redact import first_line
 from pipeline.student.directory import hash_student
 
@@ -56,19 +49,13 @@ REBUILD = (
 )
 MANIFEST = "manifest.json"
 _READ_AT_ONCE = 1 << 28
-"""Bytes up to which a file is verified when it is opened; larger ones are mapped, and opening them
-must not mean reading them."""
+"""Larger files, in bytes, are mapped: opening them must not mean reading, and verifying, them."""
 
 ROWS = pa.schema(
-    [
-        ("kind", pa.string()),
-        ("id", pa.int64()),
-        ("text", pa.string()),
-        ("count", pa.int64()),
-        ("archive", pa.string()),
-        ("member", pa.string()),
-    ]
+    {"kind": "string", "id": "int64", "text": "string", "count": "int64"}
+    | dict.fromkeys(("archive", "member"), "string")
 )
+"""Of a table; `Hit` explains them."""
 
 
 @dataclass(frozen=True)
@@ -96,25 +83,23 @@ class Hit:
 class Window:
     """Which of the ranked results are wanted.
 
-    Attributes:
-        k: results at most, at least 1.
-        offset: results left out before them.
-        min_score: the lowest cosine.
-
     Raises:
-        InputError: k or offset is too small, or the score is not a cosine.
+        InputError: k is below 1, offset below 0, or the score is not a cosine.
     """
 
     k: int = 10
+    """Results at most."""
     offset: int = 0
+    """Results left out before them."""
     min_score: float = -1.0
+    """The lowest cosine."""
 
     def __post_init__(self) -> None:
         if self.k < 1:
             raise InputError(f"k is {self.k}.", "ask for at least 1 result.")
         if self.offset < 0:
             raise InputError(f"the offset is {self.offset}.", "use 0 or more.")
-        if not math.fabs(self.min_score) <= 1:
+        if not -1 <= self.min_score <= 1:
             raise InputError(f"the lowest score is {self.min_score}.", "use a cosine, -1 to 1.")
 
 
@@ -129,22 +114,15 @@ class Index(Protocol):
     def search(self, space: Space, queries: Vectors, window: Window) -> list[list[Hit]]:
         """The nearest rows to each query, best first.
 
-        Args:
-            space: which vectors to compare with.
-            queries: one a row, of any length above 0.
-            window: which of the ranked rows.
+        Queries are one a row, of any length above 0.
 
         Raises:
-            InputError: the index holds no such vectors.
+            InputError: the index holds no such vectors, or they are of another width.
         """
 
 
 def require_space(space: Space, held: Collection[Space]) -> None:
-    """Refuse a search in vectors that the index does not hold.
-
-    Raises:
-        InputError: saying how to add them.
-    """
+    """Refuse a search in vectors that the index does not hold, saying how to add them."""
     if space in held:
         return
     if space == "images" and "grounded" in held:
@@ -164,8 +142,26 @@ def normalise(vectors: Vectors) -> Vectors:
     return np.ascontiguousarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest, and then the checksums of all files: the index is complete."""
+def write_manifest(
+    folder: Path, model: Path, corpus: str, rows: Mapping[Space, int], *, exported: bool
+) -> None:
+    """Write the manifest, and then the checksums of all files: the index is complete.
+
+    Args:
+        folder: the index.
+        model: the student that embeds its queries.
+        corpus: fingerprint of the pairs.
+        rows: how many vectors of each space are in the folder.
+        exported: whether the student's export is.
+    """
+    manifest = {
+        "schema": SCHEMA,
+        "model": hash_student(model),
+        "corpus": corpus,
+        "spaces": list(rows),
+        "rows": dict(rows),
+        "exported": exported,
+    }
     write_json(folder / MANIFEST, manifest)
     write_checksums(
         folder, *sorted(path.name for path in folder.iterdir() if path.name != CHECKSUMS)
@@ -173,22 +169,15 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def require_whole(folder: Path, *names: str) -> None:
-    """Refuse damaged files of an index.
-
-    Raises:
-        InputError: naming the file.
-    """
+    """Refuse damaged files of an index, with an InputError that names the file."""
     verify_checksums(folder, *names, fix=REBUILD, most=_READ_AT_ONCE)
 
 
 @contextlib.contextmanager
 def unusable(path: Path) -> Iterator[None]:
-    """Turn what a library raises about a file of an index into an error with its reason.
+    """Turn what a library raises about a file of an index into an InputError with its reason.
 
     The file's checksum was verified before: it is what was written.
-
-    Raises:
-        InputError: naming the file.
     """
     try:
         yield
@@ -201,11 +190,7 @@ def unusable(path: Path) -> Iterator[None]:
 
 
 def read_manifest(folder: Path, model: Path) -> dict[str, Any]:
-    """The manifest of an index, verified.
-
-    Args:
-        folder: the index.
-        model: the student whose queries it is to answer.
+    """The manifest of an index that answers the queries of a student, verified.
 
     Raises:
         MissingArtifactError: there is no index.
@@ -217,8 +202,7 @@ def read_manifest(folder: Path, model: Path) -> dict[str, Any]:
             f"{model} does not exist.",
             "name a student's folder; `dvc repro train` makes the default one.",
         )
-    path = folder / MANIFEST
-    manifest = _load(path)
+    manifest = read_json(folder / MANIFEST, made_by="index")
     require_whole(folder, MANIFEST)
     if manifest.get("schema") != SCHEMA:
         raise StaleArtifactError(f"{folder} was built by another version of the project.", REBUILD)
@@ -226,14 +210,5 @@ def read_manifest(folder: Path, model: Path) -> dict[str, Any]:
         raise StaleArtifactError(f"{folder} was built by another student than {model}.", REBUILD)
     spaces = manifest.get("spaces")
     if not isinstance(spaces, list) or any(space not in list(TARGET_OF) for space in spaces):
-        raise InputError(f"{path} names no spaces.", REBUILD)
+        raise InputError(f"{folder / MANIFEST} names no spaces.", REBUILD)
     return manifest
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise MissingArtifactError(path.parent, made_by="index") from None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {error}.", REBUILD) from None

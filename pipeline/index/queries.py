@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -35,27 +35,8 @@ if TYPE_CHECKING:
 _BATCH = 64
 _TOLERANCE = 1e-4
 """Largest difference of a value of normalised vectors; float32 sums in another order give 1e-6."""
-_PROBES = (
-    "",
-    "a",
-    "two dogs on a beach",
-    "A café, 3 rôles & 日本 🙂!",
-    " ".join(["red", *["blue"] * 600, "green"]),
-)
-
-
-@runtime_checkable
-class Queries(Protocol):
-    """Embeds queries."""
-
-    def embed(self, texts: Sequence[str], target: Target) -> Vectors:
-        """One vector per text.
-
-        Args:
-            texts: the queries.
-            target: `texts` gives sentence embeddings, `images` vectors of the shared space; for a
-                student trained without pictures, sentence embeddings too.
-        """
+_LONG = " ".join(["red", *["blue"] * 600, "green"])
+_PROBES = ("", "a", "two dogs on a beach", "A café, 3 rôles & 日本 🙂!", _LONG)
 
 
 @dataclass(frozen=True)
@@ -67,11 +48,7 @@ class ExportedQueries:
 
     @classmethod
     def open(cls, folder: Path) -> "ExportedQueries":
-        """Open what `export_queries` wrote into an index.
-
-        Raises:
-            InputError: a file is missing, damaged, or refused by its library.
-        """
+        """Open what `export_queries` wrote; InputError where a file cannot be used."""
         import onnxruntime
         from tokenizers import Tokenizer
 
@@ -85,22 +62,24 @@ class ExportedQueries:
         return cls(session, tokenizer)
 
     def embed(self, texts: Sequence[str], target: Target) -> Vectors:
-        """As `Queries.embed`."""
-        starts = range(0, len(texts), _BATCH)
-        return np.concatenate([self._embed(texts[at : at + _BATCH], target) for at in starts])
+        """One vector a text.
 
-    def _embed(self, texts: Sequence[str], target: Target) -> Vectors:
-        encoded = [one.ids for one in self.tokenizer.encode_batch(list(texts))]
-        lengths = np.array([len(ids) for ids in encoded])
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        ids = np.zeros(mask.shape, dtype=np.int64)
-        ids[mask] = np.concatenate(encoded)
-        tokens = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
-        with unusable(Path(QUERY)):
-            vectors = np.asarray(self.session.run([target], tokens)[0], dtype=np.float32)
-        if not np.isfinite(vectors).all():
-            raise InputError(f"{QUERY} gave a vector that is not finite.", REBUILD)
-        return vectors
+        They are sentence embeddings for `texts`, and vectors of the shared space for `images`; a
+        student trained without pictures has only the former.
+        """
+        found: list[Vectors] = []
+        for start in range(0, len(texts), _BATCH):
+            encoded = self.tokenizer.encode_batch(list(texts[start : start + _BATCH]))
+            lengths = np.array([len(one.ids) for one in encoded])
+            mask = np.arange(lengths.max()) < lengths[:, None]
+            ids = np.zeros(mask.shape, dtype=np.int64)
+            ids[mask] = np.concatenate([one.ids for one in encoded])
+            tokens = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
+            with unusable(Path(QUERY)):
+                found.append(np.asarray(self.session.run([target], tokens)[0], dtype=np.float32))
+            if not np.isfinite(found[-1]).all():
+                raise InputError(f"{QUERY} gave a vector that is not finite.", REBUILD)
+        return np.concatenate(found)
 
 
 @dataclass(frozen=True)
@@ -110,20 +89,20 @@ class StudentQueries:
     student: "Student"
 
     def embed(self, texts: Sequence[str], target: Target) -> Vectors:
-        """As `Queries.embed`."""
+        """As `ExportedQueries.embed`."""
         vectors = self.student.encoder.encode(texts, batch_size=_BATCH)
         if target == "images" and self.student.sees_images:
             return self.student.ground_sentences(vectors)
         return vectors
 
 
-def export_queries(model: Path, kept: Path, folder: Path) -> bool:
-    """Write the exported student, with its tokenizer, into an index.
+Queries = ExportedQueries | StudentQueries
 
-    Args:
-        model: the student.
-        kept: where its export is kept for the next index.
-        folder: the index, which exists.
+
+def export_queries(model: Path, kept: Path, folder: Path) -> bool:
+    """Write the exported student, with its tokenizer, into the folder of an index.
+
+    The export is kept for the next index.
 
     Returns:
         Whether it was written: not, with a warning, if the encoder cannot be exported or its
@@ -135,8 +114,7 @@ def export_queries(model: Path, kept: Path, folder: Path) -> bool:
     made = kept / f"query-{SCHEMA}-{hash_student(model)[:32]}"
     try:
         if not _opens(made):
-            with atomic_folder(made) as target:
-                _export(model, target)
+            _export(model, made)
     except ResourceError:
         raise
     except Exception as error:
@@ -157,20 +135,21 @@ def _opens(folder: Path) -> bool:
     return True
 
 
-def _export(model: Path, folder: Path) -> None:
+def _export(model: Path, made: Path) -> None:
     """Export a student, and compare the vectors of both."""
     import torch
 
     from pipeline.student.encoder import Student
     from pipeline.student.export import export_student
 
-    student = Student.load(model, torch.device("cpu"))
-    export_student(student, folder / QUERY, folder / TOKENIZER)
-    exported, own = ExportedQueries.open(folder), StudentQueries(student)
-    for target in get_args(Target):
-        expected, found = own.embed(_PROBES, target), exported.embed(_PROBES, target)
-        lengths = np.linalg.norm(expected, axis=1, keepdims=True)
-        if not np.abs((expected - found) / lengths).max() <= _TOLERANCE:
-            msg = "the exported encoder gives other vectors"
-            raise ValueError(msg)
-    write_checksums(folder, TOKENIZER, QUERY)
+    with atomic_folder(made) as folder:
+        student = Student.load(model, torch.device("cpu"))
+        export_student(student, folder / QUERY, folder / TOKENIZER)
+        exported, own = ExportedQueries.open(folder), StudentQueries(student)
+        for target in get_args(Target):
+            expected, found = own.embed(_PROBES, target), exported.embed(_PROBES, target)
+            lengths = np.linalg.norm(expected, axis=1, keepdims=True)
+            if not np.abs((expected - found) / lengths).max() <= _TOLERANCE:
+                msg = "the exported encoder gives other vectors"
+                raise ValueError(msg)
+        write_checksums(folder, TOKENIZER, QUERY)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from jaxtyping import Float32, Int64
+from jaxtyping import Int64
 
 from pipeline.core.errors import InputError
 from pipeline.index import faiss_index
@@ -42,11 +42,7 @@ class RowTable:
 
     @classmethod
     def open(cls, path: Path) -> "RowTable":
-        """Open a table without reading its rows.
-
-        Raises:
-            InputError: it is missing, of other columns, or Arrow refuses it.
-        """
+        """Open a table without reading its rows; InputError where it cannot be used."""
         with unusable(path):
             file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
         if not file.schema_arrow.equals(ROWS):
@@ -58,18 +54,12 @@ class RowTable:
 
     @cached_property
     def _starts(self) -> Int64[np.ndarray, " groups"]:
-        counts = [
-            self.file.metadata.row_group(group).num_rows
-            for group in range(self.file.num_row_groups)
-        ]
+        about = self.file.metadata
+        counts = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
         return np.cumsum([0, *counts[:-1]])
 
     def take(self, rows: Iterable[int]) -> dict[int, dict[str, Any]]:
-        """The named rows, each once.
-
-        Raises:
-            InputError: Arrow cannot read them.
-        """
+        """The named rows, each once; InputError where Arrow cannot read them."""
         wanted = np.unique(np.fromiter(rows, dtype=np.int64))
         groups = np.searchsorted(self._starts, wanted, side="right") - 1
         found: dict[int, dict[str, Any]] = {}
@@ -97,17 +87,13 @@ class FileIndex:
     def open(cls, folder: Path, spaces: Sequence[Space]) -> "FileIndex":
         """Map the files; only the codes of ivf-pq are read.
 
-        Args:
-            folder: the index.
-            spaces: what its manifest says it holds.
-
         Raises:
             InputError: a file is missing, damaged or refused by its library, or two do not belong
                 together.
         """
         targets = {TARGET_OF[space] for space in spaces}
-        vectors = [f"{space}.faiss" for space in spaces]
-        require_whole(folder, *vectors, *(f"{target}.parquet" for target in targets))
+        names = [f"{space}.faiss" for space in spaces] + [f"{one}.parquet" for one in targets]
+        require_whole(folder, *names)
         tables = {target: RowTable.open(folder / f"{target}.parquet") for target in targets}
         searchers = {space: faiss_index.read(folder / f"{space}.faiss") for space in spaces}
         for space, searcher in searchers.items():
@@ -123,31 +109,24 @@ class FileIndex:
         return list(self.searchers)
 
     def search(self, space: Space, queries: Vectors, window: Window) -> list[list[Hit]]:
-        """As `Index.search`.
-
-        Raises:
-            InputError: the index holds no such vectors, or they are of another width.
-        """
+        """As `Index.search`."""
         require_space(space, self.searchers)
         searcher = self.searchers[space]
         if searcher.d != queries.shape[1]:
             raise InputError(f"{space}.faiss is of another width than its queries.", REBUILD)
         k = min(window.offset + window.k, searcher.ntotal)
-        found = zip(*faiss_index.search(searcher, normalise(queries), k), strict=True)
-        kept = [_cut(*one, window) for one in found]
-        rows = self.tables[TARGET_OF[space]].take(row for one in kept for row in one)
+        scores, rows = faiss_index.search(searcher, normalise(queries), k)
+        scores, rows = scores[:, window.offset :], rows[:, window.offset :]
+        is_kept = scores.astype(np.float64) >= window.min_score
+        wanted = is_kept & (rows >= 0)  # row -1: FAISS has none left
+        cells = self.tables[TARGET_OF[space]].take(rows[wanted].tolist())
         return [
             [
-                Hit(rank=rank, score=score, **rows[row])
-                for rank, (row, score) in enumerate(one.items(), start=window.offset + 1)
+                Hit(rank=rank, score=score, **cells[row])
+                for rank, (row, score) in enumerate(
+                    zip(ids[keep].tolist(), cosines[keep].tolist(), strict=True),
+                    start=window.offset + 1,
+                )
             ]
-            for one in kept
+            for ids, cosines, keep in zip(rows, scores, wanted, strict=True)
         ]
-
-
-def _cut(
-    scores: Float32[np.ndarray, " found"], rows: Int64[np.ndarray, " found"], window: Window
-) -> dict[int, float]:
-    """The cosines of the wanted rows, in order; FAISS gives row -1 where none is left."""
-    found = zip(rows[window.offset :].tolist(), scores[window.offset :].tolist(), strict=True)
-    return {row: score for row, score in found if row >= 0 and score >= window.min_score}

@@ -12,6 +12,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,82 +39,88 @@ def filled(kind: Kind, parts: Parts, seed: int) -> Any:
         InputError: a shard has other rows than it should.
         ResourceError: the disk is full, or the place cannot be written.
     """
-    if not _has_shards(kind, parts):
-        index = _trained(kind, parts, seed)
-        faiss_index.fill(index, kind, parts.blocks())
-        return faiss_index.finish(kind, index)
-    index = _read(_train(kind, parts, seed))
-    for number in range(_count(parts)):
-        faiss_index.merge(index, _read(_make(kind, parts, seed, number)))
+    shards = _Shards(kind, parts, seed)
+    if not shards.count:
+        index = shards.train()
+        faiss_index.fill(index, parts.blocks())
+        return faiss_index.finish(index)
+    index = _read(shards.trained())
+    for number in range(shards.count):
+        faiss_index.merge(index, _read(shards.make(number)))
     if index.ntotal != parts.rows:
         folder = parts.files[0].parent
         raise InputError(f"the shards in {folder} have other rows.", f"delete {folder}.")
-    return faiss_index.finish(kind, index)
+    return faiss_index.finish(index)
 
 
 def make_shards(spaces: Mapping[Space, Parts], params: IndexParams, machine: Partition) -> bool:
     """Make one machine's part of the shards, once all vectors exist.
 
-    Args:
-        spaces: the vectors.
-        params: the index block; only a kind that is named and can be merged has shards.
-        machine: whose shards.
+    Only a kind that is named and can be merged has shards.
 
     Returns:
-        Whether there was anything to make.
+        Whether there are shards of this kind and size.
 
     Raises:
         ResourceError: the disk is full, or the place cannot be written.
     """
     if params.kind == "auto" or any(parts.missing() for parts in spaces.values()):
         return False
-    sharded = [parts for parts in spaces.values() if _has_shards(params.kind, parts)]
-    for parts in sharded:
-        own = range(machine.number - 1, _count(parts), machine.of)
-        for number in progress(own, what=f"shards of {parts.name}", unit="shard"):
-            _make(params.kind, parts, params.seed, number)
+    every = [_Shards(params.kind, parts, params.seed) for parts in spaces.values()]
+    sharded = [shards for shards in every if shards.count]
+    for shards in sharded:
+        own = range(machine.number - 1, shards.count, machine.of)
+        for number in progress(own, what=f"shards of {shards.parts.name}", unit="shard"):
+            shards.make(number)
     return bool(sharded)
 
 
-def _has_shards(kind: Kind, parts: Parts) -> bool:
-    return kind not in {"flat", "hnsw"} and _count(parts) > 1
+@dataclass(frozen=True)
+class _Shards:
+    kind: Kind
+    parts: Parts
+    seed: int
 
+    @property
+    def count(self) -> int:
+        """How many there are; 0: the index is filled at once."""
+        count = -(-len(self.parts.files) // PARTS_A_SHARD)
+        return 0 if self.kind in {"flat", "hnsw"} or count == 1 else count
 
-def _count(parts: Parts) -> int:
-    return -(-len(parts.files) // PARTS_A_SHARD)
+    def train(self) -> Any:
+        """An index without rows."""
+        rows = self.parts.rows
+        sample = self.parts.take(self.parts.draw(faiss_index.sample_size(rows), self.seed))
+        return faiss_index.train(self.kind, sample, rows, self.seed)
 
-
-def _trained(kind: Kind, parts: Parts, seed: int) -> Any:
-    sample = parts.take(parts.draw(faiss_index.sample_size(parts.rows), seed))
-    return faiss_index.train(kind, sample, parts.rows, seed)
-
-
-def _train(kind: Kind, parts: Parts, seed: int) -> Path:
-    """The file of the trained index; if several machines train, the first one's is kept."""
-    path = parts.beside(f"{kind}-{seed}")
-    if not is_whole(path):
+    def trained(self) -> Path:
+        """The file of the trained index; if several machines train, the first one's is kept."""
+        path = self.parts.beside(f"{self.kind}-{self.seed}")
+        if is_whole(path):
+            return path
         path.unlink(missing_ok=True)
-        index = _trained(kind, parts, seed)
+        index = self.train()
         with reports_unwritable(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            faiss_index.write(index, Path(folder) / path.name)
-            add_checksum(Path(folder) / path.name)
-            with contextlib.suppress(FileExistsError):
-                os.link(Path(folder) / path.name, path)
-    return path
-
-
-def _make(kind: Kind, parts: Parts, seed: int, number: int) -> Path:
-    """The file of a shard."""
-    trained = _train(kind, parts, seed)
-    path = parts.beside(f"{kind}-{seed}-{hash_file(trained)[:12]}-{number:05d}")
-    if not is_whole(path):
-        index = _read(trained)
-        own = range(number * PARTS_A_SHARD, (number + 1) * PARTS_A_SHARD)
-        faiss_index.fill(index, kind, parts.blocks(own))
-        with atomic_file(path) as temporary:
+            temporary = Path(folder) / path.name
             faiss_index.write(index, temporary)
             add_checksum(temporary)
-    return path
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path)
+        return path
+
+    def make(self, number: int) -> Path:
+        """The file of a shard."""
+        trained = self.trained()
+        name = f"{self.kind}-{self.seed}-{hash_file(trained)[:12]}-{number:05d}"
+        path = self.parts.beside(name)
+        if not is_whole(path):
+            index = _read(trained)
+            own = range(number * PARTS_A_SHARD, (number + 1) * PARTS_A_SHARD)
+            faiss_index.fill(index, self.parts.blocks(own))
+            with atomic_file(path) as temporary:
+                faiss_index.write(index, temporary)
+                add_checksum(temporary)
+        return path
 
 
 def _read(path: Path) -> Any:

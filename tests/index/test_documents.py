@@ -69,19 +69,21 @@ def test_images_with_the_same_features_are_one_row(corpus):
     np.testing.assert_array_equal(features.image_ids[items.features], items.images["id"].to_numpy())
 
 
-def test_items_are_those_that_are_named(corpus):
-    pairs, features = corpus
-    alone = find_items(index_params(items=["images"]), pairs, features, [])
+def test_items_are_those_that_are_named(corpus, tiny_run):
+    alone = find_items(index_params(items=["images"]), *corpus, [])
     assert alone.texts.empty
     assert len(alone.images)
+    sentences = read_sentences(tiny_run / "data/text")
+    items = find_items(index_params(items=["sentences"]), *corpus, sentences)
+    assert items.texts["count"].sum() == len(sentences)
+    assert [sentences[row] for row in items.texts["id"]] == items.texts["text"].tolist()
+    assert items.images.empty
 
 
-@given(
-    st.lists(
-        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30),
-        max_size=20,
-    )
-)
+LINES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
+
+
+@given(st.lists(LINES, max_size=20))
 def test_own_texts_are_the_lines_that_are_not_empty(tmp_path_factory, lines):
     path = tmp_path_factory.mktemp("own") / "texts.txt"
     path.write_text("\n".join(lines), encoding="utf-8", newline="\n")
@@ -111,30 +113,25 @@ COLUMNS = (
 @pytest.mark.parametrize(
     ("content", "words"),
     [
+        (None, "own.txt does not exist"),
         (b"\xff\xfe\x00", "own.txt is UTF-16"),
         (b"ok\n\x80\n", "own.txt line 2 is not UTF-8"),
         (b"ok\na\0b\n", "own.txt line 2 holds NUL"),
     ],
 )
 def test_own_texts_that_are_no_text(corpus, tmp_path, content, words):
-    (tmp_path / "own.txt").write_bytes(content)
-    params = index_params(items=["texts"], texts=str(tmp_path / "own.txt"))
+    path = tmp_path / "own.txt"
+    if content is not None:
+        path.write_bytes(content)
     with pytest.raises(InputError, match=words):
-        find_items(params, *corpus, [])
+        find_items(index_params(items=["texts"], texts=str(path)), *corpus, [])
 
 
 def test_a_byte_order_mark_is_no_part_of_an_own_text(corpus, tmp_path):
     (tmp_path / "own.txt").write_bytes("\ufeffa dog\r\n\u2028\r\na dog\u2028a cat\n".encode())
     params = index_params(items=["texts"], texts=str(tmp_path / "own.txt"))
     found = find_items(params, *corpus, []).texts
-    own = found[found["kind"] == "text"]
-    assert dict(zip(own["text"], own["id"], strict=True)) == {"a dog": 1, "a dog\u2028a cat": 3}
-
-
-def test_own_texts_that_are_not_there(corpus, tmp_path):
-    params = index_params(items=["texts"], texts=str(tmp_path / "gone.txt"))
-    with pytest.raises(InputError, match=r"gone.txt does not exist"):
-        find_items(params, *corpus, [])
+    assert dict(zip(found["text"], found["id"], strict=True)) == {"a dog": 1, "a dog\u2028a cat": 3}
 
 
 @pytest.mark.parametrize(
@@ -151,10 +148,3 @@ def test_own_texts_that_are_not_there(corpus, tmp_path):
 def test_wrong_params_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         index_params(**changes)
-
-
-def test_sentences_are_those_of_the_text_corpus(tiny_run, corpus):
-    sentences = read_sentences(tiny_run / "data/text")
-    items = find_items(index_params(items=["sentences"]), *corpus, sentences)
-    assert items.texts["count"].sum() == len(sentences)
-    assert [sentences[row] for row in items.texts["id"]] == items.texts["text"].tolist()

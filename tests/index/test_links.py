@@ -1,7 +1,6 @@
-"""Whatever DVC puts into the working folder, links too: everything opens, and nothing is changed.
+"""With DVC's `cache.type` symlink or hardlink, the files of outputs are links to read-only files.
 
-With `cache.type` symlink or hardlink the files of an output are links to read-only files of the
-cache, which are named after their content.
+Those are named after their content. Everything opens, and nothing is changed.
 """
 
 import hashlib
@@ -18,14 +17,14 @@ from pipeline.index.format import QUERY
 from pipeline.search.searcher import Searcher
 from tests.conftest import ROOT, invoke
 
-LINKS = {"symlink": os.symlink, "hardlink": os.link, "copy": shutil.copyfile}
+LINKS = {"symlink": os.symlink, "hardlink": os.link}
 OUTPUTS = ("pairs", "text", "evaluation", "features.h5", "models", "index")
 QUERIES = ["a small red circle", "two blue squares above a large green star"]
 
 
 @pytest.fixture(params=LINKS)
 def linked(request, tiny_run, tmp_path, monkeypatch) -> Path:
-    """A copy of the tiny run with its outputs as DVC checks them out, beside their cache."""
+    """A copy of the tiny run with its outputs as DVC checks them out."""
     folder = tmp_path / "run"
     shutil.copytree(tiny_run, folder)
     for output in (folder / "data" / name for name in OUTPUTS):
@@ -70,7 +69,7 @@ def test_a_linked_student_loads_in_all_three_libraries(linked, tiny_run):
     assert AutoTokenizer.from_pretrained(linked)(QUERIES[0])["input_ids"]
 
 
-@pytest.mark.parametrize("linked", ["symlink", "hardlink"], indirect=True)
+@pytest.mark.parametrize("linked", ["symlink"], indirect=True)
 @pytest.mark.integration
 def test_an_index_replaces_links_and_leaves_the_cache_alone(linked):
     cache = linked.parent / "cache"
@@ -83,11 +82,12 @@ def test_an_index_replaces_links_and_leaves_the_cache_alone(linked):
     assert contents(cache) == before
 
 
-def test_an_encoder_and_a_teacher_may_be_links(linked, tmp_path):
+def test_an_encoder_and_a_teacher_may_be_links(in_tiny_run, tmp_path):
     for kind in ("student", "teacher"):
         for path in (ROOT / "data/demo" / kind).iterdir():
             (tmp_path / kind).mkdir(exist_ok=True)
             (tmp_path / kind / path.name).symlink_to(path)
-    result = invoke("evaluate", "--model", str(tmp_path / "student"), "--pooling", "mean",
-                    "--out", "x.json", "--tasks", "sts")  # fmt: skip
+    report = str(tmp_path / "x.json")
+    options = ("--pooling", "mean", "--out", report, "--tasks", "sts")
+    result = invoke("evaluate", "--model", str(tmp_path / "student"), *options)
     assert result.exit_code == 0, result.output

@@ -11,7 +11,7 @@ pymilvus runs milvus-lite in this process; while it is open it listens on a port
 """
 
 import contextlib
-import json
+import functools
 import logging
 import os
 import re
@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import HttpUrl, TypeAdapter, ValidationError
 
 from pipeline.core.errors import InputError, PipelineError, ResourceError, StaleArtifactError
 from pipeline.core.extras import require_extra
-from pipeline.core.files import reports_unwritable
+from pipeline.core.files import read_json, reports_unwritable
 from pipeline.core.progress import log
 from pipeline.core.signals import defers_signals
 from pipeline.index.format import (
@@ -61,48 +61,35 @@ _COLLECTION_NOT_FOUND = 100
 
 @dataclass(frozen=True)
 class Address:
-    """Where a Milvus database is.
-
-    Attributes:
-        uri: `http://host:port` or `https://host:port`, followed by the database's name if it is
-            not the default one; or a folder whose name ends in `.db`.
-        token_env: the environment variable that holds the token of a server.
-        prefix: of the names of all collections.
-
-    Raises:
-        InputError: one of them cannot be used.
-    """
+    """Where a Milvus database is; an InputError where it cannot be one."""
 
     uri: str
+    """`http://host:port` or `https://host:port`, followed by the database's name if it is not the
+    default one; or a folder whose name ends in `.db`."""
     token_env: str | None = None
+    """The environment variable that holds the token of a server."""
     prefix: str = DEFAULT_PREFIX
+    """Of the names of all collections."""
 
     def __post_init__(self) -> None:
+        is_server = self.folder is None
         if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,99}", self.prefix):
+            what = f"--collection-prefix is {self.prefix!r}."
             raise InputError(
-                f"--collection-prefix is {self.prefix!r}.",
-                "use at most 100 letters, digits and underscores, no digit first.",
+                what, "use at most 100 letters, digits and underscores, no digit first."
             )
-        if self.folder is None and re.search("[@?#]", self.uri):  # may be a password: not shown
-            raise InputError(
-                "--uri holds more than an address.",
-                "put user:password into an environment variable and name it with --token-env.",
-            )
-        if not self._is_usable():
-            raise InputError(
-                f"{self.uri} is not an address of Milvus.",
-                "name a folder that ends in .db, or a server such as http://localhost:19530.",
-            )
-
-    def _is_usable(self) -> bool:
-        if self.folder is not None:
-            return self.uri.endswith(".db")
+        if is_server and re.search("[@?#]", self.uri):  # may be a password: not shown
+            fix = "put user:password into an environment variable and name it with --token-env."
+            raise InputError("--uri holds more than an address.", fix)
         try:
-            parts = urlsplit(self.uri)
-            is_server = bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            return False
-        return is_server and parts.scheme in {"http", "https"} and not self.uri.endswith(".db")
+            if is_server:
+                TypeAdapter(HttpUrl).validate_python(self.uri)
+            is_usable = is_server != self.uri.endswith(".db")
+        except ValidationError:
+            is_usable = False
+        if not is_usable:
+            fix = "name a folder that ends in .db, or a server such as http://localhost:19530."
+            raise InputError(f"{self.uri} is not an address of Milvus.", fix)
 
     @property
     def folder(self) -> Path | None:
@@ -111,11 +98,7 @@ class Address:
 
     @property
     def token(self) -> str:
-        """The server's token; empty where none was named.
-
-        Raises:
-            InputError: the variable is not set.
-        """
+        """The server's token; empty where none was named, an InputError where it is not set."""
         if self.token_env is None or self.folder is not None:
             return ""
         if token := os.environ.get(self.token_env):
@@ -175,7 +158,19 @@ class MilvusIndex:
             ResourceError: the server does not answer, or another process uses the folder.
         """
         with connect(address) as client:
-            yield cls(client, address, read_about(client, address))
+            if not client.has_collection(address.prefix):
+                what = f"{address.uri} holds no index named {address.prefix}."
+                raise InputError(what, address.command)
+            described = client.describe_collection(address.prefix)
+            content = described.get("properties", {}).get(PROPERTY, "")
+            try:
+                about = TypeAdapter(About).validate_json(content)
+            except ValidationError:
+                raise not_an_index(address) from None
+            if about.schema != SCHEMA:
+                what = f"{address.uri} was loaded by another version of the project."
+                raise StaleArtifactError(what, address.command)
+            yield cls(client, address, about)
 
     @property
     def spaces(self) -> Collection[Space]:
@@ -183,12 +178,8 @@ class MilvusIndex:
         return list(self.about.rows)
 
     def require_fit(self, folder: Path) -> None:
-        """Refuse vectors of another student or corpus than those of the index folder.
-
-        Raises:
-            StaleArtifactError: they are.
-        """
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        """Refuse vectors of another student or corpus than those of the index folder."""
+        manifest = read_json(folder / MANIFEST, made_by="index")
         for key, what in (("model", "student"), ("corpus", "corpus")):
             if manifest[key] != getattr(self.about, key):
                 raise StaleArtifactError(
@@ -197,7 +188,7 @@ class MilvusIndex:
                 )
 
     def search(self, space: Space, queries: Vectors, window: Window) -> list[list[Hit]]:
-        """As `Index.search`.
+        """As `Index.search`; hits of equal score are in the order of their rows.
 
         Raises:
             InputError: the window is deeper than Milvus allows.
@@ -218,61 +209,34 @@ class MilvusIndex:
         params = dict(self.about.tuning.get(space, {}))
         if "ef" in params:
             params["ef"] = max(params["ef"], depth)
-        vectors, at_once = normalise(queries), max(1, DEEPEST // depth)
-        found: list[list[Hit]] = []
-        for start in range(0, len(vectors), at_once):
-            answers = self.client.search(
+        at_once = max(1, DEEPEST // depth)
+        answers: list[list[dict[str, Any]]] = []
+        for start in range(0, len(queries), at_once):
+            answers += self.client.search(
                 name,
-                data=list(vectors[start : start + at_once]),
+                data=list(normalise(queries[start : start + at_once])),
                 anns_field=VECTOR,
                 limit=window.k,
                 output_fields=ROWS.names,
                 search_params={"metric_type": "IP", "offset": window.offset, "params": params},
             )
-            found += [_as_hits(list(one), window) for one in answers]
-        return found
-
-
-def _as_hits(found: list[dict[str, Any]], window: Window) -> list[Hit]:
-    """The hits of one query, best first, the lower row first where scores are equal."""
-    ranked = sorted(found, key=lambda one: (-one["distance"], one[ROW]))
-    return [
-        Hit(rank=rank, score=float(one["distance"]), **one["entity"])
-        for rank, one in enumerate(ranked, start=window.offset + 1)
-        if one["distance"] >= window.min_score
-    ]
+        return [
+            [
+                Hit(rank=rank, score=float(one["distance"]), **one["entity"])
+                for rank, one in enumerate(
+                    sorted(found, key=lambda one: (-one["distance"], one[ROW])), window.offset + 1
+                )
+                if one["distance"] >= window.min_score
+            ]
+            for found in answers
+        ]
 
 
 def require_rows(client: "MilvusClient", address: Address, name: str, rows: int) -> None:
-    """Refuse a collection that is not complete.
-
-    Raises:
-        ResourceError: it has another number of rows.
-    """
+    """Refuse a collection that is not complete, with a ResourceError."""
     counted = client.query(name, output_fields=["count(*)"], consistency_level="Strong")
     if (found := counted[0]["count(*)"]) != rows:
         raise ResourceError(f"{address.uri} holds {found:,} of {rows:,} rows.", address.command)
-
-
-def read_about(client: "MilvusClient", address: Address) -> About:
-    """The load under a prefix.
-
-    Raises:
-        InputError: there is none, or something else has the name.
-        StaleArtifactError: another version of the project made it.
-    """
-    if not client.has_collection(address.prefix):
-        raise InputError(f"{address.uri} holds no index named {address.prefix}.", address.command)
-    described = client.describe_collection(address.prefix)
-    try:
-        about = TypeAdapter(About).validate_json(described.get("properties", {}).get(PROPERTY, ""))
-    except ValidationError:
-        raise not_an_index(address) from None
-    if about.schema != SCHEMA:
-        raise StaleArtifactError(
-            f"{address.uri} was loaded by another version of the project.", address.command
-        )
-    return about
 
 
 def not_an_index(address: Address) -> InputError:
@@ -287,8 +251,12 @@ def not_an_index(address: Address) -> InputError:
 def connect(address: Address, *, create: bool = False) -> Iterator["MilvusClient"]:
     """A client of a server, or of milvus-lite, which is started and stopped with it.
 
-    Each call has a time limit by default, raises errors of this project, and ends before a signal
-    is handled. With `create`, the folder of milvus-lite is made if it does not exist.
+    Each call of a server has a time limit by default. All raise errors of this project, and end
+    before a signal is handled.
+
+    Args:
+        address: where it is.
+        create: make the folder of milvus-lite if it does not exist.
 
     Raises:
         InputError: there is no such database, or the token is refused.
@@ -327,19 +295,14 @@ def connect(address: Address, *, create: bool = False) -> Iterator["MilvusClient
 
 @dataclass(frozen=True)
 class _Calls:
-    """A client with a time limit, this project's errors, and no signal within a call."""
+    """A client whose methods are called by `_call`, with a time limit if it is of a server."""
 
     client: "MilvusClient"
     address: Address
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         seconds = CALL_SECONDS if self.address.folder is None else None
-        method = getattr(self.client, name)
-
-        def call(*values: Any, **options: Any) -> Any:
-            return _call(self.address, method, *values, **{"timeout": seconds} | options)
-
-        return call
+        return functools.partial(_call, self.address, getattr(self.client, name), timeout=seconds)
 
 
 def _call(address: Address, method: Callable[..., Any], *values: Any, **options: Any) -> Any:
@@ -347,20 +310,16 @@ def _call(address: Address, method: Callable[..., Any], *values: Any, **options:
     import grpc
     from pymilvus import MilvusException
 
-    came: signal.Signals | None = None
+    is_main = threading.current_thread() is threading.main_thread()
+    deferred = defers_signals() if is_main else contextlib.nullcontext(lambda: None)
     try:
-        if threading.current_thread() is not threading.main_thread():
+        with deferred as first_signal:
             return method(*values, **options)
-        with defers_signals() as first_signal:
-            try:
-                return method(*values, **options)
-            finally:
-                came = first_signal()
     except (MilvusException, grpc.RpcError, grpc.FutureTimeoutError) as error:
         raise _explain(address, error) from None
     finally:
-        if came is not None:
-            signal.raise_signal(came)
+        if (number := first_signal()) is not None:
+            signal.raise_signal(number)
 
 
 def _check_folder(folder: Path, *, create: bool) -> None:
@@ -369,13 +328,12 @@ def _check_folder(folder: Path, *, create: bool) -> None:
 
     if not folder.parent.is_dir():
         raise InputError(f"{folder.parent} is not a folder.", "make it, or name another --uri.")
+    is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_new and not (folder / "collections").exists():
+        what = f"{folder} is not a database of milvus-lite 3."
+        raise InputError(what, "name another --uri, or delete it.")
     if not folder.exists() and not create:
         raise InputError(f"{folder} does not exist.", Address(str(folder)).command)
-    parts = {path.name for path in folder.iterdir()} if folder.is_dir() else {"a file"}
-    if folder.exists() and parts and "collections" not in parts:
-        raise InputError(
-            f"{folder} is not a database of milvus-lite 3.", "name another --uri, or delete it."
-        )
     try:
         with reports_unwritable(folder):
             MilvusLite(str(folder)).close()
@@ -392,21 +350,16 @@ def _explain(address: Address, error: Exception) -> PipelineError:
     said = f"{error} {error.__cause__} {error.__context__}".lower().replace("_", "")
     if re.search("unauthenticated|permissiondenied|permission deny|auth check fail", said):
         how = "to this token" if address.token_env else "without a token"
-        return InputError(
-            f"{address.uri} refuses to answer {how}.",
-            "set the variable that --token-env names to a token that may do this.",
-        )
+        fix = "set the variable that --token-env names to a token that may do this."
+        return InputError(f"{address.uri} refuses to answer {how}.", fix)
     if re.search("unavailable|deadlineexceeded|fail connecting", said):
         return ResourceError(f"{address.uri} does not answer.", "check the address and the server.")
     if getattr(error, "code", None) == _COLLECTION_NOT_FOUND:
-        return StaleArtifactError(
-            f"{address.uri}: a collection is gone; another load took its place.",
-            "run the same command again.",
-        )
+        what = f"{address.uri}: a collection is gone; another load took its place."
+        return StaleArtifactError(what, "run the same command again.")
     fix = "see its log, and run the same command again."
     if address.folder is not None:
-        fix = "free some space or repair the disk, and run the same command again."
-        fix = fix if "[errno " in said else f"if it is damaged, delete it and {address.command}"
+        fix = f"free some space; if the database is damaged, delete it and {address.command}"
     message = " ".join(str(getattr(error, "message", "") or error).split())
     message = message.replace(os.environ.get(address.token_env or "") or "\n", "***")
     return ResourceError(f"{address.uri}: Milvus says: {message[:300]}", fix)

@@ -5,18 +5,17 @@ import json
 import math
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
-from pipeline.core.errors import InputError, PipelineError, StaleArtifactError
+from pipeline.core.errors import PipelineError, StaleArtifactError
 from pipeline.core.files import atomic_folder
 from pipeline.core.progress import counter, log
-from pipeline.download.records import Pairs
-from pipeline.index.build import describe
 from pipeline.index.documents import Items
 from pipeline.index.embed import Parts
 from pipeline.index.format import ROWS, SCHEMA, TARGET_OF, Space, read_manifest, write_manifest
@@ -40,43 +39,31 @@ LONGEST = 65_535
 """Bytes of a text that Milvus keeps."""
 _BATCH_ROWS = 2_000
 _BATCH_BYTES = 16 << 20
-"""A server takes messages of 64 MiB at most."""
+"""Of texts and vectors in a message, about; a server takes messages of 64 MiB at most."""
 _SEGMENT_BYTES = 1 << 30
 """Of vectors that Milvus puts into one segment, which has its own index."""
-_TYPES: dict[MilvusKind, str] = {
-    "flat": "FLAT",
-    "hnsw": "HNSW",
-    "ivf-sq8": "IVF_SQ8",
-    "autoindex": "AUTOINDEX",
-}
-_STRINGS = [one.name for one in ROWS if one.type == "string"]
 
 
-def check_target(address: Address, folder: Path, model: Path, pairs: Pairs) -> None:
+def prepare(address: Address, folder: Path, model: Path, corpus: str, kept: Path) -> dict[str, Any]:
     """Find out, before the long work, whether an index could be loaded at its end.
 
+    The folder is the index that embeds queries; it is made, without rows, if it does not exist. Its
+    manifest is returned.
+
     Raises:
-        StaleArtifactError: the folder, which may be absent, is of another student or corpus.
-        PipelineError: as `connect`.
+        StaleArtifactError: the folder is of another student or corpus.
+        PipelineError: as `connect`, or the folder cannot be written.
     """
-    if folder.exists() and read_manifest(folder, model).get("corpus") != pairs.fingerprint():
+    if folder.exists() and read_manifest(folder, model).get("corpus") != corpus:
         raise StaleArtifactError(
             f"{folder} was built from another corpus.", "run `dvc repro index`."
         )
     with connect(address, create=True) as client:
-        used_load(client, address)
-
-
-def ensure_queries(folder: Path, model: Path, pairs: Pairs, kept: Path) -> dict[str, Any]:
-    """The manifest of the index that queries are embedded with; made, without rows, if absent.
-
-    Raises:
-        PipelineError: as `read_manifest`, or the folder cannot be written.
-    """
+        _drop_unused(client, address)
     if not folder.exists():
-        with atomic_folder(folder) as target:
-            exported = export_queries(model, kept, target)
-            write_manifest(target, describe(model, pairs, {}, exported=exported))
+        with atomic_folder(folder) as made:
+            exported = export_queries(model, kept, made)
+            write_manifest(made, model, corpus, {}, exported=exported)
     return read_manifest(folder, model)
 
 
@@ -96,23 +83,21 @@ def load_items(
         ResourceError: the server does not answer, its rows are not those that were sent, or a disk
             is full.
     """
-    if not spaces:
-        raise InputError("there is nothing to index.", "add captions to index.items.")
     about = About(
         schema=SCHEMA,
         model=manifest["model"],
         corpus=manifest["corpus"],
         load=secrets.token_hex(8),
         rows={space: parts.rows for space, parts in spaces.items()},
-        tuning={space: _index_params(kind, parts)[1] for space, parts in spaces.items()},
+        tuning={space: _index_of(kind, parts)[2] for space, parts in spaces.items()},
     )
-    tables = {"texts": items.texts, "images": items.images}
     with connect(address, create=True) as client:
         _drop_unused(client, address)
         names = {space: about.collection(address.prefix, space) for space in spaces}
         try:
             for space, parts in spaces.items():
-                _fill(client, names[space], about, tables[TARGET_OF[space]], parts, kind)
+                rows: pd.DataFrame = getattr(items, TARGET_OF[space])
+                _fill(client, names[space], about, rows, parts, kind)
                 require_rows(client, address, names[space], parts.rows)
             is_taken = client.has_collection(address.prefix)
             switch = client.alter_alias if is_taken else client.create_alias
@@ -138,7 +123,7 @@ def _fill(
     schema.add_field(ROW, DataType.INT64, is_primary=True)
     schema.add_field(VECTOR, DataType.FLOAT_VECTOR, dim=parts.dim)
     for one in ROWS:
-        options = {"max_length": LONGEST} if one.name in _STRINGS else {}
+        options = {"max_length": LONGEST} if one.type == "string" else {}
         schema.add_field(one.name, DataType.VARCHAR if options else DataType.INT64, **options)
     properties = {PROPERTY: json.dumps(asdict(about))}
     client.create_collection(
@@ -151,77 +136,65 @@ def _fill(
     log.info("waiting for Milvus to index %s rows", f"{parts.rows:,}")
     client.flush(name, timeout=None)
     index = MilvusClient.prepare_index_params()
-    structure = _index_params(kind, parts)[0]
+    index_type, params, _ = _index_of(kind, parts)
     index.add_index(
-        VECTOR, index_type=_TYPES[kind], index_name=VECTOR, metric_type="IP", params=structure
+        VECTOR, index_type=index_type, index_name=VECTOR, metric_type="IP", params=params
     )
     client.create_index(name, index, timeout=None)
     client.load_collection(name, timeout=None)
 
 
-def used_load(client: "MilvusClient", address: Address) -> str | None:
-    """The load that searches find; None: there is none.
+def _drop_unused(client: "MilvusClient", address: Address) -> None:
+    """Drop the collections of all loads that no search finds, those that were killed included.
 
     Raises:
-        InputError: the name belongs to something else.
+        InputError: the prefix is the name of something else.
     """
-    if not client.has_collection(address.prefix):
-        return None
-    described = client.describe_collection(address.prefix)
-    name = _loads_of(address.prefix).fullmatch(described["collection_name"])
-    if name is None:
-        raise not_an_index(address)
-    return name["load"]
+    name = f"{re.escape(address.prefix)}_(?P<load>[0-9a-f]{{16}})_({'|'.join(TARGET_OF)})"
+    used = None
+    if client.has_collection(address.prefix):
+        described = client.describe_collection(address.prefix)
+        found = re.fullmatch(name, described["collection_name"])
+        if found is None:
+            raise not_an_index(address)
+        used = found["load"]
+    for other in client.list_collections():
+        found = re.fullmatch(name, other)
+        if found and found["load"] != used:
+            client.drop_collection(other)
 
 
-def _drop_unused(client: "MilvusClient", address: Address) -> None:
-    """Drop the collections of all other loads, those that were killed included."""
-    used = used_load(client, address)
-    for name in client.list_collections():
-        own = _loads_of(address.prefix).fullmatch(name)
-        if own and own["load"] != used:
-            client.drop_collection(name)
-
-
-def _loads_of(prefix: str) -> re.Pattern[str]:
-    return re.compile(f"{re.escape(prefix)}_(?P<load>[0-9a-f]{{16}})_({'|'.join(TARGET_OF)})")
-
-
-def _batches(rows: pd.DataFrame, parts: Parts) -> Iterator[list[dict[str, Any]]]:
+def _batches(rows: pd.DataFrame, parts: Parts) -> Iterator[list[dict[Hashable, Any]]]:
     """Rows with their vectors, as many at a time as fit one message.
 
     A text that is too long for Milvus is cut; its vector is of all that the student reads.
     """
-    batch: list[dict[str, Any]] = []
-    size = cut = start = 0
+    start = cut = 0
     for block in parts.blocks():
-        records = rows.iloc[start : start + len(block)].to_dict("records")
-        for number, (record, vector) in enumerate(zip(records, block, strict=True), start=start):
-            row = {str(name): value for name, value in record.items()}
-            text = row["text"].encode()
-            cut += len(text) > LONGEST
-            row |= {"text": text[:LONGEST].decode(errors="ignore"), ROW: number, VECTOR: vector}
-            more = vector.nbytes + sum(len(row[name].encode()) for name in _STRINGS)
-            if batch and (len(batch) == _BATCH_ROWS or size + more > _BATCH_BYTES):
-                yield batch
-                batch, size = [], 0
-            batch.append(row)
-            size += more
-        start += len(block)
-    yield batch
+        numbers = range(start, start + len(block))
+        texts = [text.encode() for text in rows["text"].iloc[start : numbers.stop]]
+        cut += sum(len(text) > LONGEST for text in texts)
+        kept = [text[:LONGEST].decode(errors="ignore") for text in texts]
+        added: dict[str, Any] = {"text": kept, ROW: numbers, VECTOR: list(block)}
+        table = rows.iloc[start : numbers.stop].assign(**added)
+        sizes = np.cumsum([min(len(text), LONGEST) + block[0].nbytes for text in texts])
+        full = [np.arange(len(block)) // _BATCH_ROWS, sizes // _BATCH_BYTES]
+        for _, batch in table.groupby(full):
+            yield batch.to_dict("records")
+        start = numbers.stop
     if cut:
         log.warning("%s texts were cut to the %s bytes that Milvus keeps", f"{cut:,}", LONGEST)
 
 
-def _index_params(kind: MilvusKind, parts: Parts) -> tuple[dict[str, int], dict[str, int]]:
-    """What an index is built with, and what a search is told beside the number of rows.
+def _index_of(kind: MilvusKind, parts: Parts) -> tuple[str, dict[str, int], dict[str, int]]:
+    """Milvus' name of an index, what it is built with, and what a search is told.
 
     IVF has 4 sqrt(rows) clusters a segment, as `faiss_index.clusters_of`.
     """
     if kind == "hnsw":
-        return {"M": 32, "efConstruction": 256}, {"ef": 128}
+        return "HNSW", {"M": 32, "efConstruction": 256}, {"ef": 128}
     if kind != "ivf-sq8":
-        return {}, {}
+        return kind.upper(), {}, {}
     rows = min(parts.rows, _SEGMENT_BYTES // (4 * parts.dim))
     clusters = max(1, min(int(4 * math.sqrt(rows)), rows // 39, 65_536))
-    return {"nlist": clusters}, {"nprobe": max(min(16, clusters), clusters // 8)}
+    return "IVF_SQ8", {"nlist": clusters}, {"nprobe": max(min(16, clusters), clusters // 8)}
