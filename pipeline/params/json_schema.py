@@ -5,8 +5,6 @@ from typing import Any
 from pipeline.params.block import NUMBER_TEXT
 from pipeline.params.schema import Params
 
-_DIALECT = "https://json-schema.org/draft/2020-12/schema"
-
 
 def params_schema() -> dict[str, Any]:
     """The schema of all blocks: type, range, default and description, with its unit, of every key.
@@ -14,8 +12,8 @@ def params_schema() -> dict[str, Any]:
     It refuses no file that the pipeline reads. Rules over several keys, such as the threshold of a
     kind of filter, are only checked by the pipeline.
     """
-    content: dict[str, Any] = _tidy(Params.model_json_schema())
-    return {"$schema": _DIALECT, **content, "title": "params.yaml"}
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": dialect, **_tidy(Params.model_json_schema()), "title": "params.yaml"}
 
 
 def _tidy(node: Any) -> Any:
@@ -29,17 +27,13 @@ def _tidy(node: Any) -> Any:
         tidy["description"] = " ".join(tidy["description"].split())
     if "properties" in tidy:
         tidy["required"] = list(tidy["properties"])
-    return _number_or_text(tidy) if tidy.get("type") == "number" else tidy
+    if tidy.get("type") != "number":
+        return tidy
+    about = {key: tidy.pop(key) for key in ("default", "description") if key in tidy}
+    number = {"type": "string", "pattern": f"^{NUMBER_TEXT}$"}  # `1e-5` is text in YAML 1.1
+    return {"anyOf": [tidy, number], **about}
 
 
 def _is_noise(node: dict[str, Any], key: str) -> bool:
     """Titles repeat the key, defaults of blocks those of their keys."""
     return (key == "title" and isinstance(node[key], str)) or (key == "default" and "$ref" in node)
-
-
-def _number_or_text(node: dict[str, Any]) -> dict[str, Any]:
-    """A number, or the text of one, such as `1e-5` in YAML 1.1."""
-    about: dict[str, Any] = {
-        key: node.pop(key) for key in ("default", "description") if key in node
-    }
-    return {"anyOf": [node, {"type": "string", "pattern": f"^{NUMBER_TEXT}$"}], **about}
