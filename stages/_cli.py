@@ -116,18 +116,14 @@ def _describe_unexpected(error: Exception) -> _Failure:
 
 
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Lines on stderr, written above a progress bar where there is one."""
+    """Each message on one line of stderr, without secrets, above a progress bar."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return one_line(redact(super().format(record)))
 
     def emit(self, record: logging.LogRecord) -> None:
         with tqdm.external_write_mode(sys.stderr):
             super().emit(record)
-
-
-class _Format(logging.Formatter):
-    """Time, stage and message on one line, without secrets."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return one_line(redact(super().format(record)))
 
 
 def _prepare_streams(stage: str) -> None:
@@ -136,6 +132,6 @@ def _prepare_streams(stage: str) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     handler = _Handler()
-    handler.setFormatter(_Format(f"%(asctime)s {stage}: %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {stage}: %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("kdmcse").setLevel(logging.INFO)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.core.files import write_text
-from pipeline.params.json_schema import params_schema
+from pipeline.params.schema import params_schema
 from stages._cli import run_stage
 
 

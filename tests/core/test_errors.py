@@ -1,12 +1,7 @@
 """What a user meets when something is wrong: one clear line, the remedy, exit code 1."""
 
 import errno
-import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -98,65 +93,6 @@ def test_a_missing_artefact_names_the_stage_that_makes_it(scratch, gone, stage, 
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     arguments = ("a circle",) if stage == "search" else ()
     assert_clear_error(invoke(stage, *arguments), gone, f"dvc repro {made_by}")
-
-
-EAGER_LOG = """
-import runpy
-import sys
-from pipeline.core import progress
-progress.INTERVAL = 0.0  # a line of progress at every step
-runpy.run_module(f"stages.{sys.argv.pop()}", run_name="__main__")
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stage", "out", "bar", "stopped"),
-    [
-        (
-            "features",
-            "data/features.h5",
-            "images:",
-            r"features was stopped by {}; nothing half-written was left\.",
-        ),
-        (
-            "train",
-            "data/models/0",
-            "training:",
-            r"training was stopped by {} after step \d+ of 2000, which is kept\.",
-        ),
-    ],
-)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_in_the_middle_loses_nothing(scratch, stage, out, bar, stopped, number):
-    write_params(scratch, TINY, {"train": {"steps": 2000}, "features": {"batch_size": 1}})
-    made = scratch / out
-    shutil.rmtree(made) if made.is_dir() else made.unlink()
-    before = set(scratch.rglob("*"))
-    process = subprocess.Popen(
-        [sys.executable, "-c", EAGER_LOG, stage],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert any(re.match(rf"{bar} [1-9]\d*/", line) for line in process.stderr)  # it is at work
-    os.killpg(process.pid, number)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 1
-    lines = [line for line in stderr.replace("\r", "\n").splitlines() if line.strip()]
-    assert re.fullmatch(f"error: {stopped.format(number.name)}", lines[-2]), stderr
-    assert lines[-1].startswith("  fix: run the same command again")
-    assert "Traceback" not in stderr
-    assert not made.exists()
-    checkpoints = scratch / "data/checkpoints"
-    kept = set(checkpoints.glob("*.pt"))
-    assert len(kept) == (stage == "train")
-    assert set(scratch.rglob("*")) - before <= kept | {checkpoints}
-    write_params(scratch, TINY)
-    assert invoke(stage).exit_code == 0  # with other params, so that no checkpoint is used
-    assert made.exists()
-    assert set(checkpoints.glob("*.pt")) == kept  # still there for its own run
 
 
 def test_captions_are_shown_as_they_are(scratch, monkeypatch):

@@ -26,59 +26,30 @@ METHODS, DATA = get_args(Method), get_args(Data)
 ALL = list(itertools.product(DATA, METHODS))
 PUBLISHED: dict[str, dict[str, Any]] = {
     "paper": {
-        "teacher.model": "ViT-B-32",
-        "loss.margin": 0.125,
-        "loss.margin_kind": "adaptive",
-        "loss.text_margin": 0.0,
-        "loss.combine": "average",
-        "loss.filter.kind": "cosine",
-        "loss.filter.drop": "above",
-        "train.objective": "kdmcse",
-        "train.pairs.captions": "one",
-        "train.pairs.unique_images": True,
+        "teacher.model": "ViT-B-32", "train.objective": "kdmcse", "loss.margin": 0.125,
+        "loss.margin_kind": "adaptive", "loss.text_margin": 0.0, "loss.combine": "average",
+        "loss.filter.kind": "cosine", "loss.filter.drop": "above",
+        "train.pairs.captions": "one", "train.pairs.unique_images": True,
     },
     "released": {
-        "teacher.model": "ViT-L-14",
-        "loss.margin": 0.15,
-        "loss.margin_kind": "adaptive",
-        "loss.text_margin": 0.15,
-        "loss.gate": "margin",
-        "loss.combine": "sum",
-        "loss.filter.kind": "off",
-        "loss.filter.threshold": 0.8,
-        "train.objective": "kdmcse",
-        "train.pairs.captions": "all",
-        "train.pairs.unique_images": False,
+        "teacher.model": "ViT-L-14", "train.objective": "kdmcse", "loss.margin": 0.15,
+        "loss.margin_kind": "adaptive", "loss.text_margin": 0.15, "loss.combine": "sum",
+        "loss.filter.kind": "off", "loss.filter.threshold": 0.8, "loss.gate": "margin",
+        "train.pairs.captions": "all", "train.pairs.unique_images": False,
     },
     "mcse": {
-        "loss.margin_kind": "none",
-        "loss.text_margin": 0.0,
-        "loss.terms": ["image"],
-        "loss.filter.kind": "off",
-        "train.objective": "mcse",
-        "train.pairs.captions": "one",
+        "train.objective": "mcse", "loss.margin_kind": "none", "loss.text_margin": 0.0,
+        "loss.terms": ["image"], "loss.filter.kind": "off", "train.pairs.captions": "one",
     },
-    "simcse": {
-        "loss.text_margin": 0.0,
-        "loss.filter.kind": "off",
-        "train.objective": "simcse",
-    },
-}
+    "simcse": {"train.objective": "simcse", "loss.text_margin": 0.0, "loss.filter.kind": "off"},
+}  # fmt: skip
 PUBLISHED_BY_ALL = {
-    "teacher.pretrained": "openai",
-    "student.encoder": "bert-base-uncased",
-    "student.pooling": "cls",
-    "student.max_length": 32,
-    "student.grounding_dim": 256,
-    "loss.temperature": 0.05,
-    "loss.grounding_weight": 0.01,
-    "train.seeds": [0, 1, 2, 3, 4],
-    "train.steps": None,
-    "train.epochs": 3,
-    "train.batch_size": 64,
-    "train.learning_rate": 3e-5,
+    "teacher.pretrained": "openai", "student.encoder": "bert-base-uncased",
+    "student.pooling": "cls", "student.max_length": 32, "student.grounding_dim": 256,
+    "loss.temperature": 0.05, "loss.grounding_weight": 0.01, "train.seeds": [0, 1, 2, 3, 4],
+    "train.steps": None, "train.epochs": 3, "train.batch_size": 64, "train.learning_rate": 3e-5,
     "train.evaluate_every": 125,
-}
+}  # fmt: skip
 
 
 def values_of(text: str) -> dict[str, Any]:
