@@ -6,7 +6,6 @@ and places matter to the contrastive loss, not only which colours and shapes are
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import numpy as np
 import open_clip
 import torch
 from jaxtyping import Float, Int, UInt8
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from transformers import BertTokenizer
@@ -93,17 +91,6 @@ def _relative(scene: Scene, rng: np.random.Generator) -> Scene:
             return relative
 
 
-def _draw_batches(
-    scenes: list[Scene], recipe: TeacherRecipe
-) -> Iterator[tuple[NDArray[np.int64], list[str]]]:
-    """Rows of random scenes, each with its relative, and a new caption of each row."""
-    rng = generator(recipe.seed, _BATCHES, 0)
-    for _ in range(recipe.steps):
-        firsts = 2 * rng.choice(len(scenes) // 2, recipe.batch_size // 2, replace=False)
-        rows = np.concatenate([firsts, firsts + 1])
-        yield rows, [caption(scenes[row], rng) for row in rows]
-
-
 def train_teacher(tokenizer: BertTokenizer, recipe: TeacherRecipe) -> open_clip.CLIP:
     """Train the teacher on the CPU."""
     torch.manual_seed(recipe.seed)
@@ -121,8 +108,12 @@ def train_teacher(tokenizer: BertTokenizer, recipe: TeacherRecipe) -> open_clip.
         optimiser, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1
     )
     loss_of = open_clip.ClipLoss()
-    batches = _draw_batches(scenes, recipe)
-    for rows, captions in progress(batches, total=recipe.steps, what="teacher", unit="step"):
+    rng = generator(recipe.seed, _BATCHES, 0)
+    for _ in progress(range(recipe.steps), total=recipe.steps, what="teacher", unit="step"):
+        # random scenes, each with its relative
+        firsts = 2 * rng.choice(recipe.scenes // 2, recipe.batch_size // 2, replace=False)
+        rows = np.concatenate([firsts, firsts + 1])
+        captions = [caption(scenes[row], rng) for row in rows]
         padded = tokenizer(captions, padding="max_length", truncation=True, max_length=_CONTEXT)
         texts = torch.tensor(padded["input_ids"])
         features = _encode(model, pictures[rows], texts)
