@@ -73,12 +73,9 @@ def _start_copy(value: "torch.Tensor") -> "Callable[[], torch.Tensor]":
 def length_batches(
     lengths: Sequence[int], batch_size: int, *, most: int | None = None
 ) -> list["NDArray[np.intp]"]:
-    """All rows, in batches of similar length, the longest first.
+    """All rows, in batches of at most `batch_size` rows of similar length, the longest first.
 
-    Args:
-        lengths: length of each row.
-        batch_size: largest number of rows in a batch.
-        most: largest rows x longest length of a batch of several rows; None: no limit.
+    Rows x longest length of a batch of several rows is at most `most`.
     """
     import numpy as np
 

@@ -56,14 +56,11 @@ def read_checksums(folder: Path, fix: str) -> dict[str, str]:
 def verify_checksums(folder: Path, *names: str, fix: str, most: int | None = None) -> None:
     """Refuse files of a folder whose bytes are not those that were recorded.
 
-    Args:
-        folder: the folder.
-        names: the files; missing ones are left to their readers.
-        fix: how to get the files again.
-        most: larger files, in bytes, are not read for this; None: all are.
+    Missing files are left to their readers; those larger than `most` bytes are not read for this.
 
     Raises:
-        InputError: naming the first file that changed, or `checksums.json` where it is damaged.
+        InputError: naming the first file that changed, or `checksums.json` where it is damaged, and
+            how to get the files again (`fix`).
         ResourceError: a file cannot be read.
     """
     known = read_checksums(folder, fix)

@@ -28,14 +28,10 @@ def is_blank(text: str) -> bool:
 
 
 def read_lines(stream: io.BufferedReader | io.BytesIO, name: str) -> Iterator[tuple[int, str]]:
-    """The lines of a text, numbered from 1, each with its end, if any, as LF.
-
-    Args:
-        stream: its bytes; it is closed at the end.
-        name: the name of the file, for errors.
+    """The lines of a text, numbered from 1, each with its end, if any, as LF; closes the stream.
 
     Raises:
-        InputError: naming the line: it is UTF-16, not UTF-8, too long, or contains NUL.
+        InputError: naming file and line: it is UTF-16, not UTF-8, too long, or contains NUL.
     """
     if stream.read(4).startswith(_WIDE):
         raise InputError(

@@ -41,12 +41,9 @@ PathText = Annotated[Text, AfterValidator(expanded)]
 
 
 def why_missing(written: str, key: str, what: str = "does not exist") -> tuple[str, str]:
-    """What is wrong, and what to do, where nothing usable is at a path.
+    """What is wrong, and what to do, where nothing usable is at a path as it was written.
 
-    Args:
-        written: the path as it was written.
-        key: the param, option or variable that names it.
-        what: what is wrong with it.
+    The param, option or variable `key` names it; `what` is wrong with it.
     """
     if is_address(written):
         return (
