@@ -28,14 +28,14 @@ from pipeline.params.schema import Params
 from stages import STARTED, paths
 
 PARAMS_FILE = Path("params.yaml")
-DEBUG_VARIABLE = "KDMCSE_DEBUG"
 
+_DEBUG_VARIABLE = "KDMCSE_DEBUG"
 _MORE_MEMORY = "lower the batch size, or use a machine with more memory."
 _OF_STREAMS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 """Errors on writing to a full disk or to a terminal that is gone."""
 
 P = ParamSpec("P")
-Failure = tuple[str, str]
+_Failure = tuple[str, str]
 """What is wrong, and what to do."""
 
 
@@ -47,10 +47,7 @@ def read_params() -> Params:
 def note_times(report: Path, *, seconds_before: float = 0.0, **measured: Any) -> None:
     """Write beside a finished report how long the command took, and what else it measured.
 
-    Args:
-        report: the report.
-        seconds_before: time that earlier processes of the same run took.
-        measured: rates, and counts of the work done this time.
+    Earlier processes of the same run took `seconds_before`.
     """
     seconds = time.monotonic() - STARTED + seconds_before
     write_times(paths.REPORTS, report, seconds, measured)
@@ -67,7 +64,12 @@ def run_stage(main: Callable[P, None]) -> typer.Typer:
         given = {name: _expanded(value) for name, value in kwargs.items()}
         failure = _run(stage, functools.partial(main, *args, **given))  # type: ignore[arg-type]
         if failure is not None:  # the error is gone, and the memory that its traceback held
-            _print(*failure)
+            end_bars()
+            what, fix = (one_line(redact(text)) for text in failure)
+            typer.secho(
+                f"error: {what}", fg=None if os.environ.get("NO_COLOR") else "red", err=True
+            )
+            typer.echo(f"  fix: {fix}", err=True)
             raise typer.Exit(1)
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -82,65 +84,46 @@ def _expanded(value: object) -> object:
     return [_expanded(one) for one in value] if isinstance(value, list) else value
 
 
-def _run(stage: str, main: Callable[[], None]) -> Failure | None:
+def _run(stage: str, main: Callable[[], None]) -> _Failure | None:
     try:
         with ends_on_signal(stage):
             main()
         sys.stdout.flush()
     except BrokenPipeError:
         os._exit(1)  # nobody reads our output any more
-    except InterruptedRunError as error:
-        return error.what, error.fix
-    except Exception as error:  # noqa: BLE001  # the last resort: never a bare traceback
-        return _describe(error)
-    return None
-
-
-def _describe(error: Exception) -> Failure:
-    if isinstance(error, PipelineError):
+    except (InterruptedRunError, PipelineError) as error:
         if ran_out_of_memory(error) and "memory" not in error.fix:
             return f"memory ran out: {error.what}", _MORE_MEMORY
         return error.what, error.fix
-    if os.environ.get(DEBUG_VARIABLE):
+    except Exception as error:  # noqa: BLE001  # the last resort: never a bare traceback
+        return _describe_unexpected(error)
+    return None
+
+
+def _describe_unexpected(error: Exception) -> _Failure:
+    if os.environ.get(_DEBUG_VARIABLE):
         sys.stderr.write(redact(traceback.format_exc()))
-    return _describe_unexpected(error)
-
-
-def _describe_unexpected(error: Exception) -> Failure:
     if ran_out_of_memory(error):
         return "memory ran out.", _MORE_MEMORY
     if isinstance(error, OSError) and error.filename is None and error.errno in _OF_STREAMS:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python must not try again at its end
-        return (
-            f"the output could not be written: {os.strerror(error.errno).lower()}.",
-            "send it to a place that can be written.",
-        )
+        what = f"the output could not be written: {os.strerror(error.errno).lower()}."
+        return what, "send it to a place that can be written."
     return (
         f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}",
-        f"this is a bug; run again with {DEBUG_VARIABLE}=1 and report the traceback.",
+        f"this is a bug; run again with {_DEBUG_VARIABLE}=1 and report the traceback.",
     )
 
 
-def _print(what: str, fix: str) -> None:
-    end_bars()
-    colour = None if os.environ.get("NO_COLOR") else "red"
-    typer.secho(f"error: {one_line(redact(what))}", fg=colour, err=True)
-    typer.echo(f"  fix: {one_line(redact(fix))}", err=True)
-
-
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Lines on stderr, written above a progress bar where there is one."""
+    """Each message on one line of stderr, without secrets, above a progress bar."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return one_line(redact(super().format(record)))
 
     def emit(self, record: logging.LogRecord) -> None:
         with tqdm.external_write_mode(sys.stderr):
             super().emit(record)
-
-
-class _Format(logging.Formatter):
-    """Time, stage and message on one line, without secrets."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return one_line(redact(super().format(record)))
 
 
 def _prepare_streams(stage: str) -> None:
@@ -149,6 +132,6 @@ def _prepare_streams(stage: str) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     handler = _Handler()
-    handler.setFormatter(_Format(f"%(asctime)s {stage}: %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {stage}: %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("kdmcse").setLevel(logging.INFO)

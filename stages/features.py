@@ -42,21 +42,15 @@ def main(
     """
     if status or prune:
         _show(caches.prune(store, teacher) if prune else caches.list_cached(store), as_json)
-    elif teacher:
-        raise ParamsError(
-            "--teacher is given without --prune.", "set teacher.model in params.yaml instead."
-        )
-    else:
-        _extract(pairs, out, metrics, rejected, store)
-
-
-def _extract(pairs: Path, out: Path, metrics: Path, rejected: Path, store: Path) -> None:
-    params = read_params()
-    corpus = read_pairs(pairs)
-    teacher = Teacher(params.teacher, choose_device(), params.features.precision)
-    cache = caches.FeatureCache(store, teacher.identity, teacher.probe())
+        return
+    if teacher:
+        fix = "set teacher.model in params.yaml instead."
+        raise ParamsError("--teacher is given without --prune.", fix)
+    params, corpus = read_params(), read_pairs(pairs)
+    frozen = Teacher(params.teacher, choose_device(), params.features.precision)
+    cache = caches.FeatureCache(store, frozen.identity, frozen.probe())
     try:
-        with cache.in_use(), make_engine(params.features, teacher, cache) as engine:
+        with cache.in_use(), make_engine(params.features, frozen, cache) as engine:
             extraction = write_extraction(out, corpus, engine, cache, params.features)
     except TooManyRejectedError as error:
         write_csv(rejected, error.rejected)

@@ -7,21 +7,22 @@ from pipeline.params.schema import Params
 DATA = Path("data")
 REPORTS = Path("reports")
 
-DOWNLOADS = DATA / "downloads"
 PAIRS = DATA / "pairs"
 TEXT = DATA / "text"
 EVALUATION = DATA / "evaluation"
 FEATURES = DATA / "features.h5"
-STORE = DATA / "store"
 MODELS = DATA / "models"
-CHECKPOINTS = DATA / "checkpoints"
-CHECKPOINTS_VARIABLE = "KDMCSE_CHECKPOINTS"
-STORE_VARIABLE = "KDMCSE_STORE"
-TOKENS = DATA / "tokens"
-TOKENS_VARIABLE = "KDMCSE_TOKENS"
-VECTORS = DATA / "vectors"
-VECTORS_VARIABLE = "KDMCSE_VECTORS"
-DOWNLOADS_VARIABLE = "KDMCSE_DOWNLOADS"
+TRACKING = DATA / "tracking"
+INDEX = DATA / "index"
+TRAIN_REPORTS = REPORTS / "train"
+EVALUATE_REPORTS = REPORTS / "evaluate"
+OTHER_REPORTS = REPORTS / "others"
+
+DOWNLOADS, DOWNLOADS_VARIABLE = DATA / "downloads", "KDMCSE_DOWNLOADS"
+CHECKPOINTS, CHECKPOINTS_VARIABLE = DATA / "checkpoints", "KDMCSE_CHECKPOINTS"
+STORE, STORE_VARIABLE = DATA / "store", "KDMCSE_STORE"
+TOKENS, TOKENS_VARIABLE = DATA / "tokens", "KDMCSE_TOKENS"
+VECTORS, VECTORS_VARIABLE = DATA / "vectors", "KDMCSE_VECTORS"
 KEPT = {
     DOWNLOADS_VARIABLE: DOWNLOADS,
     CHECKPOINTS_VARIABLE: CHECKPOINTS,
@@ -30,11 +31,6 @@ KEPT = {
     VECTORS_VARIABLE: VECTORS,
 }
 """Folders that stages keep between runs outside of DVC, by the variable that moves them."""
-TRACKING = DATA / "tracking"
-INDEX = DATA / "index"
-TRAIN_REPORTS = REPORTS / "train"
-EVALUATE_REPORTS = REPORTS / "evaluate"
-OTHER_REPORTS = REPORTS / "others"
 
 
 def first_model(params: Params) -> Path:

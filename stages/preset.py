@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.core.files import atomic_file
+from pipeline.core.files import write_text
 from pipeline.params.presets import Data, Method, changed_values, edit_params, read_preset
 from stages._cli import PARAMS_FILE, read_params, run_stage
 
@@ -26,11 +26,14 @@ def main(
     after = edit_params(before, {key: preset[key] for key in changed}) if changed else before
     if as_json or changed:
         typer.echo(json.dumps(changed, indent=2) if as_json else _difference(before, after))
-    if write and changed:
-        with atomic_file(PARAMS_FILE) as temporary:
-            temporary.write_text(after, encoding="utf-8")
-    name = f"{data} {method}"
-    typer.echo(_outcome(name, changed=bool(changed), written=write), err=True)
+    if not changed:
+        outcome = f"{PARAMS_FILE} is {data} {method} already; nothing changes."
+    elif write:
+        write_text(PARAMS_FILE, after)
+        outcome = f"{PARAMS_FILE} is {data} {method} now."
+    else:
+        outcome = f"nothing was written; --write makes {PARAMS_FILE} {data} {method}."
+    typer.echo(outcome, err=True)
 
 
 def _difference(before: str, after: str) -> str:
@@ -38,14 +41,6 @@ def _difference(before: str, after: str) -> str:
     name = str(PARAMS_FILE)
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), name, name, lineterm="")
     return "\n".join(lines)
-
-
-def _outcome(name: str, *, changed: bool, written: bool) -> str:
-    if not changed:
-        return f"{PARAMS_FILE} is {name} already; nothing changes."
-    if written:
-        return f"{PARAMS_FILE} is {name} now."
-    return f"nothing was written; --write makes {PARAMS_FILE} {name}."
 
 
 app = run_stage(main)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.core.files import atomic_file
-from pipeline.params.json_schema import params_schema
+from pipeline.core.files import write_text
+from pipeline.params.schema import params_schema
 from stages._cli import run_stage
 
 
@@ -18,9 +18,8 @@ def main(
     text = json.dumps(params_schema(), indent=2) + "\n"
     if out is None:
         typer.echo(text, nl=False)
-        return
-    with atomic_file(out) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    else:
+        write_text(out, text)
 
 
 app = run_stage(main)

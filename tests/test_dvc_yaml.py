@@ -9,10 +9,12 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.params.train import TrainParams
+from stages.paths import KEPT
 from tests.conftest import ROOT, read_default_params
 
 DVC = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())
 STAGES = list(DVC["stages"])
+BLOCKS = set(read_default_params())
 CANNOT_CHANGE_BYTES = {
     "pipeline/__init__.py",
     "pipeline/core/progress.py",  # logs, and shows progress
@@ -88,16 +90,11 @@ def is_covered(path: str, entries: set[str]) -> bool:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_module_a_stage_imports_is_a_dep(stage):
-    deps = names_of(DVC["stages"][stage]["deps"])
-    missing = {file for file in reachable(f"stages/{stage}.py") if not is_covered(file, deps)}
+def test_deps_are_the_modules_that_a_stage_imports(stage):
+    deps, used = names_of(DVC["stages"][stage]["deps"]), reachable(f"stages/{stage}.py")
+    missing = {file for file in used if not is_covered(file, deps)}
     assert not missing, f"add to {stage}.deps in dvc.yaml: {sorted(missing)}"
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_no_dep_is_listed_in_vain(stage):
-    used = reachable(f"stages/{stage}.py")
-    for dep in names_of(DVC["stages"][stage]["deps"]):
+    for dep in deps:
         if dep.startswith(("pipeline/", "stages/")):
             assert any(is_covered(file, {dep}) for file in used), f"{stage} does not import {dep}"
 
@@ -106,21 +103,15 @@ def test_no_dep_is_listed_in_vain(stage):
 def test_paths_are_the_defaults_of_the_command(stage):
     """A path option of the command is a dep or output of the stage, and no output is forgotten."""
     entry = DVC["stages"][stage]
+    assert entry["desc"].endswith(".")
     assert entry["cmd"].split(" --")[0] == f"python -m stages.{stage}"
     entry = first_seed(entry)
     made = names_of(entry["outs"] + entry.get("metrics", []))
     read = {dep for dep in names_of(entry["deps"]) if dep.startswith(("data/", "reports/"))}
     main = __import__(f"stages.{stage}", fromlist=["main"]).main
     defaults = {p.default for p in inspect.signature(main).parameters.values()}
-    paths = {str(d) for d in defaults if isinstance(d, Path)}
+    paths = {str(d) for d in defaults if isinstance(d, Path)} - {str(d) for d in KEPT.values()}
     paths |= {path for path in (*made, *read) if "/0" in path}  # defaults made from the seed
-    paths -= {
-        "data/downloads",
-        "data/checkpoints",
-        "data/store",
-        "data/tokens",
-        "data/vectors",
-    }  # kept between runs, no outputs
     beside_json = {"baselines": "baselines", "summary": "scores", "index": "index"}
     csv = {f"reports/{beside_json[stage]}.csv"} if stage in beside_json else set()
     assert made == {path for path in paths if path in made} | csv
@@ -129,21 +120,13 @@ def test_paths_are_the_defaults_of_the_command(stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_has_a_description_and_its_own_params(stage):
-    entry = DVC["stages"][stage]
-    assert entry["desc"].endswith(".")
-    assert blocks_of(entry) <= set(read_default_params())
-
-
-@pytest.mark.parametrize("stage", STAGES)
 def test_every_params_block_a_stage_uses_is_tracked(stage):
     """The blocks that `read_params()` hands to the stage are exactly its params."""
     tree = ast.parse((ROOT / f"stages/{stage}.py").read_text())
-    blocks = set(read_default_params())
     used = {
         node.attr
         for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and node.attr in blocks and is_params(node.value)
+        if isinstance(node, ast.Attribute) and node.attr in BLOCKS and is_params(node.value)
     }
     identity_only = (
         {"teacher"} if stage in {"train", "evaluate", "index"} else set()
@@ -151,23 +134,14 @@ def test_every_params_block_a_stage_uses_is_tracked(stage):
     assert used - identity_only == blocks_of(DVC["stages"][stage])
 
 
-def test_every_key_of_train_but_its_seeds_makes_another_student():
-    tracked = {param for param in DVC["stages"]["train"]["params"] if param.startswith("train.")}
-    assert tracked == {f"train.{key}" for key in TrainParams.model_fields} - {
-        "train.seeds",
-        "train.report_to",
-    }
-
-
 def is_params(node: ast.expr) -> bool:
     called = isinstance(node, ast.Call) and ast.unparse(node.func) == "read_params"
     return called or ast.unparse(node) == "params"
 
 
-def test_all_blocks_are_tracked_by_some_stage():
-    tracked = {block for entry in DVC["stages"].values() for block in blocks_of(entry)}
-    assert tracked == set(read_default_params())
-
-
-def test_stages_stand_in_the_order_of_the_pipeline():
+def test_all_params_are_tracked_in_the_order_of_the_pipeline():
     assert STAGES == ["download", "features", "train", "baselines", "evaluate", "summary", "index"]
+    assert set().union(*map(blocks_of, DVC["stages"].values())) == BLOCKS
+    tracked = {param for param in DVC["stages"]["train"]["params"] if param.startswith("train.")}
+    keys = set(TrainParams.model_fields) - {"seeds", "report_to"}  # these make no other student
+    assert tracked == {f"train.{key}" for key in keys}

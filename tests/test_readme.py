@@ -1,22 +1,27 @@
 """README and the other documents agree with the code."""
 
+import functools
 import importlib
 import importlib.util
 import re
 import shlex
 import subprocess
-from pathlib import Path
 
 import pytest
 import typer
 from ruamel.yaml import YAML
 
-from pipeline.params.block import load_params
+from pipeline.download.scenes.demo.rebuild import WORLD
+from pipeline.params.block import dotted, load_params
+from pipeline.params.changes import apply_changes
 from pipeline.params.schema import Params
-from tests.conftest import ROOT, merge, read_default_params, write_params
+from tests.conftest import ROOT, read_default_params, write_params
 
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/demo/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 DVC = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())
 
 
@@ -51,7 +56,7 @@ def long_options(stage: str) -> set[str]:
     return {"--help", *(o for param in command.params for o in param.opts + param.secondary_opts)}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=str)
 def test_commands_and_options_that_are_shown_exist(page):
     text = page.read_text().replace("\\\n", " ")
     targets = re.findall(r"(?:^    |`)make ([a-z][a-z-]*)", text, re.MULTILINE)
@@ -64,52 +69,32 @@ def test_commands_and_options_that_are_shown_exist(page):
         assert shown <= long_options(stage), f"stages.{stage}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_params_and_files_that_are_mentioned_exist(page):
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_params_files_and_links_of_a_page_exist(page):
     text = page.read_text()
     params = read_default_params()
-    keys = re.findall(rf"(?:`|-S '?)((?:{'|'.join(params)})(?:\.[a-z_]+)+)[`:= ]", text)
-    for key in keys:
-        block: object = params
-        for name in key.split("."):
-            assert isinstance(block, dict), key
-            assert name in block, key
-            block = block[name]
+    for key in re.findall(rf"(?:`|-S '?)((?:{'|'.join(params)})(?:\.[a-z_]+)+)[`:= ]", text):
+        assert (
+            functools.reduce(lambda block, name: block.get(name, {}), key.split("."), params) != {}
+        ), key
     folders = "benchmarks|data/demo|docs|grids|pipeline|stages|tests"
     files = re.findall(rf"(?<![\w./-])((?:{folders})/[\w./-]+\.[a-z]+)\b", text)
-    assert [
-        name for name in files if not Path(ROOT, name.replace("NAME", "ablations")).exists()
-    ] == []
+    files = [name.replace("NAME", "ablations") for name in files]
+    assert [name for name in files if not (ROOT / name).exists()] == []
+    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    assert [name for name in links if not (page.parent / name).exists()] == []
 
 
 @pytest.mark.parametrize("command", re.findall(r"dvc exp run((?:.|\\\n)+?)\n\n", README))
 def test_every_shown_override_is_a_valid_value(tmp_path, command):
     words = shlex.split(re.sub(r"#.*", "", command.replace("\\\n", " ")))
-    overrides = [word for word in words if "=" in word]
-    assert overrides
-    changes: dict = {}
-    for override in overrides:
-        path, value = override.split("=", 1)
-        block: object = read_default_params()
-        for key in path.split("."):
-            assert key in block, path
-            block = block[key]
-        nested: object = YAML(typ="safe", pure=True).load(value)
-        for key in reversed(path.split(".")):
-            nested = {key: nested}
-        changes = merge(changes, nested)
-    write_params(tmp_path, changes)
+    changes = dict(word.split("=", 1) for word in words if "=" in word)
+    assert changes
+    assert changes.keys() <= dict(dotted(read_default_params())).keys()
+    load = YAML(typ="safe", pure=True).load
+    content = apply_changes(read_default_params(), {k: load(v) for k, v in changes.items()})
+    write_params(tmp_path, content)
     load_params(tmp_path / "params.yaml", Params)
-
-
-def test_links_lead_somewhere():
-    for document in [
-        *ROOT.glob("*.md"),
-        *(ROOT / "docs").glob("*.md"),
-        ROOT / "data/demo/README.md",
-    ]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
 def test_make_help_lists_every_target():
@@ -131,6 +116,4 @@ def test_everything_imported_is_pinned_by_name_and_version():
 
 
 def test_the_demo_world_is_that_of_params_yaml():
-    from pipeline.download.scenes.demo.rebuild import WORLD
-
     assert read_default_params()["download"]["scenes"] == WORLD.model_dump()

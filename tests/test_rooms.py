@@ -67,11 +67,6 @@ def test_a_room_imports_only_rooms_to_its_left():
     assert not wrong, "\n".join(wrong)
 
 
-def test_train_and_evaluate_never_meet():
-    assert "evaluate" not in may_import("train")
-    assert "train" not in may_import("evaluate")
-
-
 def test_no_two_modules_of_rooms_share_a_name():
     blocks = ROOT / "pipeline/params"  # one file a block, called as its room
     names = Counter(path.stem for path in modules() if path.parent != blocks)

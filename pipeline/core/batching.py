@@ -10,9 +10,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-
 T = TypeVar("T")
-
 R = TypeVar("R")
 
 
@@ -43,22 +41,17 @@ def ahead(
 
 
 def fetched(values: Iterable["torch.Tensor"]) -> "Iterator[torch.Tensor]":
-    """Tensors copied to the CPU while the device already works on the next one.
-
-    Args:
-        values: the tensors; asking for one starts the work that makes it.
-    """
-    waiting: Callable[[], torch.Tensor] | None = None
+    """Tensors copied to the CPU while the device already works on the next one."""
+    waiting: deque[Callable[[], torch.Tensor]] = deque()
     for value in values:
-        coming = _fetch(value)
-        if waiting is not None:
-            yield waiting()
-        waiting = coming
-    if waiting is not None:
-        yield waiting()
+        waiting.append(_start_copy(value))
+        if len(waiting) > 1:
+            yield waiting.popleft()()
+    for wait in waiting:
+        yield wait()
 
 
-def _fetch(value: "torch.Tensor") -> "Callable[[], torch.Tensor]":
+def _start_copy(value: "torch.Tensor") -> "Callable[[], torch.Tensor]":
     """Start to copy a tensor to the CPU; the result waits for the copy and returns it."""
     import torch
 
@@ -70,22 +63,19 @@ def _fetch(value: "torch.Tensor") -> "Callable[[], torch.Tensor]":
     copied = cast(Any, torch.cuda).Event()
     copied.record()
 
-    def get() -> torch.Tensor:
+    def wait() -> torch.Tensor:
         copied.synchronize()
         return coming
 
-    return get
+    return wait
 
 
 def length_batches(
     lengths: Sequence[int], batch_size: int, *, most: int | None = None
 ) -> list["NDArray[np.intp]"]:
-    """All rows, in batches of similar length, the longest first.
+    """All rows, in batches of at most `batch_size` rows of similar length, the longest first.
 
-    Args:
-        lengths: length of each row.
-        batch_size: largest number of rows in a batch.
-        most: largest rows x longest length of a batch of several rows; None: no limit.
+    Rows x longest length of a batch of several rows is at most `most`.
     """
     import numpy as np
 

@@ -18,7 +18,6 @@ from pipeline.core.files import reports_unreadable, write_json
 if TYPE_CHECKING:
     from torch import nn
 
-
 CHECKSUMS = "checksums.json"
 _ENTRIES = TypeAdapter(dict[str, str])
 _LINE = b"\nsha256 %b\n"
@@ -41,12 +40,8 @@ def write_checksums(folder: Path, *names: str) -> None:
 def read_checksums(folder: Path, fix: str) -> dict[str, str]:
     """The entries of the `checksums.json` of a folder; empty where there is none.
 
-    Args:
-        folder: the folder.
-        fix: what to do about a damaged file.
-
     Raises:
-        InputError: the file is damaged.
+        InputError: the file is damaged; `fix` says what to do.
         ResourceError: it cannot be read.
     """
     path = folder / CHECKSUMS
@@ -61,14 +56,11 @@ def read_checksums(folder: Path, fix: str) -> dict[str, str]:
 def verify_checksums(folder: Path, *names: str, fix: str, most: int | None = None) -> None:
     """Refuse files of a folder whose bytes are not those that were recorded.
 
-    Args:
-        folder: the folder.
-        names: the files; missing ones are left to their readers.
-        fix: how to get the files again.
-        most: larger files, in bytes, are not read for this; None: all are.
+    Missing files are left to their readers; those larger than `most` bytes are not read for this.
 
     Raises:
-        InputError: naming the first file that changed, or `checksums.json` where it is damaged.
+        InputError: naming the first file that changed, or `checksums.json` where it is damaged, and
+            how to get the files again (`fix`).
         ResourceError: a file cannot be read.
     """
     known = read_checksums(folder, fix)
@@ -89,11 +81,7 @@ def add_checksum(path: Path) -> None:
 
 
 def verified_hash(path: Path) -> str | None:
-    """The sha256 that a file ends with; None where it has none, or does not match it.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """The sha256 that a file ends with; None where it has none, or does not match it."""
     size, digest = path.stat().st_size - _LINE_BYTES, hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(max(0, min(_CHUNK, size - stream.tell()))):
@@ -103,11 +91,7 @@ def verified_hash(path: Path) -> str | None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is there and ends with the sha256 of everything before it.
-
-    Raises:
-        OSError: it is there and cannot be read.
-    """
+    """Whether a file is there and ends with the sha256 of everything before it."""
     return path.is_file() and verified_hash(path) is not None
 
 
@@ -118,18 +102,12 @@ def hash_file(path: Path) -> str:
 
 
 def hash_weights(model: "nn.Module", *, without: str = "") -> str:
-    """The sha256 of a model's loaded weights by name, in hex.
-
-    Args:
-        model: the model.
-        without: weights with this in their name are left out.
-    """
+    """The sha256 of a model's loaded weights by name, in hex, but of those named like `without`."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        if without and without in name:
-            continue
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        if not (without and without in name):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -10,6 +10,23 @@ if TYPE_CHECKING:
 from pipeline.core.errors import PipelineError
 from pipeline.core.progress import log
 
+_INSTRUCTIONS = {
+    "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
+    "fp16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
+}
+"""Of x86 and of ARM, by their names in torch."""
+_MALLOC_OPTIONS = (
+    (-4, 0),  # M_MMAP_MAX: large blocks come from the heap, which can be reused
+    (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: do not shrink the heap
+    (-2, 64 << 20),  # M_TOP_PAD: grow it in large steps
+)
+_OUT_OF_MEMORY = (
+    *("out of memory", "allocate memory", "bad_alloc", "bad allocation", "alloc of size"),
+    *("map segment", "start new thread", "could not create a primitive"),
+    *("'frame' object is not callable", "error return without exception set"),
+)
+"""In errors of native libraries, of the loader, and of Python itself."""
+
 
 def choose_device() -> "torch.device":
     """The device of this process: the first CUDA GPU, Apple's GPU, or the CPU."""
@@ -17,18 +34,11 @@ def choose_device() -> "torch.device":
 
     if torch.cuda.is_available():
         return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def computes(precision: str, device: "torch.device") -> bool:
-    """Whether a device has instructions for matrix products of bf16 or fp16.
-
-    Args:
-        precision: bf16 or fp16.
-        device: the CPU or a CUDA GPU; False for others, of which it is not known.
-    """
+    """Whether a device is known to have instructions for matrix products of bf16 or fp16."""
     import torch
 
     if device.type == "cuda":
@@ -37,31 +47,14 @@ def computes(precision: str, device: "torch.device") -> bool:
     return any(capabilities.get(name, False) for name in _INSTRUCTIONS[precision])
 
 
-_INSTRUCTIONS = {
-    "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
-    "fp16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
-}
-"""Of x86 and of ARM, by their names in torch."""
-
-
 def warn_of_slow(key: str, precision: str, device: "torch.device") -> None:
-    """Warn of a forward pass in a type that the device has no instructions for.
-
-    Args:
-        key: the key of params.yaml that sets the type.
-        precision: its value.
-        device: the device of the forward pass.
-    """
+    """Warn of a forward pass in a type, set by a key of params.yaml, that the device emulates."""
     is_known = precision in _INSTRUCTIONS and device.type in {"cpu", "cuda"}
     if is_known and not computes(precision, device):
         what = "processor" if device.type == "cpu" else "GPU"
         log.warning(
-            "%s is %s, for which this %s has no instructions: it will be many times slower than "
-            "fp32; set %s to auto",
-            key,
-            precision,
-            what,
-            key,
+            f"{key} is {precision}, for which this {what} has no instructions: it will be many "
+            f"times slower than fp32; set {key} to auto"
         )
 
 
@@ -71,19 +64,9 @@ def keep_freed_memory() -> None:
     The activations of every forward pass would otherwise be mapped and unmapped each time. Where
     page faults are expensive, as on virtual machines, that costs several times the computation.
     """
-    if sys.platform != "linux":
-        return
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         for option, value in _MALLOC_OPTIONS:
             libc.mallopt(option, value)
-
-
-_MALLOC_OPTIONS = (
-    (-4, 0),  # M_MMAP_MAX: large blocks come from the heap, which can be reused
-    (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: do not shrink the heap
-    (-2, 64 << 20),  # M_TOP_PAD: grow it in large steps
-)
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
@@ -102,11 +85,3 @@ def ran_out_of_memory(error: BaseException) -> bool:
         for one in chain
         if not isinstance(one, PipelineError)
     )
-
-
-_OUT_OF_MEMORY = (
-    *("out of memory", "allocate memory", "bad_alloc", "bad allocation", "alloc of size"),
-    *("map segment", "start new thread", "could not create a primitive"),
-    *("'frame' object is not callable", "error return without exception set"),
-)
-"""In errors of native libraries, of the loader, and of Python itself."""

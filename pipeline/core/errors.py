@@ -1,17 +1,4 @@
-"""The error tree: every error that a user can see says what happened and how to fix it.
-
-PipelineError
-├── ParamsError           params.yaml or a command-line value is wrong
-├── MissingArtifactError  a file of an earlier step does not exist
-├── StaleArtifactError    a file was made by another teacher, model or corpus
-├── InputError            the content of a file cannot be used
-├── DownloadError         a transfer failed or its bytes are not the expected ones
-├── ModelError            a teacher or student cannot be loaded or used
-├── TrainingError         the optimisation cannot continue
-└── ResourceError         disk or memory ran out, or a file cannot be read or written
-
-InterruptedRunError       SIGINT or SIGTERM ended the work early
-"""
+"""The error tree: every error that a user can see says what happened and how to fix it."""
 
 from pathlib import Path
 from typing import Any

@@ -6,16 +6,7 @@ from pipeline.core.errors import ResourceError
 
 
 def require_extra(extra: str, what: str, *packages: str) -> None:
-    """Refuse work whose packages are not installed.
-
-    Args:
-        extra: the extra of pyproject.toml that installs them.
-        what: what needs them, for the message.
-        packages: their names on import.
-
-    Raises:
-        ResourceError: one is missing.
-    """
+    """Refuse work (`what`) whose packages an extra of pyproject.toml has yet to install."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise ResourceError(

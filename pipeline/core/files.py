@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -17,6 +17,50 @@ if TYPE_CHECKING:
 
 from pipeline.core.errors import InputError, MissingArtifactError, ResourceError
 from pipeline.core.signals import require_running
+
+_AGAIN = "run the same command again"
+_REMEDIES = {
+    errno.ENOSPC: f"free some space and {_AGAIN}; finished work is kept.",
+    errno.EDQUOT: f"free some space and {_AGAIN}; finished work is kept.",
+    errno.EFBIG: f"raise the file size limit and {_AGAIN}.",
+    errno.EACCES: "make the folder writable, or name another place.",
+    errno.EPERM: "make the folder writable, or name another place.",
+    errno.EROFS: "name a place on a disk that can be written.",
+    errno.EEXIST: "name another place; a part of this path is a file.",
+    errno.EISDIR: "name a file; there is a folder of this name.",
+    errno.ENOTDIR: "name another place; a part of this path is a file.",
+}
+
+
+@contextlib.contextmanager
+def reports_unwritable(target: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write into a ResourceError with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REMEDIES:
+            raise
+        raise ResourceError(
+            f"{target} could not be written: {os.strerror(error.errno).lower()}.",
+            _REMEDIES[error.errno],
+        ) from error
+
+
+@contextlib.contextmanager
+def reports_unreadable(name: Path | str) -> Iterator[None]:
+    """Turn the operating system's refusals to read into a ResourceError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise refusal(name, error) from error
+
+
+def refusal(name: Path | str, error: OSError) -> ResourceError:
+    """The error for a file that the operating system does not let us read."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    has_too_many = error.errno in {errno.EMFILE, errno.ENFILE}
+    remedy = "raise `ulimit -n`" if has_too_many else "make it readable"
+    return ResourceError(f"{name} cannot be read: {reason.lower()}.", f"{remedy} and {_AGAIN}.")
 
 
 @contextlib.contextmanager
@@ -32,37 +76,35 @@ def atomic_file(target: Path) -> Iterator[Path]:
     with reports_unwritable(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        with reports_unwritable(target):
-            yield temporary
-            _sync(temporary)
-            temporary.chmod(0o666 & ~_umask())
-            require_running()
-            temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
+    with _becomes(target, Path(name), 0o666, Path.replace) as temporary:
+        yield temporary
 
 
 @contextlib.contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `target` that replaces it when the block succeeds.
-
-    Raises:
-        ResourceError: the disk is full, or the place cannot be written.
-    """
+    """Yield a temporary folder that replaces `target`, whatever is there; as `atomic_file`."""
     with reports_unwritable(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        name = tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.")
+    with _becomes(target, Path(name), 0o777, _swap) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def _becomes(
+    target: Path, temporary: Path, mode: int, replace: Callable[[Path, Path], object]
+) -> Iterator[Path]:
     try:
         with reports_unwritable(target):
             yield temporary
-            for path in sorted(temporary.rglob("*")):
-                _sync(path)
-            temporary.chmod(0o777 & ~_umask())
+            for path in filter(Path.is_file, [temporary, *temporary.rglob("*")]):
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            os.umask(mask := os.umask(0))
+            temporary.chmod(mode & ~mask)
             require_running()
-            _swap(temporary, target)
+            replace(temporary, target)
     finally:
         _remove(temporary)
 
@@ -73,21 +115,19 @@ def _swap(temporary: Path, target: Path) -> None:
     Where another process does the same at this moment, the last one stays.
     """
     old = temporary.with_name(temporary.name + ".old")
-    while not (_takes_place(temporary, target) or _exchange(temporary, target)):
+    while True:
+        try:
+            temporary.replace(target)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
+                raise
+        else:
+            return
+        if _exchange(temporary, target):
+            return
         with contextlib.suppress(FileNotFoundError):
             target.replace(old)
         _remove(old)
-
-
-def _takes_place(temporary: Path, target: Path) -> bool:
-    """Rename a folder to a path that is free; whether it was."""
-    try:
-        temporary.replace(target)
-    except OSError as error:
-        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
-            raise
-        return False
-    return True
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -96,17 +136,10 @@ def _exchange(one: Path, other: Path) -> bool:
     It does not where one of them is gone, or where the system or its disk lacks the call.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "renameat2"):
-        return False
-    names = (os.fsencode(one), os.fsencode(other))
-    failed = libc.renameat2(_HERE, names[0], _HERE, names[1], _RENAME_EXCHANGE)
-    return not failed
-
-
-_HERE = -100
-"""AT_FDCWD: names are relative to the working folder."""
-
-_RENAME_EXCHANGE = 2
+    at_fdcwd, rename_exchange = -100, 2
+    return hasattr(libc, "renameat2") and not libc.renameat2(
+        at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange
+    )
 
 
 def _remove(path: Path) -> None:
@@ -116,69 +149,15 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-_REMEDIES = {
-    errno.ENOSPC: "free some space and run the same command again; finished work is kept.",
-    errno.EDQUOT: "free some space and run the same command again; finished work is kept.",
-    errno.EFBIG: "raise the file size limit and run the same command again.",
-    errno.EACCES: "make the folder writable, or name another place.",
-    errno.EPERM: "make the folder writable, or name another place.",
-    errno.EROFS: "name a place on a disk that can be written.",
-    errno.EEXIST: "name another place; a part of this path is a file.",
-    errno.EISDIR: "name a file; there is a folder of this name.",
-    errno.ENOTDIR: "name another place; a part of this path is a file.",
-}
-
-
-@contextlib.contextmanager
-def reports_unwritable(target: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write into an error with a remedy."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _REMEDIES:
-            raise
-        raise ResourceError(
-            f"{target} could not be written: {os.strerror(error.errno).lower()}.",
-            _REMEDIES[error.errno],
-        ) from error
-
-
-@contextlib.contextmanager
-def reports_unreadable(name: Path | str) -> Iterator[None]:
-    """Turn the operating system's refusals to read into an error with a fix.
-
-    Raises:
-        ResourceError: naming the file.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise refusal(name, error) from error
-
-
-def refusal(name: Path | str, error: OSError) -> ResourceError:
-    """The error for a file that the operating system does not let us read."""
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    remedy = "raise `ulimit -n`" if error.errno in _TOO_MANY_FILES else "make it readable"
-    return ResourceError(
-        f"{name} cannot be read: {reason.lower()}.", f"{remedy} and run the same command again."
-    )
-
-
-_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
-
-
-class Output:
-    """A file for libraries that hide why it could not be written; see `output_file`."""
+class _Output:
+    """A file that remembers why it could not be written."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self.flush = stream.flush
         self.refusal: OSError | None = None
-        """The system's error, once it refused."""
 
     def write(self, content: Any) -> int:
-        """As a file's."""
         try:
             return self._stream.write(content)
         except OSError as error:
@@ -187,14 +166,14 @@ class Output:
 
 
 @contextlib.contextmanager
-def output_file(path: Path) -> Iterator[Output]:
-    """A new file, for the writers of FAISS, numpy and torch.
+def output_file(path: Path) -> Iterator[_Output]:
+    """A new file for the writers of FAISS, numpy and torch, which hide why they failed.
 
     Raises:
         OSError: the system's own, such as a full disk, whatever the library made of it.
     """
     with path.open("wb") as stream:
-        output = Output(stream)
+        output = _Output(stream)
         try:
             yield output
         except Exception:
@@ -211,31 +190,25 @@ def save_array(path: Path, array: "NDArray[Any]") -> None:
         np.save(cast(IO[bytes], stream), array, allow_pickle=False)
 
 
-def _sync(path: Path) -> None:
-    if path.is_file():
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def write_text(path: Path, text: str) -> None:
+    """Write text as UTF-8, atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON with sorted keys, atomically; NaN is refused."""
-    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
+    write_text(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, table: "pd.DataFrame", float_format: str | None = None) -> None:
+    """Write a table as CSV without its index, atomically."""
     with atomic_file(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        table.to_csv(temporary, index=False, float_format=float_format)
 
 
 def read_json(path: Path, made_by: str | None = None) -> dict[str, Any]:
-    """Read the JSON object in a file.
-
-    Args:
-        path: the file.
-        made_by: the stage that writes it; None: not a file of a stage.
+    """Read the JSON object in a file, which the stage `made_by` writes, if any does.
 
     Raises:
         MissingArtifactError: the stage has not written it yet.
@@ -252,9 +225,3 @@ def read_json(path: Path, made_by: str | None = None) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a JSON object.", fix)
     return content
-
-
-def write_csv(path: Path, table: "pd.DataFrame", float_format: str | None = None) -> None:
-    """Write a table as CSV without its index, atomically."""
-    with atomic_file(path) as temporary:
-        table.to_csv(temporary, index=False, float_format=float_format)

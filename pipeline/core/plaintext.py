@@ -14,7 +14,6 @@ from pipeline.core.errors import InputError
 
 LONGEST_LINE = 1 << 26
 """Most characters of a line."""
-
 MARK = "\ufeff"
 """The byte order mark, as a character."""
 
@@ -29,23 +28,23 @@ def is_blank(text: str) -> bool:
 
 
 def read_lines(stream: io.BufferedReader | io.BytesIO, name: str) -> Iterator[tuple[int, str]]:
-    """The lines of a text, numbered from 1, each with its end, if any, as LF.
-
-    Args:
-        stream: its bytes; it is closed at the end.
-        name: the name of the file, for errors.
+    """The lines of a text, numbered from 1, each with its end, if any, as LF; closes the stream.
 
     Raises:
-        InputError: naming the line: it is UTF-16, not UTF-8, too long, or contains NUL.
+        InputError: naming file and line: it is UTF-16, not UTF-8, too long, or contains NUL.
     """
     if stream.read(4).startswith(_WIDE):
-        raise InputError(f"{name} is UTF-16 or UTF-32 text.", _AS_UTF8)
+        raise InputError(
+            f"{name} is UTF-16 or UTF-32 text.",
+            "save it as UTF-8; `iconv -f UTF-16 -t UTF-8 OLD > NEW` does so.",
+        )
     stream.seek(0)
     number = 0
     with io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline=None) as text:
         while line := text.readline(LONGEST_LINE + 1):
             number += 1
-            yield number, _checked(line, f"{name} line {number:,}")
+            _check(line, f"{name} line {number:,}")
+            yield number, line.replace(MARK, "")
 
 
 def decode(content: bytes, name: str) -> str:
@@ -53,10 +52,7 @@ def decode(content: bytes, name: str) -> str:
     return "".join(line for _, line in read_lines(io.BytesIO(content), name))
 
 
-_AS_UTF8 = "save it as UTF-8; `iconv -f UTF-16 -t UTF-8 OLD > NEW` does so."
-
-
-def _checked(line: str, where: str) -> str:
+def _check(line: str, where: str) -> None:
     if len(line) > LONGEST_LINE:
         raise InputError(f"{where} is longer than {LONGEST_LINE:,} characters.", "check the file.")
     if wrong := _NO_UTF8.search(line):
@@ -67,4 +63,3 @@ def _checked(line: str, where: str) -> str:
             f"{where} holds NUL, as UTF-16 and binary files do.",
             "check that it is a text file, and save it as UTF-8.",
         )
-    return line.replace(MARK, "")

@@ -16,6 +16,7 @@ INTERVAL = 10.0
 
 _RUNNING = "{desc}: {n_fmt}/{total_fmt} {unit}, {rate_fmt}, {remaining} left{postfix}"
 _ENDED = "{desc}: {n_fmt}/{total_fmt} {unit} in {elapsed}, {rate_fmt}{postfix}"
+_bars: "weakref.WeakSet[tqdm[Any]]" = weakref.WeakSet()
 
 T = TypeVar("T")
 
@@ -27,14 +28,12 @@ def progress(
     yield from _bar(items, total=total, desc=what, unit=unit, disable=not show)
 
 
-def counter(what: str, unit: str, total: int, *, done: int = 0, show: bool = True) -> "tqdm[Any]":
-    """A progress bar to be moved by `update`."""
-    return _bar(total=total, initial=done, desc=what, unit=unit, disable=not show)
-
-
-def bytes_counter(what: str, total: int | None, done: int) -> "tqdm[Any]":
-    """A progress bar of bytes, as `counter`."""
-    return _bar(total=total, initial=done, desc=what, unit="B", unit_scale=True)
+def counter(
+    what: str, unit: str, total: int | None, *, done: int = 0, show: bool = True
+) -> "tqdm[Any]":
+    """A progress bar to be moved by `update`; of bytes, in larger units too, where `unit` is B."""
+    large = unit == "B"
+    return _bar(total=total, initial=done, desc=what, unit=unit, unit_scale=large, disable=not show)
 
 
 def _bar(*items: Iterable[Any], **settings: Any) -> "tqdm[Any]":
@@ -42,12 +41,9 @@ def _bar(*items: Iterable[Any], **settings: Any) -> "tqdm[Any]":
     if sys.stderr.isatty():
         bar: tqdm[Any] = cast(Any, tqdm)(*items, mininterval=0.5, **settings)
     else:
-        bar = Lines(*items, **settings)
+        bar = _Lines(*items, **settings)
     _bars.add(bar)
     return bar
-
-
-_bars: "weakref.WeakSet[tqdm[Any]]" = weakref.WeakSet()
 
 
 def end_bars() -> None:
@@ -56,7 +52,7 @@ def end_bars() -> None:
         bar.close()
 
 
-class Lines(tqdm):  # type: ignore[type-arg]
+class _Lines(tqdm):  # type: ignore[type-arg]
     """A tqdm bar for logs, in whole lines: at most one per INTERVAL, and one at the end."""
 
     def __init__(self, *items: Any, **settings: Any) -> None:
@@ -79,6 +75,5 @@ class Lines(tqdm):  # type: ignore[type-arg]
         """Do nothing: a line that was written stays."""
 
     def close(self) -> None:
-        """Write the last line."""
         self.bar_format = _ENDED
         super().close()

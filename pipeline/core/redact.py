@@ -4,8 +4,7 @@ import os
 import re
 import sys
 
-HIDDEN = "***"
-
+_HIDDEN = "***"
 _SHORTEST = 8
 """Characters of a secret; shorter values, such as 1 or true, are parts of other words too."""
 _SECRET_NAME = re.compile(
@@ -13,10 +12,10 @@ _SECRET_NAME = re.compile(
     re.IGNORECASE,
 )
 _PATTERNS = (
-    (re.compile(r"(\w://)[^/\s'\"]*@"), rf"\1{HIDDEN}@"),
-    (re.compile(r"\?[^\s?'\"<>()]*=(?:[^\s'\"<>()]*[^\s'\"<>(),.:;])?"), f"?{HIDDEN}"),
-    (re.compile(r"\b(Bearer|Basic) +[\w.~+/=-]{8,}", re.IGNORECASE), rf"\1 {HIDDEN}"),
-    (re.compile(r"\bhf_\w{16,}"), HIDDEN),
+    (re.compile(r"(\w://)[^/\s'\"]*@"), rf"\1{_HIDDEN}@"),
+    (re.compile(r"\?[^\s?'\"<>()]*=(?:[^\s'\"<>()]*[^\s'\"<>(),.:;])?"), f"?{_HIDDEN}"),
+    (re.compile(r"\b(Bearer|Basic) +[\w.~+/=-]{8,}", re.IGNORECASE), rf"\1 {_HIDDEN}"),
+    (re.compile(r"\bhf_\w{16,}"), _HIDDEN),
 )
 """User and password of a URL, its query (some are signed), headers, tokens of the hub."""
 
@@ -28,22 +27,17 @@ def redact(text: str) -> str:
     `AWS_SECRET_ACCESS_KEY`), user and password of a URL, its whole query, and the values of
     authorisation headers.
     """
-    for secret in _secrets():
-        text = text.replace(secret, HIDDEN)
-    for pattern, hidden in _PATTERNS:
-        text = pattern.sub(hidden, text)
-    return text
-
-
-def _secrets() -> list[str]:
-    """Secret values of the environment, the longest first."""
-    found = {
+    secrets = {
         value
         for name, value in os.environ.items()
         if _SECRET_NAME.search(name) and len(value) >= _SHORTEST
         if not os.path.exists(value)  # noqa: PTH110  # Path's own raises for long values
     }
-    return sorted(found, key=len, reverse=True)
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, _HIDDEN)
+    for pattern, hidden in _PATTERNS:
+        text = pattern.sub(hidden, text)
+    return text
 
 
 def one_line(text: str, longest: int = sys.maxsize) -> str:

@@ -2,11 +2,14 @@
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
 
 from pipeline.core.errors import InterruptedRunError
+
+_Handler = Callable[[int, FrameType | None], None]
+_stops: list[InterruptedRunError] = []
+"""The signals received."""
 
 
 @contextlib.contextmanager
@@ -17,26 +20,17 @@ def ends_on_signal(command: str) -> Iterator[None]:
         # Workers that the same signal ended are not reported as errors.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         name = signal.Signals(number).name
-        _stops.append(
-            InterruptedRunError(
-                f"{command} was stopped by {name}; nothing half-written was left.",
-                "run the same command again.",
-            )
-        )
+        what = f"{command} was stopped by {name}; nothing half-written was left."
+        _stops.append(InterruptedRunError(what, "run the same command again."))
         raise _stops[-1]
 
     _stops.clear()
-    previous = _install({signal.SIGTERM: stop, signal.SIGINT: stop})
     try:
-        yield
-        require_running()
+        with _handles(stop):
+            yield
+            require_running()
     finally:
-        _install(previous)
         _stops.clear()
-
-
-_stops: list[InterruptedRunError] = []
-"""The signals received."""
 
 
 def require_running() -> None:
@@ -58,18 +52,24 @@ def defers_signals() -> Iterator[Callable[[], signal.Signals | None]]:
 
     def note(number: int, _frame: FrameType | None) -> None:
         came.append(signal.Signals(number))
-        _install(previous)
+        restore()
 
-    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    _install(dict.fromkeys(previous, note))
-    try:
+    with _handles(note) as restore:
         yield lambda: came[0] if came else None
+
+
+@contextlib.contextmanager
+def _handles(handler: _Handler) -> Iterator[Callable[[], None]]:
+    """Handle both signals meanwhile; yields a function that ends that early."""
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore() -> None:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+    try:
+        for number in previous:
+            signal.signal(number, handler)
+        yield restore
     finally:
-        _install(previous)
-
-
-_Handler = Callable[[int, FrameType | None], Any] | int | None
-
-
-def _install(handlers: Mapping[signal.Signals, Any]) -> dict[signal.Signals, _Handler]:
-    return {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        restore()

@@ -1,14 +1,10 @@
 """How long the stages took: separate files beside the reports, which DVC and git do not track.
 
 A metric is the same in every run that changed nothing; a time is not. Times are therefore in
-`reports/times`, under the name of the stage's report:
-
-    report     sha256 of the report that the run wrote
-    seconds    of the whole command, including a stopped run that it resumed
-    ...        other measurements of the stage, such as rates
-
-DVC skips a stage, or takes its results from a cache, without touching that file. The hash tells
-whether the current report is that of the run that was timed.
+`reports/times`, under the name of the stage's report: the `seconds` of the whole command, with
+those of a stopped run that it resumed, other measurements, and the sha256 of the `report`. DVC
+skips a stage, or takes its results from a cache, without touching that file; the hash tells whether
+the current report is that of the run that was timed.
 """
 
 import json
@@ -18,22 +14,9 @@ from typing import Any
 from pipeline.core.checksums import hash_file
 from pipeline.core.files import write_json
 
-FOLDER = "times"
-"""Within the folder of reports."""
-
 
 def write_times(reports: Path, report: Path, seconds: float, measured: dict[str, Any]) -> None:
-    """Write how long a run took; a report outside the folder of reports gets no such file.
-
-    Args:
-        reports: the folder of reports.
-        report: the report that the run wrote.
-        seconds: the time it took.
-        measured: other measurements.
-
-    Raises:
-        ResourceError: the place cannot be written.
-    """
+    """Write how long a run took; a report outside the folder of reports gets no such file."""
     if reports in report.parents:
         content = {**measured, "seconds": round(seconds, 1), "report": hash_file(report)}
         write_json(_path(reports, report), content)
@@ -49,4 +32,4 @@ def read_seconds(reports: Path, report: Path) -> float | None:
 
 
 def _path(reports: Path, report: Path) -> Path:
-    return reports / FOLDER / report.relative_to(reports)
+    return reports / "times" / report.relative_to(reports)

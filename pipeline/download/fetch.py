@@ -28,7 +28,7 @@ from urllib3.util import Retry
 from pipeline.core.checksums import CHECKSUMS, hash_file, read_checksums
 from pipeline.core.errors import DownloadError, InputError
 from pipeline.core.files import atomic_file, read_json, reports_unwritable, write_json
-from pipeline.core.progress import bytes_counter, log
+from pipeline.core.progress import counter, log
 from pipeline.core.redact import one_line, redact
 from pipeline.download.sources import RemoteFile
 from pipeline.params.places import is_address, why_missing
@@ -192,7 +192,7 @@ def _append(address: str, part: Path) -> int | None:
         with (
             reports_unwritable(part),
             part.open("ab" if start else "wb") as stream,
-            bytes_counter(part.stem, total, start) as bar,
+            counter(part.stem, "B", total, done=start) as bar,
         ):
             for chunk in response.iter_content(_CHUNK):
                 stream.write(chunk)

@@ -6,13 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.core.errors import ParamsError
 from pipeline.core.redact import one_line
@@ -22,6 +16,31 @@ T = TypeVar("T")
 
 NUMBER_TEXT = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
 """Text that stands for a number: digits, a point, an exponent."""
+
+RENAMED: dict[str, str] = {
+    "index.recall": "index.target_recall",
+    "loss.weight": "loss.grounding_weight",
+    "train.accumulate": "train.gradient_accumulation_steps",
+    "train.buckets": "train.length_buckets",
+    "train.chunk": "train.mini_batch_size",
+    "train.track": "train.report_to",
+}
+"""Old dotted keys of params.yaml, each with its new one, which the error names."""
+
+REMOVED: dict[str, str] = {
+    "loss.combine": "grounded losses are added; halve loss.grounding_weight for their average",
+    "features.layout": "features.h5 always holds all features; delete the line",
+}
+"""Keys of params.yaml that are gone, each with the reason and what to do."""
+
+_REASONS = {
+    "model_type": "input should be keys with values",
+    "string_pattern_mismatch": "input should be text without NUL",
+}
+"""Better words than those of the library."""
+_MOST_FAULTS = 40
+_LONGEST = 60
+"""Characters of a key or value in a message."""
 
 
 class Block(BaseModel):
@@ -51,7 +70,6 @@ Number = float
 Text = Annotated[str, Field(min_length=1, max_length=8192, pattern=r"^[^\x00]*$")]
 """A name, path or address that the operating system accepts."""
 
-
 UNIQUE = Field(json_schema_extra={"uniqueItems": True})
 """The rule of `distinct` in JSON schema."""
 
@@ -74,11 +92,7 @@ def dotted(block: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
 
 
 def load_params(path: Path, schema: type[B]) -> B:
-    """Read and check a whole params file.
-
-    Args:
-        path: the YAML file.
-        schema: the block whose fields are the file's top-level keys.
+    """Read and check a whole params file, whose top-level keys are the fields of `schema`.
 
     Raises:
         ParamsError: naming every fault of the file at once.
@@ -89,7 +103,7 @@ def load_params(path: Path, schema: type[B]) -> B:
     content = read_yaml(path)
     if content is None:
         raise ParamsError(f"{path}: the file is empty.", "run `git checkout params.yaml`.")
-    if faults := find_faults(content, schema):
+    if faults := _find_faults(content, schema):
         raise ParamsError(
             f"{path}: {'; '.join(faults)}.",
             f"correct {path}, or pass another value with `dvc exp run -S KEY=VALUE`.",
@@ -97,7 +111,7 @@ def load_params(path: Path, schema: type[B]) -> B:
     return schema.model_validate(content)
 
 
-def find_faults(content: object, schema: type[Block]) -> list[str]:
+def _find_faults(content: object, schema: type[Block]) -> list[str]:
     """Every fault of the content of a params file, in words; empty where it is valid.
 
     Blocks have defaults for users of the library, but a file has to name every key of its blocks,
@@ -111,9 +125,6 @@ def find_faults(content: object, schema: type[Block]) -> list[str]:
     faults = list(dict.fromkeys([*faults, *_find_missing(content, schema)]))
     more = len(faults) - _MOST_FAULTS
     return [*faults[:_MOST_FAULTS], f"and {more:,} more"] if more > 0 else faults
-
-
-_MOST_FAULTS = 40
 
 
 def _find_missing(content: object, schema: type[Block], above: str = "") -> Iterator[str]:
@@ -151,16 +162,6 @@ def _describe(fault: Mapping[str, Any], schema: type[Block]) -> str:
     return f"{shown}: {reason[0].lower()}{reason[1:]}, got {value}" + (f" ({hint})" if hint else "")
 
 
-_REASONS = {
-    "model_type": "input should be keys with values",
-    "string_pattern_mismatch": "input should be text without NUL",
-}
-"""Better words than those of the library."""
-
-_LONGEST = 60
-"""Characters of a key or value in a message."""
-
-
 def _locate(location: tuple[int | str, ...], schema: type[Block]) -> tuple[list[str], list[str]]:
     """The keys that lead to a fault, and the known keys of the block that holds the last one.
 
@@ -169,12 +170,12 @@ def _locate(location: tuple[int | str, ...], schema: type[Block]) -> tuple[list[
     keys: list[str] = []
     known: list[str] = []
     block: type[Block] | None = schema
-    for part in location:
+    for part in map(str, location):
         if block is None:
             break
-        keys.append(str(part))
+        keys.append(part)
         known = list(block.model_fields)
-        block = _inner_block(block, str(part))
+        block = _inner_block(block, part)
     return keys, known
 
 
@@ -191,20 +192,3 @@ def _hint(keys: list[str], known: list[str]) -> str:
 def _did_you_mean(written: str, known: list[str]) -> str:
     close = difflib.get_close_matches(written[:_LONGEST], known, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else ""
-
-
-RENAMED: dict[str, str] = {
-    "index.recall": "index.target_recall",
-    "loss.weight": "loss.grounding_weight",
-    "train.accumulate": "train.gradient_accumulation_steps",
-    "train.buckets": "train.length_buckets",
-    "train.chunk": "train.mini_batch_size",
-    "train.track": "train.report_to",
-}
-"""Old dotted keys of params.yaml, each with its new one, which the error names."""
-
-REMOVED: dict[str, str] = {
-    "loss.combine": "grounded losses are added; halve loss.grounding_weight for their average",
-    "features.layout": "features.h5 always holds all features; delete the line",
-}
-"""Keys of params.yaml that are gone, each with the reason and what to do."""

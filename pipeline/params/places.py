@@ -13,7 +13,7 @@ from pipeline.params.block import Text
 _FILE = re.compile(r"file:(//(localhost)?)?(?=/)", re.IGNORECASE)
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://|pipe:", re.IGNORECASE)
 _FOLDER_OF_MODEL = re.compile(r"(?:local-dir:|transformers:)?")
-_COPIES = (".dvc", "tmp", "exps")
+_COPY = re.compile(r"(.*?)/\.dvc/tmp/exps/.")
 """Where DVC copies the project for experiments that do not touch the working folder."""
 
 
@@ -41,12 +41,9 @@ PathText = Annotated[Text, AfterValidator(expanded)]
 
 
 def why_missing(written: str, key: str, what: str = "does not exist") -> tuple[str, str]:
-    """What is wrong, and what to do, where nothing usable is at a path.
+    """What is wrong, and what to do, where nothing usable is at a path as it was written.
 
-    Args:
-        written: the path as it was written.
-        key: the param, option or variable that names it.
-        what: what is wrong with it.
+    The param, option or variable `key` names it; `what` is wrong with it.
     """
     if is_address(written):
         return (
@@ -56,18 +53,9 @@ def why_missing(written: str, key: str, what: str = "does not exist") -> tuple[s
     if Path(written).is_absolute():
         return f"{written} {what}.", f"check {key}."
     here = Path.cwd()
-    if (project := _project_of(here)) is None:
-        return f"{written} {what}.", f"check {key}; relative paths start at {here}."
-    return (
-        f"{written} {what} in the copy of the project that this experiment runs in.",
-        f"set {key} to an absolute path, such as {project / written}.",
-    )
-
-
-def _project_of(folder: Path) -> Path | None:
-    """The project that a folder is a copy of; None where it is not a copy by DVC."""
-    parts = folder.parts
-    for end in range(len(parts) - len(_COPIES)):
-        if parts[end : end + len(_COPIES)] == _COPIES:
-            return Path(*parts[:end])
-    return None
+    if copied := _COPY.match(f"{here}/"):
+        return (
+            f"{written} {what} in the copy of the project that this experiment runs in.",
+            f"set {key} to an absolute path, such as {Path(copied[1]) / written}.",
+        )
+    return f"{written} {what}.", f"check {key}; relative paths start at {here}."

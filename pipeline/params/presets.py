@@ -42,11 +42,9 @@ def changed_values(params: Params, preset: Changes) -> dict[str, tuple[Any, Any]
 
 
 def edit_params(text: str, changes: Changes) -> str:
-    """The text of params.yaml with other values; comments, order and quotes of the rest stay.
+    """The text of a valid params.yaml with other values by dotted key.
 
-    Args:
-        text: a valid params.yaml.
-        changes: values by dotted key; keys that are not named keep theirs.
+    Comments, order and quotes of the rest stay.
     """
     editor = YAML()
     editor.preserve_quotes, editor.width = True, 1 << 16

@@ -1,6 +1,8 @@
 """The whole of params.yaml: one field a block, in the order of the pipeline."""
 
-from pipeline.params.block import Block
+from typing import Any
+
+from pipeline.params.block import NUMBER_TEXT, Block
 from pipeline.params.download import DownloadParams
 from pipeline.params.evaluate import EvaluateParams
 from pipeline.params.features import FeaturesParams
@@ -22,3 +24,36 @@ class Params(Block):
     train: TrainParams = TrainParams()
     evaluate: EvaluateParams = EvaluateParams()
     index: IndexParams = IndexParams()
+
+
+def params_schema() -> dict[str, Any]:
+    """The blocks as JSON schema (draft 2020-12), by which editors check and explain every key.
+
+    It refuses no file that the pipeline reads. Rules over several keys, such as the threshold of a
+    kind of filter, are only checked by the pipeline.
+    """
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": dialect, **_tidy(Params.model_json_schema()), "title": "params.yaml"}
+
+
+def _tidy(node: Any) -> Any:
+    """A part of pydantic's schema in the words of params.yaml, whose blocks name every key."""
+    if isinstance(node, list):
+        return [_tidy(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    tidy = {key: _tidy(value) for key, value in node.items() if not _is_noise(node, key)}
+    if isinstance(tidy.get("description"), str):
+        tidy["description"] = " ".join(tidy["description"].split())
+    if "properties" in tidy:
+        tidy["required"] = list(tidy["properties"])
+    if tidy.get("type") != "number":
+        return tidy
+    about = {key: tidy.pop(key) for key in ("default", "description") if key in tidy}
+    number = {"type": "string", "pattern": f"^{NUMBER_TEXT}$"}  # `1e-5` is text in YAML 1.1
+    return {"anyOf": [tidy, number], **about}
+
+
+def _is_noise(node: dict[str, Any], key: str) -> bool:
+    """Titles repeat the key, defaults of blocks those of their keys."""
+    return (key == "title" and isinstance(node[key], str)) or (key == "default" and "$ref" in node)

@@ -13,11 +13,10 @@ from pipeline.core.errors import ParamsError
 from pipeline.core.files import reports_unreadable
 from pipeline.core.redact import one_line
 
-LARGEST = 256 << 10
+_LARGEST = 256 << 10
 """Bytes of a file; reading it takes a few seconds."""
-MOST = 100_000
+_MOST = 100_000
 """Values, with every alias written out."""
-
 _LONGEST_NUMBER = 100
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _OF_CONSTRUCTORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -28,37 +27,32 @@ def read_yaml(path: Path) -> Any:
     """Read a small YAML file in UTF-8, with or without a byte order mark; see `parse_yaml`.
 
     Raises:
-        ParamsError: the file does not exist, is not YAML, or is larger than `LARGEST`.
+        ParamsError: the file does not exist, is not YAML, or is larger than 256 KiB.
         ResourceError: it cannot be read.
     """
     if not path.exists():
         raise ParamsError(f"{path} does not exist.", "run the command in the project's folder.")
     with reports_unreadable(path), path.open("rb") as stream:
-        content = stream.read(LARGEST + 1)
-    if len(content) > LARGEST:
-        raise ParamsError(f"{path} is larger than {LARGEST:,} bytes.", "check the file.")
+        content = stream.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise ParamsError(f"{path} is larger than {_LARGEST:,} bytes.", "check the file.")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ParamsError(
-            f"{path} cannot be read: byte {error.start} is not UTF-8.", "save it as UTF-8."
-        ) from None
+        what = f"{path} cannot be read: byte {error.start} is not UTF-8."
+        raise ParamsError(what, "save it as UTF-8.") from None
     return parse_yaml(text, path)
 
 
 def parse_yaml(text: str, name: Path | str) -> Any:
     """The content of a YAML 1.2 document: `off` is a word, `1e-5` a number; aliases are followed.
 
-    Args:
-        text: the document.
-        name: of its file, for errors.
-
     Returns:
         Its content; None where it is empty.
 
     Raises:
-        ParamsError: it is not YAML, names a key or an anchor twice, has a tag of another language,
-            a number that is not plain, or stands for more than `MOST` values.
+        ParamsError: naming the file: it is not YAML, names a key or an anchor twice, has a tag of
+            another language, a number that is not plain, or stands for more than 100,000 values.
     """
     reader = YAML(typ="safe", pure=True)
     try:
@@ -84,11 +78,11 @@ def _count(node: Node | None, counted: dict[int, int]) -> int:
         _check_number(node)
         return 1
     if id(node) not in counted:
-        counted[id(node)] = MOST  # for a node that contains itself
+        counted[id(node)] = _MOST  # for a node that contains itself
         parts = node.value if isinstance(node, SequenceNode) else itertools.chain(*node.value)
         counted[id(node)] = 1 + sum(_count(part, counted) for part in parts)
-        if counted[id(node)] > MOST:
-            raise YAMLError(f"it stands for more than {MOST:,} values")
+        if counted[id(node)] > _MOST:
+            raise YAMLError(f"it stands for more than {_MOST:,} values")
     return counted[id(node)]
 
 

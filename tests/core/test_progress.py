@@ -10,13 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from pipeline.core import progress as shown
-from pipeline.core.progress import bytes_counter, counter, end_bars, progress
+from pipeline.core.progress import counter, end_bars, progress
 from tests.conftest import ROOT
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.fixture
@@ -46,22 +41,18 @@ def test_a_log_gets_a_line_an_interval_and_one_at_the_end(log):
     assert not set("\r\x1b") & set(text)
 
 
-def test_postfixes_make_no_more_lines(log):
+def test_neither_postfixes_nor_messages_make_more_lines(log):
     with counter("training", "step", 500) as bar:
         for number in range(500):
             bar.update()
             bar.set_postfix(loss=f"{number}")
-    lines = log().splitlines()
-    assert lines[-1].endswith("step/s, loss=499")
-    assert len(lines) <= 3
-
-
-def test_a_log_line_among_the_bars_adds_nothing(log):
-    with counter("training", "step", 5), shown.tqdm.external_write_mode(sys.stderr):
-        sys.stderr.write("10:00:00 train: a message\n")
-    message, last = log().splitlines()
-    assert message == "10:00:00 train: a message"
-    assert last.startswith("training: 0/5 step in")
+        with shown.tqdm.external_write_mode(sys.stderr):
+            sys.stderr.write("10:00:00 train: a message\n")
+    *between, last = log().splitlines()
+    assert between[-1] == "10:00:00 train: a message"
+    assert last.startswith("training: 500/500 step in")
+    assert last.endswith("step/s, loss=499")
+    assert len(between) <= 3
 
 
 def test_what_an_error_left_open_ends_with_a_line(log):
@@ -73,19 +64,16 @@ def test_what_an_error_left_open_ends_with_a_line(log):
     assert line.startswith("training: 2/5 step in 00:00")
 
 
-def test_an_unknown_total(log):
-    with bytes_counter("x.zip", None, 0) as bar:
+def test_bytes_of_an_unknown_total_and_a_bar_that_is_not_shown(log):
+    assert list(progress(range(3), what="x", unit="y", show=False)) == [0, 1, 2]
+    with counter("x.zip", "B", None) as bar:
         bar.update(5_000_000)
     assert log().startswith("x.zip: 5.00M/? B in 00:00")
 
 
-def test_a_bar_that_is_not_shown_writes_nothing(log):
-    assert list(progress(range(3), what="x", unit="y", show=False)) == [0, 1, 2]
-    assert log() == ""
-
-
 def test_a_terminal_has_a_bar_that_moves(monkeypatch):
-    stream = Terminal()
+    stream = io.StringIO()
+    stream.isatty = lambda: True
     monkeypatch.setattr("sys.stderr", stream)
     list(progress(range(3), what="images", unit="image"))
     assert stream.getvalue().startswith("\rimages:   0%|")
@@ -97,11 +85,10 @@ def test_bars_of_libraries_are_rare_in_the_log_of_a_command(tmp_path, given):
     (tmp_path / "probe.py").write_text(
         "import stages, tqdm; bar = tqdm.tqdm(range(3)); print(bar.mininterval)"
     )
-    environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"} | (
+    variables = {"PYTHONPATH": f"{tmp_path}:{ROOT}"} | (
         {"TQDM_MININTERVAL": given} if given else {}
     )
     code = "import sys; sys.argv[0] = '-m'; import probe"
-    result = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert float(result.stdout) == float(given or 10)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+    assert float(done.stdout) == float(given or 10)

@@ -1,7 +1,6 @@
 """The demo's models as they are kept in data/demo: they load, they know the world."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import open_clip
@@ -31,10 +30,6 @@ def sentences() -> list[str]:
     return make_sentences(WORLD)
 
 
-def test_all_files_fit_in_ten_megabytes() -> None:
-    assert sum(path.stat().st_size for path in DEMO.rglob("*") if path.is_file()) < 10e6
-
-
 @pytest.mark.slow
 def test_teacher_finds_held_out_pictures() -> None:
     recall = held_out_recall(DEMO / "teacher", HELD_OUT)
@@ -56,7 +51,8 @@ def test_no_text_of_the_world_is_too_long_for_the_teacher(sentences: list[str]) 
     assert (last == 0).all()  # padding to the end: nothing was cut off
 
 
-def test_weights_are_stored_in_half_precision() -> None:
+def test_the_files_are_small_and_their_weights_in_half_precision() -> None:
+    assert sum(path.stat().st_size for path in DEMO.rglob("*") if path.is_file()) < 10e6
     for name in ("teacher/open_clip_model.safetensors", "student/model.safetensors"):
         with safe_open(DEMO / name, "pt") as weights:
             kinds = {weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118
@@ -78,6 +74,7 @@ def test_any_english_text_is_spelt_out() -> None:
     assert tokenizer.tokenize("two rhombuses") == ["two", "rhombuses"]
 
 
+@pytest.mark.integration
 def test_kept_vocabulary_is_the_one_of_the_world(sentences: list[str]) -> None:
     built = build_tokenizer(sentences)
     for name in ("teacher", "student"):
@@ -85,9 +82,9 @@ def test_kept_vocabulary_is_the_one_of_the_world(sentences: list[str]) -> None:
 
 
 def test_teacher_learns_from_train_scenes_only() -> None:
-    lessons = render_lessons(200, seed=0)
-    assert {split_of(scene.combination) for scene in lessons.scenes} == {"train"}
-    assert lessons.pictures.shape == (200, 3, 64, 64)
+    scenes, pictures = render_lessons(200, seed=0)
+    assert {split_of(scene.combination) for scene in scenes} == {"train"}
+    assert pictures.shape == (200, 3, 64, 64)
 
 
 def test_recall_counts_texts_whose_image_is_near_enough() -> None:
@@ -98,16 +95,6 @@ def test_recall_counts_texts_whose_image_is_near_enough() -> None:
     assert [recall_at(k, images, texts) for k in (1, 2, 3, 4)] == [0.25, 0.5, 0.75, 1.0]
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Tiny steps on several threads are slow where the cores are shared with other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.integration
 def test_a_tiny_rebuild_gives_the_same_layout_and_equal_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sentences: list[str]

@@ -5,13 +5,16 @@ import hashlib
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from scipy.ndimage import label
 from scipy.stats import spearmanr
 
@@ -87,19 +90,6 @@ NOUN = re.compile(
 A_KIND = rf"(?:{any_of(COLOURS)}) (?:{any_of(SHAPES)})"
 
 
-def check_noun(match: re.Match[str], scene: Scene) -> int:
-    """Hold a named group against the scene; returns its place among the scene's groups."""
-    number, size, colour, shape = match.groups()
-    kind = find(colour, COLOURS), find(shape, SHAPES)
-    places = [place for place, group in enumerate(scene.groups) if group.kind == kind]
-    assert len(places) == 1, (match[0], scene)
-    group = scene.groups[places[0]]
-    assert group.count in NUMBERS[number], (match[0], scene)
-    assert (group.count > 1) == (shape.endswith("s") and shape not in ("cross", "rhombus"))
-    assert size is None or find(size, ("small", "large")) == group.size, (match[0], scene)
-    return places[0]
-
-
 def relation_told(text: str) -> tuple[str, tuple[int, int], str] | None:
     """Read `who lies in which direction of whom` from a text whose groups are A0 and A1."""
     for words, step in TOWARDS.items():
@@ -116,31 +106,64 @@ def relation_told(text: str) -> tuple[str, tuple[int, int], str] | None:
     return None
 
 
-def check_caption(text: str, scene: Scene) -> tuple[int, bool]:
-    """Hold a caption against its scene; returns groups named, and whether a relation was."""
-    lower = text.lower()
-    named: list[int] = []
+class Thing(NamedTuple):
+    colour: str
+    shape: str
+    size: str | None
+    numbers: frozenset[int]
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        return self.colour, self.shape
+
+
+class Heard(NamedTuple):
+    """What a sentence tells; of two things, the upper or left one comes first where it is told."""
+
+    things: tuple[Thing, ...]
+    direction: str | None
+    background: str | None
+
+    def is_true_of(self, scene: Scene) -> bool:
+        groups = {group.kind: group for group in scene.groups}
+        if sorted(thing.kind for thing in self.things) != sorted(groups):
+            return False
+        placed = (scene.relation, list(groups))
+        return (
+            self.background in {None, scene.background}
+            and (not self.direction or (self.direction, [t.kind for t in self.things]) == placed)
+            and all(groups[thing.kind].count in thing.numbers for thing in self.things)
+            and all(thing.size in {None, groups[thing.kind].size} for thing in self.things)
+        )
+
+
+def hear(text: str) -> Heard:
+    things: list[Thing] = []
 
     def name(match: re.Match[str]) -> str:
-        named.append(check_noun(match, scene))
-        return f"A{named[-1]}"
+        number, size, colour, shape = match.groups()
+        is_plural = shape.endswith("s") and shape not in {"cross", "rhombus"}
+        assert is_plural == (1 not in NUMBERS[number]), text
+        size = size and find(size, ("small", "large"))
+        numbers = frozenset(NUMBERS[number])
+        things.append(Thing(find(colour, COLOURS), find(shape, SHAPES), size, numbers))
+        return f"A{len(things) - 1}"
 
-    marked = NOUN.sub(name, lower)
-    assert sorted(named) == list(range(len(scene.groups))), (text, scene)
-    background = re.search(r"(white|grey|gray|black)", marked)
-    if background:
-        assert background[1].replace("gray", "grey") == scene.background
+    marked = NOUN.sub(name, text.lower())
+    ground = re.search("white|gr[ea]y|black", marked)
+    background = ground and ground[0].replace("gray", "grey")
     told = relation_told(marked)
-    if told:
-        step = (0, 1) if scene.relation == "above" else (1, 0)
-        places = {"A0": np.array((0, 0)), "A1": np.array(step)}
-        assert tuple(places[told[0]] - places[told[2]]) == told[1], (text, scene)
-    return len(named), told is not None
+    if told is None:
+        return Heard(tuple(things), None, background)
+    who, step, whom = told
+    order = (who, whom) if sum(step) < 0 else (whom, who)
+    direction = "left" if step[0] else "above"
+    return Heard(tuple(things[int(mark[1])] for mark in order), direction, background)
 
 
 @functools.cache
 def drawn_sts() -> pd.DataFrame:
-    return make_sts(DEFAULT.model_copy(update={"sts_pairs": 1500}))
+    return make_sts(DEFAULT.model_copy(update={"sts_pairs": 750}))
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -172,18 +195,12 @@ def test_equal_params_give_equal_bytes_in_another_process(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_another_seed_gives_another_world(tmp_path: Path) -> None:
+def test_items_depend_on_the_seed_and_not_on_how_many_there_are() -> None:
     other = SMALL.model_copy(update={"seed": 8})
-    write_scene_pairs(tmp_path / "a", SMALL)
-    write_scene_pairs(tmp_path / "b", other)
-    assert digests(tmp_path / "a")["images.zip"] != digests(tmp_path / "b")["images.zip"]
+    assert draw_picture(5, SMALL).image.tobytes() != draw_picture(5, other).image.tobytes()
     assert make_sentences(SMALL) != make_sentences(other)
     assert not make_sts(SMALL).equals(make_sts(other))
     assert not make_transfer(SMALL).equals(make_transfer(other))
-
-
-@pytest.mark.slow
-def test_more_items_leave_the_first_ones_as_they_were() -> None:
     more = SMALL.model_copy(update={"images": 130, "sentences": 160, "sts_pairs": 310})
     assert make_sentences(more)[:150] == make_sentences(SMALL)
     assert make_sts(more)[:300].equals(make_sts(SMALL))
@@ -195,13 +212,14 @@ def test_more_items_leave_the_first_ones_as_they_were() -> None:
 
 
 def test_corpus_has_the_asked_counts_and_readable_pictures(tmp_path: Path) -> None:
-    import zipfile
-
-    from PIL import Image
-
     write_scene_pairs(tmp_path, SMALL)
     pairs = read_pairs(tmp_path)
     assert len(pairs.images) == 120
+    assert pairs.images["split"][:100].value_counts().to_dict() == {
+        "train": 80,
+        "test": 11,
+        "val": 9,
+    }
     assert list(pairs.captions["caption_id"]) == list(range(360))
     assert (pairs.captions.groupby("image_id")["caption"].nunique() == 3).all()
     with zipfile.ZipFile(tmp_path / "images.zip") as archive:
@@ -211,18 +229,9 @@ def test_corpus_has_the_asked_counts_and_readable_pictures(tmp_path: Path) -> No
                 assert (picture.size, picture.mode) == ((SIDE, SIDE), "RGB")
 
 
-@pytest.mark.slow
-def test_default_splits_are_large_enough() -> None:
-    splits = [draw_picture(index, SMALL).split for index in range(100)]
-    shares = {name: splits.count(name) for name in ("train", "val", "test")}
-    assert shares == {"train": 80, "val": 9, "test": 11}  # of 4,600 pictures: 506 in test
-    counts = drawn_sts()["split"].value_counts().to_dict()
-    assert counts == {"train": 500, "dev": 350, "test": 650}  # a third, 7 and 13 thirtieths
-
-
 def test_no_combination_of_one_split_occurs_in_another() -> None:
     met: dict[str, set[frozenset[tuple[str, str]]]] = {"train": set(), "val": set(), "test": set()}
-    for index in range(400):
+    for index in range(200):
         picture = draw_picture(index, SMALL)
         met[picture.split].add(picture.scene.combination)
     assert not met["train"] & (met["val"] | met["test"])
@@ -235,46 +244,69 @@ def test_every_kind_is_seen_in_training() -> None:
     assert len(seen) == len(COLOURS) * len(SHAPES)
 
 
+def test_hearing_a_sentence() -> None:
+    first = Thing("red", "square", "small", frozenset({1}))
+    second = Thing("cyan", "cross", None, frozenset({2}))
+    heard = Heard((first, second), "left", None)
+    assert hear("Two turquoise plus signs to the right of a tiny scarlet box.") == heard
+    assert hear("there is a small red square with two cyan crosses right of it") == heard
+    assert hear("one little red block, all on gray") == Heard((first,), None, "grey")
+    groups = Group("red", "square", "small", 1), Group("cyan", "cross", "large", 2)
+    scene = Scene(groups, "left", "white")
+    assert heard.is_true_of(scene)
+    for wrong in (
+        replace(scene, relation="above"),
+        replace(scene, groups=groups[::-1]),
+        replace(scene, groups=(groups[0], replace(groups[1], count=3))),
+        replace(scene, groups=(replace(groups[0], size="large"), groups[1])),
+        replace(scene, groups=(groups[0], replace(groups[1], shape="ring"))),
+    ):
+        assert not heard.is_true_of(wrong)
+    assert not heard._replace(background="grey").is_true_of(scene)
+
+
 def test_captions_are_true_and_most_tell_the_relation() -> None:
     told = []
-    for index, scene in enumerate(scenes(1000)):
-        groups, related = check_caption(caption(scene, generator(4, 51, index)), scene)
-        told += [related] if groups == 2 else []
+    for index, scene in enumerate(scenes(400)):
+        text = caption(scene, generator(4, 51, index))
+        assert hear(text).is_true_of(scene), (text, scene)
+        told += [hear(text).direction is not None] if scene.relation else []
     assert np.mean(told) > 0.85
 
 
 @pytest.mark.parametrize("subset", SUBSETS)
 def test_sts_wording_tells_what_its_subset_says(subset: str) -> None:
-    for index, scene in enumerate(scenes(300, stream=52)):
-        text = describe(scene, SUBSETS[subset], generator(4, 53, index))
-        groups, related = check_caption(text, scene)
-        assert related == (groups == 2), text
-        assert bool(re.search("white|gr[ea]y|black", text)) == SUBSETS[subset].background
-        assert bool(re.search(SEEN["small"] + "|" + SEEN["large"], text)) == all(
-            SUBSETS[subset].sizes
-        )
+    told = SUBSETS[subset]
+    for index, scene in enumerate(scenes(150, stream=52)):
+        heard = hear(describe(scene, told, generator(4, 53, index)))
+        assert heard.is_true_of(scene), scene
+        assert (heard.direction is None) == (scene.relation is None)
+        assert (heard.background is None) != told.background
+        assert [thing.size is not None for thing in heard.things] == [
+            all(told.sizes) for _ in heard.things
+        ]
 
 
 def test_the_grammar_can_say_the_plain_caption() -> None:
     groups = Group("red", "circle", "small", 1), Group("blue", "square", "small", 1)
     scene = Scene(groups, "above", "white")
-    spoken = {caption(scene, generator(0, 54, item)) for item in range(1500)}
+    spoken = {caption(scene, generator(0, 54, item)) for item in range(1000)}
     plain = {text.lower().rstrip(".") for text in spoken}
     article, size = "(?:a|one|a single)", "(?:small|tiny|little)"
     mixed = rf"{article} {size} red circle (above|over) {article} blue square"
     assert any(re.fullmatch(mixed, text) for text in plain)
-    assert len(spoken) > 1300
+    assert len(spoken) > 850
 
 
 @functools.cache
 def stated() -> list[tuple[str, Scene]]:
-    drawn = enumerate(scenes(1500, stream=55))
+    drawn = enumerate(scenes(900, stream=55))
     return [(state(scene, generator(4, 56, index)).lower(), scene) for index, scene in drawn]
 
 
 def statement_of(words: str) -> list[tuple[re.Match[str], Scene]]:
     found = [(match, scene) for text, scene in stated() for match in re.finditer(words, text)]
-    assert len(found) > 20, words
+    assert len(found) > 10, words
     return found
 
 
@@ -325,9 +357,9 @@ def test_statements_are_true(words: str, is_true: Callable[[re.Match[str], Scene
 
 
 def test_sentences_are_mostly_distinct() -> None:
-    sentences = make_sentences(DEFAULT.model_copy(update={"sentences": 2000}))
-    assert len(sentences) == 2000
-    assert len(set(sentences)) > 1970
+    sentences = make_sentences(DEFAULT.model_copy(update={"sentences": 1000}))
+    assert len(sentences) == 1000
+    assert len(set(sentences)) > 985
 
 
 def test_pictures_show_as_many_shapes_as_told() -> None:
@@ -355,12 +387,9 @@ def test_pictures_show_the_relation() -> None:
 
 
 def test_pictures_of_other_scenes_and_of_other_draws_differ() -> None:
-    drawn = [render(scene, generator(5, 60, 0)).tobytes() for scene in set(scenes(200))]
+    drawn = [render(scene, generator(5, 60, 0)).tobytes() for scene in set(scenes(100))]
+    drawn += [render(scenes(1)[0], generator(5, 60, draw)).tobytes() for draw in (1, 2)]
     assert len(set(drawn)) == len(drawn)
-    scene = scenes(1)[0]
-    assert (
-        render(scene, generator(5, 60, 1)).tobytes() != render(scene, generator(5, 60, 2)).tobytes()
-    )
 
 
 BASE = Scene(
@@ -384,7 +413,7 @@ def test_gold_of_worked_examples() -> None:
 
 
 def test_gold_is_five_only_for_the_same_and_does_not_depend_on_order() -> None:
-    drawn = scenes(60)
+    drawn = scenes(30)
     for first in drawn:
         for second in drawn:
             score = gold_score(first, second, Told())
@@ -395,26 +424,30 @@ def test_gold_is_five_only_for_the_same_and_does_not_depend_on_order() -> None:
 
 def test_gold_falls_with_every_further_change() -> None:
     first, second = BASE.groups
-    steps = [
-        BASE,
-        replace(BASE, groups=(replace(first, count=2), second)),
-        replace(BASE, groups=(replace(first, count=4), second)),
-        replace(BASE, groups=(replace(first, count=4, size="large"), second)),
-        replace(BASE, groups=(replace(first, count=4, size="large", colour="cyan"), second)),
-        replace(BASE, groups=(Group("cyan", "heart", "large", 4), second)),
-        replace(BASE, groups=(Group("cyan", "heart", "large", 4), replace(second, shape="ring"))),
-        Scene((Group("cyan", "heart", "large", 4), replace(second, shape="ring")), "left", "white"),
-        Scene((Group("cyan", "heart", "large", 4), replace(second, shape="ring")), "left", "grey"),
-    ]
-    shares = [shared(BASE, step, Told()) for step in steps]
-    assert shares == sorted(shares, reverse=True)
-    assert len(set(shares)) == len(shares)
+    scene, shares = BASE, [shared(BASE, BASE, Told())]
+    for change in (
+        {"count": 2},
+        {"count": 4},
+        {"size": "large"},
+        {"colour": "cyan"},
+        {"shape": "heart"},
+    ):
+        first = replace(first, **change)
+        scene = replace(BASE, groups=(first, second))
+        shares.append(shared(BASE, scene, Told()))
+    for more in (
+        {"groups": (first, replace(second, shape="ring"))},
+        {"relation": "left"},
+        {"background": "grey"},
+    ):
+        scene = replace(scene, **more)
+        shares.append(shared(BASE, scene, Told()))
+    assert shares == sorted(set(shares), reverse=True)
 
 
 def test_untold_attributes_do_not_change_the_gold() -> None:
-    other = replace(
-        BASE, background="black", groups=(replace(BASE.groups[0], size="large"), BASE.groups[1])
-    )
+    groups = replace(BASE.groups[0], size="large"), BASE.groups[1]
+    other = replace(BASE, background="black", groups=groups)
     assert gold_score(BASE, other, SUBSETS["brief"]) == 5
     assert gold_score(BASE, other, SUBSETS["full"]) < 5
 
@@ -424,7 +457,9 @@ def test_sts_is_graded_and_words_alone_say_little_of_it() -> None:
     assert set(rows["subset"]) == {"brief", "sized", "full"}
     assert rows["score"].between(0, 5).all()
     assert rows["score"].nunique() > 100
-    assert np.histogram(rows["score"], bins=5, range=(0, 5))[0].min() > 75
+    assert np.histogram(rows["score"], bins=5, range=(0, 5))[0].min() > 37
+    counts = rows["split"].value_counts().to_dict()
+    assert counts == {"train": 250, "dev": 175, "test": 325}  # a third, 7 and 13 thirtieths
     assert (rows["sentence1"] != rows["sentence2"]).all()
     words = [
         [set(re.findall(r"\w+", sentence.lower())) for sentence in pair]
@@ -438,6 +473,5 @@ def test_sts_scenes_of_a_split_are_of_its_combinations_only() -> None:
     """Read back from the sentences themselves."""
     for row in make_sts(SMALL).itertuples():
         for sentence in (row.sentence1, row.sentence2):
-            nouns = NOUN.findall(sentence.lower())
-            kinds = frozenset((find(noun[2], COLOURS), find(noun[3], SHAPES)) for noun in nouns)
+            kinds = frozenset(thing.kind for thing in hear(sentence).things)
             assert split_of(kinds) == {"dev": "val"}.get(row.split, row.split)

@@ -13,74 +13,48 @@ from ruamel.yaml import YAML
 
 from pipeline.params import presets
 from pipeline.params.block import dotted, load_params
+from pipeline.params.changes import apply_changes
 from pipeline.params.presets import Data, Method, edit_params, read_preset
 from pipeline.params.schema import Params
-from tests.conftest import ROOT, assert_clear_error, invoke
+from tests.conftest import ROOT, assert_clear_error, invoke, read_default_params
+from tests.params.test_json_schema import CHECK
 
 TEXT = (ROOT / "params.yaml").read_text()
 DOCS = (ROOT / "docs/presets.md").read_text()
+load_yaml = YAML(typ="safe", pure=True).load
 METHODS, DATA = get_args(Method), get_args(Data)
 ALL = list(itertools.product(DATA, METHODS))
 PUBLISHED: dict[str, dict[str, Any]] = {
     "paper": {
-        "teacher.model": "ViT-B-32",
-        "loss.margin": 0.125,
-        "loss.margin_kind": "adaptive",
-        "loss.text_margin": 0.0,
-        "loss.combine": "average",
-        "loss.filter.kind": "cosine",
-        "loss.filter.drop": "above",
-        "train.objective": "kdmcse",
-        "train.pairs.captions": "one",
-        "train.pairs.unique_images": True,
+        "teacher.model": "ViT-B-32", "train.objective": "kdmcse", "loss.margin": 0.125,
+        "loss.margin_kind": "adaptive", "loss.text_margin": 0.0, "loss.combine": "average",
+        "loss.filter.kind": "cosine", "loss.filter.drop": "above",
+        "train.pairs.captions": "one", "train.pairs.unique_images": True,
     },
     "released": {
-        "teacher.model": "ViT-L-14",
-        "loss.margin": 0.15,
-        "loss.margin_kind": "adaptive",
-        "loss.text_margin": 0.15,
-        "loss.gate": "margin",
-        "loss.combine": "sum",
-        "loss.filter.kind": "off",
-        "loss.filter.threshold": 0.8,
-        "train.objective": "kdmcse",
-        "train.pairs.captions": "all",
-        "train.pairs.unique_images": False,
+        "teacher.model": "ViT-L-14", "train.objective": "kdmcse", "loss.margin": 0.15,
+        "loss.margin_kind": "adaptive", "loss.text_margin": 0.15, "loss.combine": "sum",
+        "loss.filter.kind": "off", "loss.filter.threshold": 0.8, "loss.gate": "margin",
+        "train.pairs.captions": "all", "train.pairs.unique_images": False,
     },
     "mcse": {
-        "loss.margin_kind": "none",
-        "loss.text_margin": 0.0,
-        "loss.terms": ["image"],
-        "loss.filter.kind": "off",
-        "train.objective": "mcse",
-        "train.pairs.captions": "one",
+        "train.objective": "mcse", "loss.margin_kind": "none", "loss.text_margin": 0.0,
+        "loss.terms": ["image"], "loss.filter.kind": "off", "train.pairs.captions": "one",
     },
-    "simcse": {
-        "loss.text_margin": 0.0,
-        "loss.filter.kind": "off",
-        "train.objective": "simcse",
-    },
-}
+    "simcse": {"train.objective": "simcse", "loss.text_margin": 0.0, "loss.filter.kind": "off"},
+}  # fmt: skip
 PUBLISHED_BY_ALL = {
-    "teacher.pretrained": "openai",
-    "student.encoder": "bert-base-uncased",
-    "student.pooling": "cls",
-    "student.max_length": 32,
-    "student.grounding_dim": 256,
-    "loss.temperature": 0.05,
-    "loss.grounding_weight": 0.01,
-    "train.seeds": [0, 1, 2, 3, 4],
-    "train.steps": None,
-    "train.epochs": 3,
-    "train.batch_size": 64,
-    "train.learning_rate": 3e-5,
+    "teacher.pretrained": "openai", "student.encoder": "bert-base-uncased",
+    "student.pooling": "cls", "student.max_length": 32, "student.grounding_dim": 256,
+    "loss.temperature": 0.05, "loss.grounding_weight": 0.01, "train.seeds": [0, 1, 2, 3, 4],
+    "train.steps": None, "train.epochs": 3, "train.batch_size": 64, "train.learning_rate": 3e-5,
     "train.evaluate_every": 125,
-}
+}  # fmt: skip
 
 
 def values_of(text: str) -> dict[str, Any]:
     """All values of a params file by dotted key, in their order, read by the plain loader."""
-    return dict(dotted(YAML(typ="safe", pure=True).load(text)))
+    return dict(dotted(load_yaml(text)))
 
 
 def owned() -> list[str]:
@@ -104,14 +78,13 @@ def run(*arguments: str):
     return result
 
 
-def test_names_are_those_of_the_file():
-    content = YAML(typ="safe", pure=True).load(presets.FILE.read_text())
+def test_presets_are_named_complete_and_valid():
+    content = load_yaml(presets.FILE.read_text())
     assert (list(content["methods"]), list(content["data"])) == ([*METHODS], [*DATA])
-
-
-def test_every_preset_names_every_method_key_and_no_other():
     for data, method in ALL:
-        assert sorted(read_preset(data, method)) == sorted(owned()), (data, method)
+        preset = read_preset(data, method)
+        assert sorted(preset) == sorted(owned()), (data, method)
+        CHECK.validate(apply_changes(read_default_params(), preset))
 
 
 @pytest.mark.integration
@@ -142,13 +115,6 @@ def test_the_demo_keeps_its_models_and_their_learning_rate(method):
     assert preset["download.pairs"] == preset["download.text"] == "scenes"
 
 
-def test_params_yaml_is_demo_default(params):
-    result = run("demo", "default", "--write")
-    assert result.stdout == ""
-    assert "nothing changes" in result.stderr
-    assert params.read_text() == TEXT
-
-
 def assert_only_values_change(before: str, after: str, changed: dict[str, Any]) -> None:
     """A line without a changed key is the same, any other has its key and comment still."""
     old = values_of(before)
@@ -163,14 +129,11 @@ def assert_only_values_change(before: str, after: str, changed: dict[str, Any]) 
         assert new.partition("#")[2] == line.partition("#")[2]
 
 
-def test_only_values_change_comments_and_lines_stay():
+def test_only_values_change_and_comments_keep_their_column_where_there_is_room():
     for data, method in ALL:
         if (data, method) != ("demo", "default"):
             changed = read_preset(data, method)
             assert_only_values_change(TEXT, edit_params(TEXT, changed), changed)
-
-
-def test_comments_keep_their_column_where_there_is_room():
     after = edit_params(TEXT, {"loss.margin": 0.125, "train.steps": 5, "index.kind": "x" * 40})
     column = next(line for line in TEXT.splitlines() if "pairs: scenes" in line).index("#")
     lines = {line.split(":")[0].strip(): line for line in after.splitlines()}
@@ -178,35 +141,18 @@ def test_comments_keep_their_column_where_there_is_room():
     assert f"{'x' * 40} # auto (the cheapest" in after
 
 
-def test_what_a_preset_does_not_own_stays(params):
-    mine = {
-        "download.scenes.images": 4321,
-        "features.workers": 0,
-        "evaluate.seed": 7,
-        "evaluate.tasks": ["sts"],
-        "index.batch_size": 9,
-    }
-    params.write_text(edit_params(TEXT, mine))
-    run("coco", "released", "--write")
-    written = values_of(params.read_text())
-    assert {key: written[key] for key in mine} == mine
-    assert written["download.pairs"] == "coco"
-
-
-def test_nothing_of_an_earlier_setting_is_left_behind(params):
-    run("coco", "mcse", "--write")
-    fresh = params.read_text()
-    mine = {
+def test_what_a_preset_owns_is_written_anew_and_all_else_stays(params):
+    mine = {"download.scenes.images": 4321, "evaluate.tasks": ["sts"], "index.batch_size": 9}
+    old = {
         "loss.filter.kind": "dot",
         "loss.filter.threshold": 70,
         "student.matryoshka": [64, 32],
         "train.steps": 5,
         "train.pairs.hard_negatives": 3,
-        "loss.gate": "shift",
     }
-    params.write_text(edit_params(TEXT, mine))
+    params.write_text(edit_params(TEXT, mine | old))
     run("coco", "mcse", "--write")
-    assert params.read_text() == fresh
+    assert values_of(params.read_text()) == values_of(TEXT) | read_preset("coco", "mcse") | mine
 
 
 def test_a_user_file_keeps_its_layout_quotes_and_order(params):
@@ -242,28 +188,24 @@ def test_what_stands_below_a_list_of_several_lines_stays(params, several):
     assert values_of(after)["train.seeds"] == [0, 1, 2, 3, 4]
 
 
-def test_blocks_on_one_line_are_edited_too(params):
-    head, rest = TEXT.split("loss:\n")
-    loss = YAML(typ="safe", pure=True).load(TEXT)["loss"]
-    tail = rest[rest.index("\ntrain:") :]
-    params.write_text(f"{head}loss: {json.dumps(loss)}\n{tail}")
-    run("coco", "paper", "--write")
-    written = values_of(params.read_text())
-    assert written == {**values_of(TEXT), **read_preset("coco", "paper")}
+LOSS = TEXT[TEXT.index("loss:\n") : TEXT.index("\ntrain:")]
 
 
 @pytest.mark.parametrize(
-    ("line", "mine"),
+    ("old", "mine"),
     [
-        ("  margin: 0.15 ", "  margin: &m 0.15 \n  text_margin: *m "),
+        (LOSS, f"loss: {json.dumps(load_yaml(LOSS)['loss'])}\n"),
+        (
+            re.search("  margin: .*\n(.*\n)*?  text_margin: .*", TEXT)[0],
+            "  margin: &m 0.15\n  margin_kind: adaptive\n  gate: margin\n  text_margin: *m",
+        ),
         ("  encoder: data/demo/student", "  encoder: >-\n    data/demo/student\n   "),
         ("  epochs: 1 ", "  epochs : 1 "),
     ],
 )
-def test_values_that_are_written_in_unusual_ways_are_changed_too(params, line, mine):
-    text = re.sub(r"\n  text_margin: .*", "", TEXT) if "*m" in mine else TEXT
-    assert line in text
-    text = text.replace(line, mine)
+def test_values_that_are_written_in_unusual_ways_are_changed_too(params, old, mine):
+    text = TEXT.replace(old, mine)
+    assert text != TEXT
     params.write_text(text)
     run("coco", "paper", "--write")
     assert values_of(params.read_text()) == {**values_of(text), **read_preset("coco", "paper")}
@@ -273,10 +215,12 @@ def test_values_that_are_written_in_unusual_ways_are_changed_too(params, line, m
 def test_equal_in_meaning_is_no_change(params):
     mine = TEXT.replace("learning_rate: 1e-3", "learning_rate: '0.001'")
     mine = mine.replace("threshold: 0.9", "threshold: 9.0e-1")
-    assert mine != TEXT
-    params.write_text(mine)
-    assert "nothing changes" in run("demo", "default", "--write").stderr
-    assert params.read_text() == mine
+    for text in (TEXT, mine):
+        params.write_text(text)
+        result = run("demo", "default", "--write")
+        assert result.stdout == ""
+        assert "nothing changes" in result.stderr
+        assert params.read_text() == text
 
 
 def test_without_write_a_diff_is_shown_that_makes_the_file(params):
@@ -338,25 +282,21 @@ def table(heading: str) -> dict[str, dict[str, Any]]:
     section = DOCS.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (.+) \|$", section, re.MULTILINE)
     head, *body = [[cell.strip() for cell in row.split("|")] for row in rows]
-    load = YAML(typ="safe", pure=True).load
     return {
-        name: {row[0].strip("`"): load(row[place].strip("`")) for row in body if row[place]}
+        name: {row[0].strip("`"): load_yaml(row[place].strip("`")) for row in body if row[place]}
         for place, name in enumerate(head[1:], start=1)
     }
 
 
-def test_the_tables_of_the_docs_are_the_data():
-    content = YAML(typ="safe", pure=True).load(presets.FILE.read_text())
-    shared, methods = content["shared"], content["methods"]
-    assert table("Methods") == {name: {**shared, **own} for name, own in methods.items()}
+def test_tables_and_overrides_of_the_docs_are_the_data():
+    content = load_yaml(presets.FILE.read_text())
+    methods = {name: {**content["shared"], **own} for name, own in content["methods"].items()}
+    assert table("Methods") == methods
     assert table("Data sets") == content["data"]
-
-
-def test_every_override_of_the_docs_is_valid():
-    overrides = re.findall(r"-S '?([\w.]+)=([^\s'`]+)", DOCS)
-    assert len(overrides) > 8
-    load = YAML(typ="safe", pure=True).load
-    for line in [line for line in DOCS.splitlines() if "-S " in line]:
-        changes = {k: load(v) for k, v in re.findall(r"-S '?([\w.]+)=([^\s'`]+)", line)}
+    lines = [line for line in DOCS.splitlines() if "-S " in line]
+    assert len(lines) > 3
+    for line in lines:
+        changes = {k: load_yaml(v) for k, v in re.findall(r"-S '?([\w.]+)=([^\s'`]+)", line)}
+        assert changes
         assert set(changes) <= set(owned()), line
-        Params.model_validate(load(edit_params(TEXT, changes)))
+        Params.model_validate(load_yaml(edit_params(TEXT, changes)))

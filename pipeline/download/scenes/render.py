@@ -1,5 +1,6 @@
 """Draw a scene as a small picture."""
 
+import itertools
 import math
 
 import numpy as np
@@ -12,9 +13,7 @@ SIDE = 64
 
 _CELL = 16
 """The picture is a grid of cells this wide; a cell holds at most one shape."""
-
 _SUPERSAMPLING = 4
-
 _RGB = {
     "red": (214, 32, 32),
     "green": (32, 150, 48),
@@ -30,10 +29,10 @@ _RGB = {
 }
 _RADIUS = {"small": (3.4, 4.2), "large": (6.2, 6.8)}
 """Narrowest and widest radius of a shape, in pixels."""
-
 _REACH = 1.1
 """Distance of a shape's longest tip from its centre, in radii."""
-
+_HOLE = 0.55
+"""Radius of the hole of a ring, as a fraction of the ring's radius."""
 _REGIONS = {
     None: [(range(4), range(4))],
     "above": [(range(4), range(2)), (range(4), range(2, 4))],
@@ -42,10 +41,11 @@ _REGIONS = {
 """Columns and rows of the cells that each group may lie in."""
 
 Point = tuple[float, float]
+Colour = tuple[int, ...]
 
 
-def _around(corners: int, radii: tuple[float, ...], start: float = -90.0) -> list[Point]:
-    angles = [math.radians(start + 360 * i / corners) for i in range(corners)]
+def _around(corners: int, *radii: float) -> list[Point]:
+    angles = [math.radians(-90.0 + 360 * i / corners) for i in range(corners)]
     lengths = [radii[i % len(radii)] for i in range(corners)]
     return [(r * math.cos(a), r * math.sin(a)) for a, r in zip(angles, lengths, strict=True)]
 
@@ -63,62 +63,55 @@ def _heart() -> list[Point]:
 
 _CROSS = [(0.34, 1.0), (0.34, 0.34), (1.0, 0.34)]
 _OUTLINES: dict[str, list[Point]] = {
-    "circle": _around(40, (1.0,)),
+    "circle": _around(40, 1.0),
     "square": [(-0.86, -0.86), (0.86, -0.86), (0.86, 0.86), (-0.86, 0.86)],
     "triangle": [(0.0, -1.0), (1.0, 0.85), (-1.0, 0.85)],
-    "star": _around(10, (1.1, 0.45)),
+    "star": _around(10, 1.1, 0.45),
     "diamond": [(0.0, -1.1), (0.75, 0.0), (0.0, 1.1), (-0.75, 0.0)],
     "cross": [
-        *((x, y) for x, y in _CROSS),
+        *_CROSS,
         *((x, -y) for x, y in reversed(_CROSS)),
         *((-x, -y) for x, y in _CROSS),
         *((-x, y) for x, y in reversed(_CROSS)),
     ],
-    "ring": _around(40, (1.0,)),
+    "ring": _around(40, 1.0),
     "heart": _heart(),
 }
-_HOLE = 0.55
-"""Radius of the hole of a ring, as a fraction of the ring's radius."""
 
 
 def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """Draw `scene`; `rng` moves the shapes about and varies their sizes and tints a little.
-
-    Returns:
-        An RGB picture, SIDE pixels wide and high.
-    """
+    """Draw `scene` in RGB; `rng` moves the shapes, and varies their sizes and tints a little."""
     background = _tint(scene.background, rng)
     side = SIDE * _SUPERSAMPLING
     picture = Image.new("RGB", (side, side), background)
     canvas = ImageDraw.Draw(picture)
     for group, (columns, rows) in zip(scene.groups, _REGIONS[scene.relation], strict=True):
-        cells = [(column, row) for column in columns for row in rows]
-        _draw_group(canvas, group, cells, background, rng)
+        cells = list(itertools.product(columns, rows))
+        for index in rng.permutation(len(cells))[: group.count]:
+            _draw_shape(canvas, group, cells[index], background, rng)
     return picture.reduce(_SUPERSAMPLING)
 
 
-def _draw_group(
+def _draw_shape(
     canvas: ImageDraw.ImageDraw,
     group: Group,
-    cells: list[tuple[int, int]],
-    background: tuple[int, int, int],
+    cell: tuple[int, int],
+    background: Colour,
     rng: np.random.Generator,
 ) -> None:
-    for index in rng.permutation(len(cells))[: group.count]:
-        radius = float(rng.uniform(*_RADIUS[group.size]))
-        room = _CELL / 2 - 0.5 - radius * _REACH
-        x, y = (_CELL * (place + 0.5) + float(rng.uniform(-room, room)) for place in cells[index])
-        canvas.polygon(_outline(group.shape, x, y, radius), _tint(group.colour, rng))
-        if group.shape == "ring":
-            canvas.polygon(_outline(group.shape, x, y, radius * _HOLE), background)
+    radius = float(rng.uniform(*_RADIUS[group.size]))
+    room = _CELL / 2 - 0.5 - radius * _REACH
+    x, y = (_CELL * (place + 0.5) + float(rng.uniform(-room, room)) for place in cell)
+
+    def fill(radius: float, colour: Colour) -> None:
+        outline = [(x + dx * radius, y + dy * radius) for dx, dy in _OUTLINES[group.shape]]
+        canvas.polygon([(_SUPERSAMPLING * x, _SUPERSAMPLING * y) for x, y in outline], colour)
+
+    fill(radius, _tint(group.colour, rng))
+    if group.shape == "ring":
+        fill(radius * _HOLE, background)
 
 
-def _outline(shape: str, x: float, y: float, radius: float) -> list[Point]:
-    scale = _SUPERSAMPLING
-    return [((x + dx * radius) * scale, (y + dy * radius) * scale) for dx, dy in _OUTLINES[shape]]
-
-
-def _tint(colour: str, rng: np.random.Generator) -> tuple[int, int, int]:
+def _tint(colour: str, rng: np.random.Generator) -> Colour:
     shifted = np.clip(np.array(_RGB[colour]) + rng.integers(-10, 11, size=3), 0, 255)
-    red, green, blue = (int(value) for value in shifted)
-    return red, green, blue
+    return tuple(shifted.tolist())

@@ -1,20 +1,17 @@
 """Make sentence pairs whose gold score follows from the two scenes they tell of.
 
-A second scene is the first itself, or the first after one to five changed attributes, or with
-two things exchanged (same words, other meaning), or an unrelated one. Unless the scene is the
-same, half of the pairs use the very same wording, so that shared words say little about the score.
-
-A group shares with another the weighted mean over what is told of both:
-colour (weight 3) and shape (3) count 1 when equal, else 0; size (1) likewise; the count (1)
-shares 1 - |difference| / 3. A scene shares with another, under the better of the two ways to
-pair up their groups, the weighted mean over groups (6, a group without partner shares nothing),
-relation (2, when either scene has one; equal only if the paired groups lie alike) and background
-(1, when told). The gold score is 5 * shared^2: squared, so that two scenes that agree in most
-words but not in one thing stand clearly apart from two that are the same.
+A group shares with another the weighted mean over what is told of both: colour (weight 3) and
+shape (3) count 1 when equal, else 0; size (1) likewise; the count (1) shares 1 - |difference| / 3.
+A scene shares with another, under the better of the two ways to pair up their groups, the weighted
+mean over groups (6, a group without partner shares nothing), relation (2, when either scene has
+one; equal only if the paired groups lie alike) and background (1, when told). The gold score is
+5 * shared^2: squared, so that two scenes that agree in most words but not in one thing stand
+clearly apart from two that are the same.
 """
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,16 +41,10 @@ SUBSETS = {
 }
 """How much both sentences of a pair tell, by the name of the subset."""
 
-_VALUES: dict[str, tuple[str, ...] | tuple[int, ...]] = {
-    "colour": COLOURS,
-    "shape": SHAPES,
-    "size": SIZES,
-    "count": COUNTS,
-}
+_VALUES = (("colour", COLOURS), ("shape", SHAPES), ("size", SIZES), ("count", COUNTS))
 
 
-@dataclass(frozen=True)
-class SentencePair:
+class SentencePair(NamedTuple):
     """Two sentences of one split with their gold score in 0..5."""
 
     sentences: tuple[str, str]
@@ -61,7 +52,12 @@ class SentencePair:
 
 
 def draw_sentence_pair(split: str, told: Told, rng: np.random.Generator) -> SentencePair:
-    """Draw two sentences that tell `told` of two scenes of `split`."""
+    """Draw two sentences that tell `told` of two scenes of `split`.
+
+    The second scene is the first itself, or the first after one to five changed attributes, or with
+    two things exchanged (same words, other meaning), or an unrelated one. Unless the scene is the
+    same, half of the pairs use the very same wording, so that shared words say little of the score.
+    """
     kind = pick(("same", "changed", "changed", "exchanged", "unrelated"), rng)
     while True:
         first = draw_scene(split, rng)
@@ -98,9 +94,9 @@ def change(scene: Scene, times: int, rng: np.random.Generator) -> Scene:
 
 
 def _change_group(scene: Scene, rng: np.random.Generator) -> Scene:
-    index, name = int(rng.random() * len(scene.groups)), pick(list(_VALUES), rng)
+    index, (name, values) = int(rng.random() * len(scene.groups)), pick(_VALUES, rng)
     groups = list(scene.groups)
-    others = [value for value in _VALUES[name] if value != getattr(groups[index], name)]
+    others = [value for value in values if value != getattr(groups[index], name)]
     groups[index] = replace(groups[index], **{name: pick(others, rng)})  # type: ignore[arg-type]
     return replace(scene, groups=tuple(groups))
 
@@ -109,8 +105,7 @@ def _change_place(scene: Scene, rng: np.random.Generator) -> Scene:
     if scene.relation is None or happens(0.3, rng):
         others = [colour for colour in BACKGROUNDS if colour != scene.background]
         return replace(scene, background=pick(others, rng))
-    other = RELATIONS[1 - RELATIONS.index(scene.relation)]
-    return replace(scene, relation=other)
+    return replace(scene, relation=RELATIONS[1 - RELATIONS.index(scene.relation)])
 
 
 def _exchange(scene: Scene, rng: np.random.Generator) -> Scene:
@@ -134,23 +129,19 @@ def shared(first: Scene, second: Scene, told: Told) -> float:
     """The fraction of what is told that two scenes have in common."""
     if len(first.groups) > len(second.groups):
         first, second = second, first
-    turned = tuple(reversed(second.groups))
-    straight = _compare_scenes(first, second, second.groups, told, in_order=True)
-    return max(straight, _compare_scenes(first, second, turned, told, in_order=False))
-
-
-def _compare_scenes(
-    first: Scene, second: Scene, partners: tuple[Group, ...], told: Told, *, in_order: bool
-) -> float:
-    paired = zip(first.groups, partners, strict=False)
-    groups = sum(_compare_groups(one, other, told) for one, other in paired)
     related = told.relation and (first.relation or second.relation) is not None
-    lie_alike = in_order and first.relation == second.relation
-    return _mean(
-        (6.0, groups / max(len(first.groups), len(partners))),
-        (2.0 if related else 0.0, float(lie_alike)),
-        (1.0 if told.background else 0.0, float(first.background == second.background)),
-    )
+
+    def compare(partners: tuple[Group, ...], *, lie_alike: bool) -> float:
+        paired = zip(first.groups, partners, strict=False)
+        groups = sum(_compare_groups(one, other, told) for one, other in paired)
+        return _mean(
+            (6.0, groups / max(len(first.groups), len(partners))),
+            (2.0 if related else 0.0, float(lie_alike)),
+            (1.0 if told.background else 0.0, float(first.background == second.background)),
+        )
+
+    straight = compare(second.groups, lie_alike=first.relation == second.relation)
+    return max(straight, compare(second.groups[::-1], lie_alike=False))
 
 
 def _compare_groups(one: Group, other: Group, told: Told) -> float:

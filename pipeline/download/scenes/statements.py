@@ -1,6 +1,7 @@
 """Sentences about a scene that are not captions: comparisons, totals, places, what is absent."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -9,11 +10,11 @@ from pipeline.download.scenes.wording import (
     COLOUR_WORDS,
     INVERSE,
     RELATION_WORDS,
-    SHAPE_WORDS,
     be,
     caption,
     describe_group,
     finish,
+    shape_word,
     word_for,
 )
 from pipeline.download.scenes.world import COLOURS, SHAPES, Group, Scene, happens, pick
@@ -38,6 +39,10 @@ def _the(group: Group, rng: np.random.Generator) -> str:
     return f"the {describe_group(group, rng)}"
 
 
+def _several(group: Group, rng: np.random.Generator) -> str:
+    return describe_group(replace(group, count=2), rng)
+
+
 def _two(scene: Scene, rng: np.random.Generator) -> tuple[Group, Group, str]:
     """The two groups in either order, and the place of the first relative to the second."""
     first, second = scene.groups
@@ -49,15 +54,11 @@ def _two(scene: Scene, rng: np.random.Generator) -> tuple[Group, Group, str]:
 
 def _compare_counts(scene: Scene, rng: np.random.Generator) -> str:
     first, second, _ = _two(scene, rng)
-    names = [describe_group(_plural(group), rng) for group in (first, second)]
+    names = _several(first, rng), _several(second, rng)
     if first.count == second.count:
         return f"there are as many {names[0]} as {names[1]}"
     more = "more" if first.count > second.count else "fewer"
     return f"there are {more} {names[0]} than {names[1]}"
-
-
-def _plural(group: Group) -> Group:
-    return Group(group.colour, group.shape, group.size, 2)
 
 
 def _compare_sizes(scene: Scene, rng: np.random.Generator) -> str:
@@ -86,21 +87,18 @@ def _compare_shapes(scene: Scene, rng: np.random.Generator) -> str:
     first, second = scene.groups
     if first.shape != second.shape:
         return pick(("two sorts of shapes are drawn", "the shapes are of two sorts"), rng)
-    plurals = tuple(forms[1] for forms in SHAPE_WORDS[first.shape])
-    return f"only {word_for(plurals, rng)} are drawn"
+    return f"only {shape_word(first.shape, 2, rng)} are drawn"
 
 
 def _count_all(scene: Scene, rng: np.random.Generator) -> str:
     total = sum(group.count for group in scene.groups)
-    shapes = "shape" if total == 1 else "shapes"
-    templates = ("{n} {s} can be seen", "the picture has {n} {s}", "one counts {n} {s}")
-    return pick(templates, rng).format(n=_NUMBERS[total], s=shapes)
+    counted = f"{_NUMBERS[total]} {'shape' if total == 1 else 'shapes'}"
+    return pick(("{} can be seen", "the picture has {}", "one counts {}"), rng).format(counted)
 
 
 def _count_group(scene: Scene, rng: np.random.Generator) -> str:
     group = pick(scene.groups, rng)
-    name = describe_group(_plural(group), rng)
-    return f"the number of {name} is {_NUMBERS[group.count]}"
+    return f"the number of {_several(group, rng)} is {_NUMBERS[group.count]}"
 
 
 def _tell_size(scene: Scene, rng: np.random.Generator) -> str:
@@ -111,23 +109,22 @@ def _tell_size(scene: Scene, rng: np.random.Generator) -> str:
 
 def _tell_background(scene: Scene, rng: np.random.Generator) -> str:
     colour = word_for(BACKGROUND_WORDS[scene.background], rng)
-    templates = ("the background is {c}", "the backdrop is {c}", "behind it all is {c}")
-    return pick(templates, rng).format(c=colour)
+    templates = ("the background is {}", "the backdrop is {}", "behind it all is {}")
+    return pick(templates, rng).format(colour)
 
 
 def _tell_absent_shape(scene: Scene, rng: np.random.Generator) -> str:
     present = {group.shape for group in scene.groups}
     absent = pick([shape for shape in SHAPES if shape not in present], rng)
-    singular = word_for(tuple(forms[0] for forms in SHAPE_WORDS[absent]), rng)
-    templates = ("there is no {s}", "no {s} can be seen", "a {s} is missing")
-    return pick(templates, rng).format(s=singular)
+    word = shape_word(absent, 1, rng)
+    return pick(("there is no {}", "no {} can be seen", "a {} is missing"), rng).format(word)
 
 
 def _tell_absent_colour(scene: Scene, rng: np.random.Generator) -> str:
     present = {group.colour for group in scene.groups}
     absent = pick([colour for colour in COLOURS if colour not in present], rng)
-    colour = word_for(COLOUR_WORDS[absent], rng)
-    return pick(("no shape is {c}", "none of the shapes is {c}"), rng).format(c=colour)
+    word = word_for(COLOUR_WORDS[absent], rng)
+    return pick(("no shape is {}", "none of the shapes is {}"), rng).format(word)
 
 
 _OF_ANY = (
@@ -136,4 +133,3 @@ _OF_ANY = (
 )
 _OF_TWO = (_compare_counts, _compare_sizes, _tell_places, _compare_colours, _compare_shapes)
 _STATEMENTS_OF: dict[int, tuple[_Statement, ...]] = {1: _OF_ANY, 2: (*_OF_ANY, *_OF_TWO)}
-"""By the number of groups of the scene."""

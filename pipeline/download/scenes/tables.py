@@ -27,14 +27,13 @@ from pipeline.download.scenes.world import (
 )
 from pipeline.params.download import ScenesParams
 
-ARCHIVE = "images.zip"
-
+_ARCHIVE = "images.zip"
 _STS_SPLITS = ("train",) * 10 + ("dev",) * 7 + ("test",) * 13
 """The split of each of thirty sentence pairs in a row."""
 
 
 class Picture(NamedTuple):
-    """A scene, the split it is in, its picture and its captions."""
+    """A scene as picture and captions."""
 
     scene: Scene
     split: str
@@ -52,23 +51,19 @@ def draw_picture(index: int, params: ScenesParams) -> Picture:
 
 
 def write_scene_pairs(folder: Path, params: ScenesParams) -> None:
-    """Write the pictures and both tables of the pairs; equal params give equal bytes.
-
-    Args:
-        folder: gets `images.zip` (PNG, 64 x 64), `images.parquet` and `captions.parquet`.
-        params: size and seed of the world.
+    """Write the pictures (PNG) and both tables of the pairs; equal params give equal bytes.
 
     Raises:
         ResourceError: the disk is full.
     """
-    with pack(folder / ARCHIVE) as packer, write_rows_to(folder) as rows:
+    with pack(folder / _ARCHIVE) as packer, write_rows_to(folder) as rows:
         for index in range(params.images):
             picture = draw_picture(index, params)
             stream = io.BytesIO()
             picture.image.save(stream, "PNG", optimize=True)
             member = f"scenes/{index:06d}.png"
             packer.add(member, stream.getvalue())
-            rows.add(picture.split, ARCHIVE, member, picture.captions)
+            rows.add(picture.split, _ARCHIVE, member, picture.captions)
 
 
 def make_sentences(params: ScenesParams) -> list[str]:
@@ -78,12 +73,10 @@ def make_sentences(params: ScenesParams) -> list[str]:
 
 
 def make_sts(params: ScenesParams) -> pd.DataFrame:
-    """The graded sentence pairs.
+    """The graded sentence pairs as a table of `records.STS`.
 
-    Returns:
-        Rows with the columns of `records.STS`: task SCENES, subset brief | sized | full (how much
-        both sentences tell), split train | dev | test (by held-out combinations, dev is the val
-        split of the pictures), score in 0..5.
+    The subset says how much both sentences tell. Splits are by held-out combinations; dev is the
+    val split of the pictures. Scores are in 0..5.
     """
     rows = []
     for index in range(params.sts_pairs):

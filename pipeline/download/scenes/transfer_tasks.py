@@ -39,10 +39,9 @@ class _Task:
 
 
 def make_transfer(params: ScenesParams) -> pd.DataFrame:
-    """The samples of the transfer tasks; their number follows `sts_pairs`.
+    """The samples of the transfer tasks, no one of which depends on another.
 
-    Returns:
-        Rows with the columns of `records.TRANSFER`; no sample depends on another.
+    They are a table of `records.TRANSFER`; their number follows `sts_pairs`.
     """
     rows = []
     for task in _TASKS:
@@ -58,9 +57,9 @@ def make_transfer(params: ScenesParams) -> pd.DataFrame:
 
 def _draw_one_colour(split: str, label: int, told: Told, rng: np.random.Generator) -> _Texts:
     def fits(scene: Scene) -> bool:
-        colours = [group.colour for group in scene.groups]
+        colours = {group.colour for group in scene.groups}
         # A sentence about one thing would give itself away.
-        return len(colours) > 1 and (colours[0] == colours[1]) == label
+        return len(scene.groups) > 1 and (len(colours) == 1) == label
 
     return describe(_draw_until(fits, split, rng), told, rng), None
 

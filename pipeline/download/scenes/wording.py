@@ -16,7 +16,7 @@ COLOUR_WORDS = {
     "pink": ("pink", "rosy"),
     "cyan": ("cyan", "turquoise"),
 }
-SHAPE_WORDS = {
+_SHAPE_WORDS = {
     "circle": (("circle", "circles"), ("disc", "discs"), ("round dot", "round dots")),
     "square": (("square", "squares"), ("box", "boxes"), ("block", "blocks")),
     "triangle": (("triangle", "triangles"), ("three-cornered shape", "three-cornered shapes")),
@@ -26,14 +26,14 @@ SHAPE_WORDS = {
     "ring": (("ring", "rings"), ("hoop", "hoops"), ("loop", "loops")),
     "heart": (("heart", "hearts"), ("heart shape", "heart shapes")),
 }
-SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
-COUNT_WORDS = {
+_SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
+_COUNT_WORDS = {
     1: ("a", "one", "a single"),
     2: ("two", "a pair of", "a couple of"),
     3: ("three", "a trio of"),
     4: ("four", "a group of four"),
 }
-VAGUE_WORDS = {1: ("a",), 2: ("some",), 3: ("some", "several"), 4: ("some", "several")}
+_VAGUE_WORDS = {1: ("a",), 2: ("some",), 3: ("some", "several"), 4: ("some", "several")}
 BACKGROUND_WORDS = {"white": ("white",), "grey": ("grey", "gray"), "black": ("black",)}
 
 RELATION_WORDS = {
@@ -43,7 +43,7 @@ RELATION_WORDS = {
     "right": ("to the right of", "right of", "on the right side of"),
 }
 INVERSE = {"above": "below", "below": "above", "left": "right", "right": "left"}
-PLACE_WORDS = {
+_PLACE_WORDS = {
     "above": ("at the top", "in the upper half"),
     "below": ("at the bottom", "in the lower half"),
     "left": ("on the left", "in the left half"),
@@ -109,9 +109,9 @@ def word_for(options: tuple[str, ...], rng: np.random.Generator) -> str:
     return options[0] if usual else other
 
 
-def name_group(group: Group, rng: np.random.Generator, *, size: bool, count: bool) -> str:
+def _name_group(group: Group, rng: np.random.Generator, *, size: bool, count: bool) -> str:
     """Name a group with its number, e.g. `two small red circles`."""
-    number = word_for((COUNT_WORDS if count else VAGUE_WORDS)[group.count], rng)
+    number = word_for((_COUNT_WORDS if count else _VAGUE_WORDS)[group.count], rng)
     described = describe_group(group, rng, size=size)
     article = "an" if number == "a" and described[0] in "aeiou" else number
     return f"{article} {described}"
@@ -119,11 +119,15 @@ def name_group(group: Group, rng: np.random.Generator, *, size: bool, count: boo
 
 def describe_group(group: Group, rng: np.random.Generator, *, size: bool = False) -> str:
     """Name a group without its number, e.g. `small red circles`."""
-    size_word = word_for(SIZE_WORDS[group.size], rng)
+    size_word = word_for(_SIZE_WORDS[group.size], rng)
     colour = word_for(COLOUR_WORDS[group.colour], rng)
-    form = 0 if group.count == 1 else 1
-    shape = word_for(tuple(forms[form] for forms in SHAPE_WORDS[group.shape]), rng)
-    return " ".join([*([size_word] if size else []), colour, shape])
+    shape = shape_word(group.shape, group.count, rng)
+    return f"{size_word} {colour} {shape}" if size else f"{colour} {shape}"
+
+
+def shape_word(shape: str, count: int, rng: np.random.Generator) -> str:
+    """A word for a shape, in the singular or, for a larger count, in the plural."""
+    return word_for(tuple(forms[count > 1] for forms in _SHAPE_WORDS[shape]), rng)
 
 
 def finish(sentence: str, rng: np.random.Generator) -> str:
@@ -157,16 +161,17 @@ def describe(scene: Scene, told: Told, rng: np.random.Generator) -> str:
     The wording follows from `rng` alone: two scenes with as many groups, described from equal
     generators, differ only in the words for what differs.
     """
-    body = _describe_groups(scene, told, rng)
+    sentence = _describe_groups(scene, told, rng)
     background = word_for(BACKGROUND_WORDS[scene.background], rng)
-    frame = pick(_BACKGROUNDS, rng) if told.background else "{sentence}"
-    return finish(frame.format(sentence=body, background=background), rng)
+    if told.background:
+        sentence = pick(_BACKGROUNDS, rng).format(sentence=sentence, background=background)
+    return finish(sentence, rng)
 
 
 def _describe_groups(scene: Scene, told: Told, rng: np.random.Generator) -> str:
     if scene.relation is None:
         group = scene.groups[0]
-        name = name_group(group, rng, size=told.sizes[0], count=told.count)
+        name = _name_group(group, rng, size=told.sizes[0], count=told.count)
         return _open(_ALONE, rng).format(a=name, be=be(group))
     first, second = scene.groups
     view = (first, second, scene.relation)
@@ -190,12 +195,12 @@ def _fill(
     leader = second if "{be} {b}" in template else first
     place = int(rng.random() * 2)
     return template.format(
-        a=name_group(first, rng, size=told.sizes[0], count=told.count),
-        b=name_group(second, rng, size=told.sizes[1], count=told.count),
+        a=_name_group(first, rng, size=told.sizes[0], count=told.count),
+        b=_name_group(second, rng, size=told.sizes[1], count=told.count),
         be=be(leader),
         be_b=be(second),
         it="it" if second.count == 1 else "them",
         relation=word_for(RELATION_WORDS[direction], rng),
-        place_a=PLACE_WORDS[direction][place],
-        place_b=PLACE_WORDS[INVERSE[direction]][place],
+        place_a=_PLACE_WORDS[direction][place],
+        place_b=_PLACE_WORDS[INVERSE[direction]][place],
     )

@@ -27,15 +27,13 @@ COUNTS = (1, 2, 3, 4)
 RELATIONS = ("above", "left")
 BACKGROUNDS = ("white", "grey", "black")
 
-COMMON = frozenset({"red", "green", "blue", "yellow", "circle", "square", "triangle"})
-"""Colours and shapes that are met more often than the others, as in any real collection."""
-
 SPLITS_OF_HUNDRED = ("train",) * 80 + ("val",) * 9 + ("test",) * 11
 """The split of each of a hundred pictures in a row, and of a hundred combinations."""
 
+_COMMON = frozenset({"red", "green", "blue", "yellow", "circle", "square", "triangle"})
+"""Colours and shapes that are drawn more often than the others, as in any real collection."""
 _COMMON_WEIGHT = 3.0
-"""How much more often a common colour or shape is drawn than another."""
-
+"""How much more often."""
 _ALONE = 0.15
 """Fraction of the scenes that hold one group only."""
 
@@ -72,17 +70,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two groups of different kinds.
-
-    Attributes:
-        groups: the groups; with two, the first is the upper or the left one.
-        relation: `above` or `left`, the place of the first relative to the second; None
-            with one group.
-        background: colour behind everything.
-    """
+    """One or two groups of different kinds."""
 
     groups: tuple[Group, ...]
+    """With two, the first is the upper or the left one."""
     relation: str | None
+    """`above` or `left`, the place of the first relative to the second; None with one group."""
     background: str
 
     @property
@@ -117,7 +110,9 @@ def split_of(combination: frozenset[Kind]) -> str:
 def draw_scene(split: str, rng: np.random.Generator) -> Scene:
     """Draw a scene whose combination belongs to `split`."""
     alone = happens(_ALONE, rng)
-    kinds = list(_draw_kinds(split, 1 if alone else 2, rng))
+    options, cumulated = _weighted(split, 1 if alone else 2)
+    drawn = np.searchsorted(cumulated, rng.random() * cumulated[-1], side="right")
+    kinds = list(options[int(drawn)])
     if happens(0.5, rng):
         kinds.reverse()
     groups = tuple(Group(*kind, pick(SIZES, rng), pick(COUNTS, rng)) for kind in kinds)
@@ -125,16 +120,10 @@ def draw_scene(split: str, rng: np.random.Generator) -> Scene:
     return Scene(groups, relation, pick(BACKGROUNDS, rng))
 
 
-def _draw_kinds(split: str, size: int, rng: np.random.Generator) -> tuple[Kind, ...]:
-    """A combination of the split, by its weight; spends one random number."""
-    options, cumulated = _weighted(split, size)
-    return options[int(np.searchsorted(cumulated, rng.random() * cumulated[-1], side="right"))]
-
-
 @cache
 def _weighted(split: str, size: int) -> tuple[list[tuple[Kind, ...]], NDArray[np.float64]]:
     """The combinations of a split, and their weights, added up."""
     every = combinations(product(COLOURS, SHAPES), size)
     options = [kinds for kinds in every if split_of(frozenset(kinds)) == split]
-    common = [sum(word in COMMON for kind in kinds for word in kind) for kinds in options]
+    common = [sum(word in _COMMON for kind in kinds for word in kind) for kinds in options]
     return options, np.cumsum([_COMMON_WEIGHT**count for count in common])

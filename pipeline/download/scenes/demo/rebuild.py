@@ -22,20 +22,12 @@ from pipeline.params.download import ScenesParams
 
 WORLD = ScenesParams(images=4600, captions_per_image=5, sentences=10_000, sts_pairs=3000, seed=0)
 """The world that the demo's models were made for: that of params.yaml."""
-
 HELD_OUT = 500
 """Pictures of the test split that the teacher is measured on."""
-
-RANKS = (1, 5, 10)
 
 
 def build_demo(folder: Path, teacher: TeacherRecipe, student: StudentRecipe) -> None:
     """Train both models, write them as `teacher/` and `student/` of `folder`, log the recall.
-
-    Args:
-        folder: where the demo's models live.
-        teacher: how to train the teacher.
-        student: how to pretrain the student start.
 
     Raises:
         ResourceError: the disk is full.
@@ -53,14 +45,9 @@ def build_demo(folder: Path, teacher: TeacherRecipe, student: StudentRecipe) -> 
 
 
 def held_out_recall(folder: Path, pictures: int) -> dict[int, float]:
-    """Text-to-image recall of a saved teacher on the first pictures of the test split.
+    """Text-to-image recall at 1, 5 and 10 of a saved teacher on pictures of the test split.
 
-    Args:
-        folder: a folder that open_clip loads as `local-dir:`.
-        pictures: how many pictures, each with its first caption; chance is k / pictures.
-
-    Returns:
-        The recall in 0..1 by k.
+    Each of these has its first caption; chance is k / pictures.
     """
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
     model.eval()  # open_clip returns it as for training, where batches share their statistics
@@ -70,16 +57,13 @@ def held_out_recall(folder: Path, pictures: int) -> dict[int, float]:
     with torch.no_grad():
         images = model.encode_image(torch.stack([preprocess(p.image) for p in drawn]), True)
         texts = model.encode_text(tokenizer([p.captions[0] for p in drawn]), True)
-    return {k: recall_at(k, images, texts) for k in RANKS}
+    return {k: recall_at(k, images, texts) for k in (1, 5, 10)}
 
 
 def recall_at(k: int, images: Float[Tensor, "rows dim"], texts: Float[Tensor, "rows dim"]) -> float:
-    """Text-to-image recall: the fraction of texts whose own image is among their k nearest.
+    """The fraction of texts whose own image, that of their row, is among the k nearest.
 
-    Args:
-        k: how many images count.
-        images: L2-normalised features; row i belongs to text i.
-        texts: L2-normalised features.
+    Features are L2-normalised.
     """
     cosines = texts @ images.T
     ranks = (cosines > cosines.diagonal()[:, None]).sum(dim=1)

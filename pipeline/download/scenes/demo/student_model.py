@@ -1,4 +1,4 @@
-"""Pretrain the demo's student start: a small BERT that knows the words, not yet the meanings.
+"""Pretrain the student start: a small BERT that knows the words, not yet the meanings.
 
 Masked language modelling (arXiv 1810.04805) on the text-only sentences of the embedded world
 gives what a BERT checkpoint gives on real data: a fair start that is not yet a sentence encoder.
@@ -17,44 +17,38 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizer
 from pipeline.core.progress import progress
 from pipeline.download.scenes.demo.tokenizer import LONGEST, SPECIALS, save_half, save_tokenizer
 
-_UNSCORED = -100
-"""The label that transformers' loss ignores."""
-
 
 @dataclass(frozen=True)
 class StudentRecipe:
-    """How the student start is pretrained.
-
-    Attributes:
-        steps: optimiser steps.
-        batch_size: sentences of a step.
-        learning_rate: AdamW's learning rate, falling linearly to zero.
-        masked: fraction of the tokens that are to be guessed.
-        seed: seed of weights, order and masks.
-    """
+    """How the student start is pretrained, by AdamW at a rate that falls linearly to zero."""
 
     steps: int = 400
     batch_size: int = 64
     learning_rate: float = 1e-3
     masked: float = 0.15
+    """Fraction of the tokens that are to be guessed."""
     seed: int = 0
+    """Of weights, order and masks."""
 
 
 def pretrain_student(
     tokenizer: BertTokenizer, sentences: Sequence[str], recipe: StudentRecipe
 ) -> BertModel:
-    """Pretrain the student start on the CPU.
-
-    Args:
-        tokenizer: the demo's tokenizer.
-        sentences: the text-only sentences.
-        recipe: size and seed of the training.
-
-    Returns:
-        The encoder without its masked-language head, in evaluation mode.
-    """
+    """Pretrain the student start on the CPU; returned without its masked-language head."""
     torch.manual_seed(recipe.seed)
-    model = _build(len(tokenizer))
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=512,
+        max_position_embeddings=LONGEST,
+    )
+    model: BertForMaskedLM = BertForMaskedLM(config)
+    # A plain BertModel has a pooler; without one, whoever loads it would draw random weights.
+    model.bert = BertModel(config)
+    model.tie_weights()
+    model.train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=recipe.steps)
     for _ in progress(range(recipe.steps), total=recipe.steps, what="student", unit="step"):
@@ -69,37 +63,20 @@ def pretrain_student(
     return encoder
 
 
-def _build(vocabulary: int) -> BertForMaskedLM:
-    config = BertConfig(
-        vocab_size=vocabulary,
-        hidden_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=512,
-        max_position_embeddings=LONGEST,
-    )
-    model: BertForMaskedLM = BertForMaskedLM(config)
-    # A plain BertModel has a pooler; without one, whoever loads it would draw random weights.
-    model.bert = BertModel(config)
-    model.tie_weights()
-    model.train()
-    return model
-
-
 def _mask(
     tokens: Int[Tensor, "batch tokens"], vocabulary: int, fraction: float
 ) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, "batch tokens"]]:
     """Hide a fraction of the tokens: 8 of 10 as [MASK], one as a random token, one as it is.
 
-    Returns:
-        The tokens to read, and the labels: the true token where hidden, else `_UNSCORED`.
+    Returns the tokens to read, and the labels: the true token where hidden, else -100, which
+    transformers' loss ignores.
     """
     hidden = (torch.rand(tokens.shape) < fraction) & (tokens >= len(SPECIALS))
     draw = torch.rand(tokens.shape)
     random_tokens = torch.randint(len(SPECIALS), vocabulary, tokens.shape)
     inputs = tokens.masked_fill(hidden & (draw < 0.8), SPECIALS.index("[MASK]"))  # noqa: PLR2004
     inputs = torch.where(hidden & (draw > 0.9), random_tokens, inputs)  # noqa: PLR2004
-    return inputs, tokens.masked_fill(~hidden, _UNSCORED)
+    return inputs, tokens.masked_fill(~hidden, -100)
 
 
 def save_student(model: BertModel, tokenizer: BertTokenizer, folder: Path) -> None:

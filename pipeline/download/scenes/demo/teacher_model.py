@@ -6,7 +6,6 @@ and places matter to the contrastive loss, not only which colours and shapes are
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import numpy as np
 import open_clip
 import torch
 from jaxtyping import Float, Int, UInt8
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from transformers import BertTokenizer
@@ -30,37 +28,29 @@ from pipeline.download.scenes.world import Scene, draw_scene, generator
 
 _CONTEXT = 40
 """Tokens of a text; no caption or sentence of the world is longer."""
-
 _PICTURES, _BATCHES = 100, 101
 """Random streams; those of the corpora are below them."""
-
-_MOST_CHANGES = 3
 _MEAN_AND_STD = 0.5
-_LARGEST_SCALE = math.log(100)
 
 
 @dataclass(frozen=True)
 class TeacherRecipe:
-    """How the teacher is trained.
-
-    Attributes:
-        scenes: rendered train scenes; every use of one gets a new caption.
-        steps: optimiser steps.
-        batch_size: pictures with a caption each, of a step.
-        learning_rate: highest value of the one-cycle schedule.
-        weight_decay: AdamW's decay of matrices.
-        seed: seed of scenes, order and initial weights.
-    """
+    """How the teacher is trained, by AdamW in a one-cycle schedule."""
 
     scenes: int = 24_000
+    """Rendered train scenes; every use of one gets a new caption."""
     steps: int = 800
     batch_size: int = 192
+    """Pictures with a caption each."""
     learning_rate: float = 2e-3
+    """The highest of the schedule."""
     weight_decay: float = 0.05
+    """Of matrices."""
     seed: int = 0
+    """Of scenes, order and initial weights."""
 
 
-def teacher_config(vocabulary: int) -> dict[str, Any]:
+def _config(vocabulary: int) -> dict[str, Any]:
     """The content of open_clip_config.json, for a vocabulary of so many tokens."""
     vision = {"image_size": SIDE, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64}
     text = {
@@ -74,26 +64,16 @@ def teacher_config(vocabulary: int) -> dict[str, Any]:
         "pad_id": 0,
         "eos_id": 3,
     }
-    preprocessing = {
-        "mean": [_MEAN_AND_STD] * 3,
-        "std": [_MEAN_AND_STD] * 3,
-        "interpolation": "bicubic",
-        "resize_mode": "squash",
-    }
+    scaling = {"mean": [_MEAN_AND_STD] * 3, "std": [_MEAN_AND_STD] * 3}
+    resizing = {"interpolation": "bicubic", "resize_mode": "squash"}
     model = {"embed_dim": 128, "vision_cfg": vision, "text_cfg": text}
-    return {"model_cfg": model, "preprocess_cfg": preprocessing}
+    return {"model_cfg": model, "preprocess_cfg": scaling | resizing}
 
 
-@dataclass(frozen=True)
-class Lessons:
-    """Scenes two by two, the second of two a relative of the first, and their pictures."""
-
-    scenes: list[Scene]
-    pictures: UInt8[Tensor, "scenes 3 height width"]
-
-
-def render_lessons(number: int, seed: int) -> Lessons:
-    """Draw and render `number` scenes of the train split."""
+def render_lessons(
+    number: int, seed: int
+) -> tuple[list[Scene], UInt8[Tensor, "scenes 3 height width"]]:
+    """Draw `number` train scenes, every other one a relative of the one before, and render them."""
     scenes: list[Scene] = []
     pictures = torch.empty(number, 3, SIDE, SIDE, dtype=torch.uint8)
     for index in progress(range(number), total=number, what="train scenes", unit="scene"):
@@ -101,41 +81,22 @@ def render_lessons(number: int, seed: int) -> Lessons:
         scenes.append(_relative(scenes[-1], rng) if index % 2 else draw_scene("train", rng))
         pixels = torch.from_numpy(np.array(render(scenes[-1], rng)))
         pictures[index] = pixels.permute(2, 0, 1)
-    return Lessons(scenes, pictures)
+    return scenes, pictures
 
 
 def _relative(scene: Scene, rng: np.random.Generator) -> Scene:
     while True:
-        relative = change(scene, int(rng.integers(1, _MOST_CHANGES + 1)), rng)
+        relative = change(scene, int(rng.integers(1, 4)), rng)
         if is_scene_of(relative, "train") and relative != scene:
             return relative
 
 
-def _draw_batches(
-    lessons: Lessons, recipe: TeacherRecipe
-) -> Iterator[tuple[NDArray[np.int64], list[str]]]:
-    """Rows of random scenes, each with its relative, and a new caption of each row."""
-    rng = generator(recipe.seed, _BATCHES, 0)
-    for _ in range(recipe.steps):
-        firsts = 2 * rng.choice(len(lessons.scenes) // 2, recipe.batch_size // 2, replace=False)
-        rows = np.concatenate([firsts, firsts + 1])
-        yield rows, [caption(lessons.scenes[row], rng) for row in rows]
-
-
 def train_teacher(tokenizer: BertTokenizer, recipe: TeacherRecipe) -> open_clip.CLIP:
-    """Train the teacher on the CPU.
-
-    Args:
-        tokenizer: the demo's tokenizer.
-        recipe: size and seed of the training.
-
-    Returns:
-        The open_clip model, in evaluation mode.
-    """
-    config = teacher_config(len(tokenizer))["model_cfg"]
+    """Train the teacher on the CPU."""
     torch.manual_seed(recipe.seed)
-    model = open_clip.CLIP(**config).to(memory_format=torch.channels_last)
-    lessons = render_lessons(recipe.scenes, recipe.seed)
+    model = open_clip.CLIP(**_config(len(tokenizer))["model_cfg"])
+    model = model.to(memory_format=torch.channels_last)
+    scenes, pictures = render_lessons(recipe.scenes, recipe.seed)
     groups: list[dict[str, Any]] = [
         {"params": [weight for weight in model.parameters() if weight.ndim > 1]},
         {"params": [w for w in model.parameters() if w.ndim <= 1], "weight_decay": 0.0},
@@ -147,16 +108,20 @@ def train_teacher(tokenizer: BertTokenizer, recipe: TeacherRecipe) -> open_clip.
         optimiser, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1
     )
     loss_of = open_clip.ClipLoss()
-    batches = _draw_batches(lessons, recipe)
-    for rows, captions in progress(batches, total=recipe.steps, what="teacher", unit="step"):
+    rng = generator(recipe.seed, _BATCHES, 0)
+    for _ in progress(range(recipe.steps), total=recipe.steps, what="teacher", unit="step"):
+        # random scenes, each with its relative
+        firsts = 2 * rng.choice(recipe.scenes // 2, recipe.batch_size // 2, replace=False)
+        rows = np.concatenate([firsts, firsts + 1])
+        captions = [caption(scenes[row], rng) for row in rows]
         padded = tokenizer(captions, padding="max_length", truncation=True, max_length=_CONTEXT)
         texts = torch.tensor(padded["input_ids"])
-        features = _encode(model, lessons.pictures[rows], texts)
+        features = _encode(model, pictures[rows], texts)
         optimiser.zero_grad()
         loss_of(*features, model.logit_scale.exp()).backward()
         optimiser.step()
         schedule.step()
-        model.logit_scale.data.clamp_(max=_LARGEST_SCALE)
+        model.logit_scale.data.clamp_(max=math.log(100))
     return model.eval()
 
 
@@ -175,6 +140,6 @@ def _encode(
 
 def save_teacher(model: open_clip.CLIP, tokenizer: BertTokenizer, folder: Path) -> None:
     """Write what `open_clip` loads as `local-dir:<folder>`: config, float16 weights, tokenizer."""
-    write_json(folder / "open_clip_config.json", teacher_config(len(tokenizer)))
+    write_json(folder / "open_clip_config.json", _config(len(tokenizer)))
     save_tokenizer(tokenizer, folder)
     save_half(model.state_dict(), folder / "open_clip_model.safetensors")

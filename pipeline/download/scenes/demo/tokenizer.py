@@ -14,15 +14,10 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor
 from transformers import BertTokenizer
 
-from pipeline.core.files import atomic_file
-
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """The first tokens of the vocabulary, in this order."""
-
 LONGEST = 256
 """Most tokens of a text, as the student's positions allow."""
-
-_LETTERS = string.ascii_lowercase + string.digits
 
 
 def build_tokenizer(sentences: Iterable[str]) -> BertTokenizer:
@@ -33,7 +28,8 @@ def build_tokenizer(sentences: Iterable[str]) -> BertTokenizer:
         for sentence in sentences
         for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(sentence))
     }
-    pieces = [*_LETTERS, *string.punctuation, *(f"##{letter}" for letter in _LETTERS)]
+    letters = string.ascii_lowercase + string.digits
+    pieces = [*letters, *string.punctuation, *(f"##{letter}" for letter in letters)]
     names = [*SPECIALS, *pieces, *sorted(words.difference(pieces))]
     vocabulary = {name: index for index, name in enumerate(names)}
     return BertTokenizer(vocabulary, model_max_length=LONGEST)
@@ -47,14 +43,9 @@ def save_tokenizer(tokenizer: BertTokenizer, folder: Path) -> None:
 
 
 def save_half(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Write weights as safetensors, floating-point ones as float16; integers stay as they are.
-
-    Raises:
-        ResourceError: the disk is full.
-    """
+    """Write weights as safetensors, floating-point ones as float16; integers stay as they are."""
     halved = {
         name: (weight.half() if weight.is_floating_point() else weight).contiguous()
         for name, weight in weights.items()
     }
-    with atomic_file(path) as temporary:
-        save_file(halved, temporary, metadata={"format": "pt"})
+    save_file(halved, path, metadata={"format": "pt"})
