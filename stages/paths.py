@@ -35,6 +35,7 @@ INDEX = DATA / "index"
 TRAIN_REPORTS = REPORTS / "train"
 EVALUATE_REPORTS = REPORTS / "evaluate"
 OTHER_REPORTS = REPORTS / "others"
+SUMMARY = REPORTS / "summary.json"
 
 
 def first_model(params: Params) -> Path:

@@ -62,11 +62,7 @@ class Results:
 
 
 def read_results(reports: Path, seeds: Sequence[int]) -> Results:
-    """Read what the stages left in the folder of reports.
-
-    Args:
-        reports: the folder.
-        seeds: those of params.yaml.
+    """Read what the stages left in the folder of reports, for the seeds of params.yaml.
 
     Raises:
         InputError: a file cannot be used.
