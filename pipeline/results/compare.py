@@ -117,7 +117,8 @@ def check_comparable(sides: Sequence[Configuration]) -> None:
 def over_seeds(side: Configuration) -> dict[str, SeedStatistics]:
     """Mean and spread of every score of a configuration, by name."""
     table = side.table()
-    return {name: summarise(table[name].to_numpy(), rounding_of(name)) for name in table}
+    names = side.reports[0].scores
+    return {name: summarise(table[name].to_numpy(), rounding_of(name)) for name in names}
 
 
 def paired_tests(first: Configuration, second: Configuration) -> list[ComparedScore]:
@@ -147,12 +148,10 @@ def paired_tests(first: Configuration, second: Configuration) -> list[ComparedSc
     (_check_order if unknown else _check_seeds)(first, second)
     left = first.table()
     right, tests = second.table().reindex(left.index), []
-    for name in (name for name in left if name in right):
+    for name in (name for name in first.reports[0].scores if name in right):
         mine, yours, rounding = left[name].to_numpy(), right[name].to_numpy(), rounding_of(name)
-        sides = [summarise(values, rounding) for values in (mine, yours, mine - yours)]
-        tests.append(
-            ComparedScore(name, sides[0], sides[1], sides[2], paired_p(mine, yours, rounding))
-        )
+        one, two, gain = (summarise(values, rounding) for values in (mine, yours, mine - yours))
+        tests.append(ComparedScore(name, one, two, gain, paired_p(mine, yours, rounding)))
     return tests
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from glob import escape, glob
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 
@@ -74,12 +74,6 @@ class Configuration:
         """One row a seed and one column a score; a report without a seed gets its place as one."""
         seeds = [place if r.seed is None else r.seed for place, r in enumerate(self.reports)]
         return pd.DataFrame([dict(report.scores) for report in self.reports], index=seeds)
-
-
-def by_score(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], pd.DataFrame]]:
-    """The rows of each score, with its part, task and measure, in their order."""
-    for score, rows in table.groupby(SCORE, sort=False):
-        yield cast(tuple[str, str, str], score), rows
 
 
 def read_configuration(where: str) -> Configuration:

@@ -28,7 +28,6 @@ from pipeline.results.scores import (
     WORKSPACE,
     Configuration,
     Report,
-    by_score,
     parse_report,
     read_scores,
     write_scores,
@@ -115,7 +114,7 @@ def write_summary(out: Path, runs: Sequence[SeedRun]) -> list[ComparedScore]:
     write_json(out, content)
     found = pd.concat([run.scores for run in runs])
     seeds = found[found["seed"].notna()]
-    mean = pd.DataFrame([_over_seeds(rows) for _, rows in by_score(seeds)])
+    mean = pd.DataFrame([_over_seeds(rows) for _, rows in seeds.groupby(SCORE, sort=False)])
     others = found[found["seed"].isna()].drop_duplicates(["system", *SCORE])
     write_scores(out.with_name("scores.csv"), pd.concat([mean, others, seeds], ignore_index=True))
     return scores
