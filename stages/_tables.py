@@ -1,14 +1,16 @@
-"""How an evaluation is shown to people: one table per part, one row per system."""
+"""How an evaluation ends: a report, and for people one table per part, one row per system."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.evaluate.report import System, headline_name, plot_table, shortened
+from pipeline.evaluate.report import System, headline_name, plot_table, shortened, write_report
 from pipeline.evaluate.score import Score
+from stages._cli import note_times
 
 _PIPE_WIDTH = 160
 """Columns of output that is not a terminal."""
@@ -21,28 +23,30 @@ def wide_console(*, stderr: bool = False) -> Console:
     return console
 
 
-def print_systems(systems: Sequence[System]) -> None:
-    """The STS tasks of the first system in detail, then all systems beside each other."""
-    found, first = plot_table(systems), systems[0].scores
+def finish(report: Path, systems: Sequence[System]) -> None:
+    """Write the report of an evaluation and its time, and print it.
+
+    The STS tasks of the first system come in detail, then all systems beside each other.
+    """
+    write_report(report, systems)
+    note_times(report)
+    found, first = plot_table(systems).dropna(subset="score"), systems[0].scores
     short = [{"dimensions": size, **tasks} for size, tasks in shortened(first).items()]
     recalls = _beside(found, "retrieval", ["task", "system"], "measure")
-    if "task" in recalls:
-        recalls = recalls.sort_values("task", ascending=False, kind="stable").rename(
-            columns={"task": "direction"}
-        )
-        recalls["direction"] = recalls["direction"].str.replace("_", " ")
+    recalls = recalls.sort_values("task", ascending=False, kind="stable")
+    recalls["task"] = recalls["task"].str.replace("_", " ")
+    names = {"task": "direction", "median_rank": "median rank"}
     tables = {
         "STS in detail: Spearman x100, Pearson x100": _sts_details(first),
         "STS of the first dimensions alone: Spearman x100": pd.DataFrame(short),
         "STS: Spearman x100 over all pairs of a task": _beside(found, "sts", ["system"], "task"),
         "Transfer: accuracy x100": _beside(found, "transfer", ["system"], "task"),
-        "Retrieval on the pairs' test split: recall x100": recalls,
+        "Retrieval on the pairs' test split: recall x100": recalls.rename(columns=names),
     }
     console = wide_console(stderr=True)
     for title, rows in tables.items():
         if len(rows):
-            head = [str(column).replace("median_rank", "median rank") for column in rows]
-            table = Table(*head, title=title, title_justify="left", box=None)
+            table = Table(*map(str, rows), title=title, title_justify="left", box=None)
             for row in rows.to_numpy(object):
                 table.add_row(*map(_show, row))
             console.print(table, "")
@@ -50,10 +54,11 @@ def print_systems(systems: Sequence[System]) -> None:
 
 def _beside(found: pd.DataFrame, part: str, rows: list[str], columns: str) -> pd.DataFrame:
     """The scores of a part with a column for each task or measure, all in their order."""
-    of_part = found[found["part"] == part].dropna(subset="score")
-    names = list(dict.fromkeys(of_part[columns]))
+    of_part = found[found["part"] == part]
+    if of_part.empty:
+        return of_part
     table = of_part.pivot_table("score", rows, columns, aggfunc="first", sort=False)
-    return table[names].reset_index()
+    return table[list(dict.fromkeys(of_part[columns]))].reset_index()
 
 
 def _sts_details(scores: Sequence[Score]) -> pd.DataFrame:

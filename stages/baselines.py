@@ -3,21 +3,13 @@
 from pathlib import Path
 
 from pipeline.core.device import choose_device
-from pipeline.evaluate.report import (
-    System,
-    check_report_path,
-    describe,
-    describe_encoder,
-    write_report,
-)
-from pipeline.evaluate.suite import RunPaths, Suite, evaluate, read_suite, teacher_retrieval
+from pipeline.evaluate.report import System, check_report_path, describe, describe_encoder
+from pipeline.evaluate.suite import RunPaths, evaluate, read_suite, teacher_retrieval
 from pipeline.features.teacher import Teacher
-from pipeline.params.student import StudentParams
-from pipeline.params.teacher import TeacherParams
 from pipeline.student.encoder import SentenceEncoder
 from stages import paths
-from stages._cli import note_times, read_params, run_stage
-from stages._tables import print_systems
+from stages._cli import read_params, run_stage
+from stages._tables import finish
 
 
 def main(
@@ -32,25 +24,16 @@ def main(
     check_report_path(out)
     run = RunPaths(evaluation, pairs, text, features)
     suite = read_suite(run, params.teacher, params.evaluate)
-    systems = [_untrained(params.student, suite), _teacher(params.teacher, suite)]
-    write_report(out, systems)
-    note_times(out)
-    print_systems(systems)
-
-
-def _untrained(params: StudentParams, suite: Suite) -> System:
-    encoder = SentenceEncoder.load(params.encoder, params.pooling).to(choose_device())
+    encoder = SentenceEncoder.load(params.student.encoder, params.student.pooling)
+    encoder = encoder.to(choose_device())
     scores = evaluate(encoder, suite)
-    facts = {"model": params.encoder, **describe_encoder(encoder)}
-    return System("untrained", describe(suite, str(encoder.device), **facts), scores)
-
-
-def _teacher(params: TeacherParams, suite: Suite) -> System:
-    """Its text tower as a sentence encoder, and its own retrieval."""
-    teacher = Teacher(params, choose_device())
+    facts = {"model": params.student.encoder, **describe_encoder(encoder)}
+    untrained = System("untrained", describe(suite, str(encoder.device), **facts), scores)
+    teacher = Teacher(params.teacher, choose_device())
     scores = evaluate(teacher, suite) + teacher_retrieval(suite)
-    facts = {"model": params.model, "weights": teacher.identity.weights}
-    return System("teacher", describe(suite, str(teacher.device), **facts), scores)
+    facts = {"model": params.teacher.model, "weights": teacher.identity.weights}
+    about = describe(suite, str(teacher.device), **facts)
+    finish(out, [untrained, System("teacher", about, scores)])
 
 
 app = run_stage(main)

@@ -24,11 +24,9 @@ def main(
     scores = compare(*sides)
     if as_json:
         files = [[{"file": r.where, "seed": r.seed} for r in side.reports] for side in sides]
+        named = zip(sides, files, strict=True)
         content = {
-            "configurations": [
-                {"name": side.name, "reports": read}
-                for side, read in zip(sides, files, strict=True)
-            ],
+            "configurations": [{"name": side.name, "reports": read} for side, read in named],
             "scores": {score.score: asdict(score) for score in scores},
         }
         typer.echo(json.dumps(content, indent=2, allow_nan=False))

@@ -16,7 +16,6 @@ from pipeline.evaluate.report import (
     read_report,
     require_same_ground,
     require_same_model,
-    write_report,
 )
 from pipeline.evaluate.suite import RunPaths, Suite, evaluate, read_suite
 from pipeline.params.evaluate import PARTS, EvaluateParams, Part
@@ -24,8 +23,8 @@ from pipeline.params.places import expanded
 from pipeline.student.encoder import SentenceEncoder, Student, is_student
 from pipeline.student.settings import Pooling
 from stages import paths
-from stages._cli import note_times, read_params, run_stage
-from stages._tables import print_systems
+from stages._cli import read_params, run_stage
+from stages._tables import finish
 
 
 def main(
@@ -75,27 +74,15 @@ def main(
     suite = read_suite(run, params.teacher, settings)
     name = name or ("student" if student else folder.name)
     others = _read_others(beside or [], suite, name)
-    scores = evaluate(
-        encoder,
-        suite,
-        student if can_retrieve else None,
-        dimensions=student.matryoshka if student else (),
-    )
+    dimensions = student.matryoshka if student else ()
+    scores = evaluate(encoder, suite, student if can_retrieve else None, dimensions=dimensions)
     facts = {"model": model, "seed": student.seed if student else None}
     about = describe(suite, str(encoder.device), **facts, **describe_encoder(encoder))
-    systems = [System(name, about, scores), *others]
-    write_report(report, systems)
-    note_times(report)
-    print_systems(systems)
+    finish(report, [System(name, about, scores), *others])
 
 
 def _read_others(reports: list[Path], suite: Suite, name: str) -> list[System]:
-    """The systems of earlier reports, which must have been measured on the same suite.
-
-    Raises:
-        ParamsError: two systems have the same name.
-        StaleArtifactError: as `require_same_ground`.
-    """
+    """The systems of earlier reports, of other names and measured on the same suite."""
     read = [(path, system) for path in reports for system in read_report(path)]
     for path, system in read:
         require_same_ground(suite, system, path)
@@ -109,11 +96,6 @@ def _read_others(reports: list[Path], suite: Suite, name: str) -> list[System]:
 
 
 def _parse_tasks(text: str | None) -> list[Part] | None:
-    """The parts that `--tasks` names, separated by commas.
-
-    Raises:
-        ParamsError: there is no such part.
-    """
     if text is None:
         return None
     names = [name.strip() for name in text.split(",")]
@@ -143,11 +125,7 @@ def _settings(
 
 
 def _load(model: str, pooling: Pooling | None) -> tuple[SentenceEncoder, Student | None]:
-    """The encoder, and the student that it belongs to, if any.
-
-    Raises:
-        ParamsError: a student should be pooled in another way than its heads were trained with.
-    """
+    """The encoder, and the student that it belongs to, if any."""
     path, is_own = Path(model), paths.MODELS.resolve() in Path(model).resolve().parents
     if not is_own and not is_student(path):
         return SentenceEncoder.load(model, pooling).to(choose_device()), None

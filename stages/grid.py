@@ -1,5 +1,6 @@
 """Run a grid of configurations as DVC experiments."""
 
+import math
 import time
 from pathlib import Path
 from typing import Annotated
@@ -30,12 +31,8 @@ def main(
     check_grid(grid, PARAMS_FILE)
     names, failed, started = _missing(grid, force=force), [], time.monotonic()
     for done, name in enumerate(names):
-        left = ""
-        if done:
-            minutes = (time.monotonic() - started) / done * (len(names) - done) / 60
-            left = (
-                f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
-            )
+        minutes = (time.monotonic() - started) / max(1, done) * (len(names) - done) / 60
+        left = f", about {math.ceil(minutes)} min left" if done else ""
         log.info("%d of %d: %s%s", done + 1, len(names), name, left)
         changes = overrides(grid.changes(name))
         if run_experiment(name, changes, target, queue=queue, kept=paths.KEPT):

@@ -13,15 +13,11 @@ from stages._tables import wide_console
 
 
 def main(
-    train: Annotated[Path, typer.Option(help="Folder with SEED/metrics.json.")] = (
-        paths.TRAIN_REPORTS
-    ),
-    evaluations: Annotated[Path, typer.Option(help="Folder with SEED.json and SEED.csv.")] = (
-        paths.EVALUATE_REPORTS
-    ),
-    out: Annotated[Path, typer.Option(help="JSON to write; scores.csv goes beside it.")] = (
-        paths.REPORTS / "summary.json"
-    ),
+    train: Annotated[Path, typer.Option(help="With SEED/metrics.json.")] = paths.TRAIN_REPORTS,
+    evaluations: Annotated[
+        Path, typer.Option(help="With SEED.json and SEED.csv.")
+    ] = paths.EVALUATE_REPORTS,
+    out: Annotated[Path, typer.Option(help="scores.csv goes beside it.")] = paths.SUMMARY,
 ) -> None:
     """Mean, standard deviation and interval of every score over train.seeds."""
     params = read_params()

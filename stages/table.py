@@ -23,8 +23,6 @@ from pipeline.results.table import describe, make_table, markdown, numbers, read
 from stages import paths
 from stages._cli import run_stage
 
-SUMMARY = paths.REPORTS / "summary.json"
-
 
 def main(
     file: Annotated[
@@ -71,7 +69,7 @@ def _find(grid: Grid | None, reports: Path | None) -> dict[str, Configuration]:
     else:
         require_same_changes(grid, finished)
         commits = {name: finished[name] for name in grid.configurations if name in finished}
-    return {name: read_experiment(name, commit, SUMMARY) for name, commit in commits.items()}
+    return {name: read_experiment(name, commit, paths.SUMMARY) for name, commit in commits.items()}
 
 
 app = run_stage(main)

@@ -100,23 +100,22 @@ def _read(
     if fault := next(_faults(data, needed), None):
         fix = f"give it the columns {', '.join(needed)}: text without nulls, and finite numbers."
         raise InputError(f"the table {fault}.", fix)
-    added = {name: value for name, value in defaults.items() if name not in data}
-    return data.assign(**added)
+    return data.assign(**{name: value for name, value in defaults.items() if name not in data})
 
 
 def _faults(table: pd.DataFrame, needed: Sequence[str]) -> Iterator[str]:
     """What is wrong with a table; the last column needed holds numbers, the others text."""
-    *texts, number = needed
     if missing := [name for name in needed if name not in table]:
         yield f"has no {' and no '.join(missing)}"
     if table.empty:
         yield "has no rows"
-    if "sentence2" in table and "sentence2" not in needed and table["sentence2"].notna().any():
-        texts.append("sentence2")
+    texts = needed[:-1]
+    if "sentence2" in table and table["sentence2"].notna().any():
+        texts = ["sentence1", "sentence2"]
     for name in texts:
         if not table[name].map(lambda value: isinstance(value, str)).all():
             yield f"has a {name} that is not text"
-    yield from _number_faults(table[number])
+    yield from _number_faults(table[needed[-1]])
 
 
 def _number_faults(column: pd.Series) -> Iterator[str]:
@@ -154,16 +153,13 @@ class _AnyEncoder:
         if hasattr(found, "detach"):  # a tensor, which may be on a GPU
             found = found.detach().float().cpu()
         vectors = np.asarray(found, dtype=np.float32)
-        if vectors.ndim != _AXES or len(vectors) != len(texts) or not np.isfinite(vectors).all():
+        if vectors.shape[:-1] != (len(texts),) or not np.isfinite(vectors).all():
             raise ModelError(
                 f"the encoder gave an array {vectors.shape} for {len(texts)} texts, or a value "
                 "that is not finite.",
                 "let it give one row of finite numbers a text.",
             )
         return vectors
-
-
-_AXES = 2
 
 
 def _table(scores: Iterable[Score]) -> pd.DataFrame:

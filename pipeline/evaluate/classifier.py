@@ -45,7 +45,7 @@ class Fit:
     held_out: Rows
     """Samples whose accuracy stops training and selects the model."""
     penalties: tuple[float, ...]
-    """l2, as Adam's coupled weight decay."""
+    """Adam's coupled weight decay."""
     rng: np.random.RandomState
     """Draws the shuffles; numpy's legacy stream, as in the reference."""
 
@@ -61,13 +61,7 @@ class Fitted:
 
 
 class Samples:
-    """Features and labels of a task.
-
-    Args:
-        features: (samples, dim) float32.
-        labels: classes from 0.
-        classes: how many there are.
-    """
+    """Features and labels, from 0, of a task."""
 
     def __init__(
         self,
@@ -77,14 +71,10 @@ class Samples:
     ) -> None:
         bias = np.ones((len(features), 1), dtype=np.float32)
         self.features = torch.from_numpy(np.hstack([features, bias]))
+        self.width = int(self.features.shape[1])
         self.labels = labels
         self.classes = classes
         self.one_hot = torch.eye(classes)[torch.from_numpy(labels)]
-
-    @property
-    def width(self) -> int:
-        """Features and the constant 1 of the bias."""
-        return int(self.features.shape[1])
 
     def predict(self, weights: Float32[np.ndarray, "classes width"], rows: Rows) -> Rows:
         """The most likely class of each sample."""
@@ -93,15 +83,12 @@ class Samples:
 
 
 def fit_all(samples: Samples, fits: Sequence[Fit], seed: int) -> list[Fitted]:
-    """Fit all models, cohort by cohort.
+    """Fit all models, one result a fit, in order.
 
     Args:
         samples: what the fits' rows point into.
         fits: the training sets; all with equally many penalties.
         seed: of the initial weights, which all fits share.
-
-    Returns:
-        One result a fit, in order.
     """
     results: dict[int, Fitted] = {}
     for members in _cohorts(samples, fits):
@@ -133,8 +120,8 @@ class _Cohort:
         self._samples = samples
         self._fits = dict(enumerate(fits))
         self._penalties = len(fits[0].penalties)
-        start = _initial_weights(samples, seed).repeat(self._penalties, 1)
-        self._weights = start.repeat(len(fits), 1, 1)
+        start = _initial_weights(samples, seed)
+        self._weights = start.repeat(len(fits), self._penalties, 1)
         self._decay = torch.tensor([fit.penalties for fit in fits]).repeat_interleave(
             samples.classes, dim=1
         )[..., None]
@@ -147,7 +134,6 @@ class _Cohort:
         self._misses = np.zeros(shape, dtype=int)
 
     def run(self) -> list[Fitted]:
-        """Train until every model has stopped."""
         for _ in range(MOST_ROUNDS):
             for _ in range(EPOCHS):
                 rows, share = _epoch(list(self._fits.values()))

@@ -30,13 +30,12 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Both correlations x100 over some pairs; None where they do not exist."""
+    """Both correlations x100 over `count` pairs; None where they do not exist."""
 
     spearman: float | None
     pearson: float | None
     samples: Samples | None
     count: int
-    """Pairs."""
 
 
 def correlate(

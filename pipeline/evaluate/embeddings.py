@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Shaped
 from numpy.typing import NDArray
 
 
@@ -21,12 +21,7 @@ class Encoder(Protocol):
 
 
 class Embeddings:
-    """Sentence vectors, found by their sentences.
-
-    Args:
-        sentences: distinct sentences.
-        vectors: their rows.
-    """
+    """The vectors of distinct sentences."""
 
     def __init__(
         self, sentences: Iterable[str], vectors: Float32[np.ndarray, "sentences dim"]
@@ -34,33 +29,21 @@ class Embeddings:
         self._rows = pd.Index(list(sentences))
         self.vectors = vectors
 
-    def rows(self, sentences: Iterable[str]) -> NDArray[np.intp]:
-        """The row of each sentence in `vectors`; KeyError for one that was not embedded."""
-        rows = self._rows.get_indexer(pd.Index(list(sentences)))
-        if (rows < 0).any():
-            raise KeyError(list(sentences)[int(np.argmin(rows))])
-        return rows
-
     def first(self, dimensions: int) -> "Embeddings":
         """The same sentences, their vectors cut to their first dimensions."""
         return Embeddings(self._rows, self.vectors[:, :dimensions])
 
     def of(self, sentences: Iterable[str]) -> Float32[np.ndarray, "given dim"]:
-        """The vector of each sentence."""
-        return self.vectors[self.rows(sentences)]
+        """The vector of each sentence; KeyError for one that was not embedded."""
+        wanted = list(sentences)
+        rows = self._rows.get_indexer(pd.Index(wanted))
+        if (rows < 0).any():
+            raise KeyError(wanted[int(np.argmin(rows))])
+        return self.vectors[rows]
 
 
 def embed(encoder: Encoder, texts: Iterable[pd.Series], *, batch_size: int) -> Embeddings:
-    """Embed the distinct sentences of all columns in one pass.
-
-    Args:
-        encoder: what embeds, under a progress bar.
-        texts: columns of sentences; nulls are left out.
-        batch_size: sentences a forward pass.
-
-    Raises:
-        ModelError: the encoder gave a value that is not finite.
-    """
+    """Embed the distinct sentences of all columns, but for nulls, in one pass."""
     distinct = list(dict.fromkeys(text for column in texts for text in column.dropna()))
     vectors = encoder.encode(distinct, batch_size=batch_size, show_progress=True)
     return Embeddings(distinct, vectors)
@@ -83,3 +66,15 @@ def row_cosines(
     """
     cosines: NDArray[np.float64] = np.einsum("ij,ij->i", first, second).round(12)
     return cosines
+
+
+def protocol_order(
+    first: Iterable[str], second: Iterable[str], last: Shaped[np.ndarray, " rows"]
+) -> NDArray[np.intp]:
+    """The order in which the reference toolkits read a task; it fixes batches and folds.
+
+    Rows by the tokens of the first and of the second sentence, which is empty where there is none,
+    then by `last`, a label or gold score; stable.
+    """
+    tokens = [np.array([len(text.split()) for text in texts]) for texts in (first, second)]
+    return np.lexsort((last, tokens[1], tokens[0]))

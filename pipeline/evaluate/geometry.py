@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float64, Int
-from numpy.typing import NDArray
 
 MCSE_BATCH = 128
 _ALIKE = 4.0
@@ -22,39 +21,28 @@ Batches = Sequence[Int[np.ndarray, " _"]]
 def alignment(
     first: Unit, second: Unit, gold: Float64[np.ndarray, " pairs"], batches: Batches
 ) -> float:
-    """Mean squared distance of the pairs with gold >= 4.
+    """Mean squared distance of the pairs of L2-normalised vectors with gold >= 4.
 
-    Args:
-        first: L2-normalised vectors of the first sentences.
-        second: those of the second sentences.
-        gold: graded scores.
-        batches: see `mcse_batches`.
-
-    Returns:
-        The plain mean over batches; a batch without such a pair counts as 0.
+    The plain mean over batches; a batch without such a pair counts as 0.
     """
     squared = ((first - second) ** 2).sum(axis=1)
-    return float(np.mean([_mean_or_zero(squared[rows][gold[rows] >= _ALIKE]) for rows in batches]))
+    positive = [squared[rows][gold[rows] >= _ALIKE] for rows in batches]
+    return float(np.mean([values.mean() if len(values) else 0.0 for values in positive]))
 
 
 def uniformity(first: Unit, second: Unit, batches: Batches) -> float:
     """Log of the mean of exp(-2 d^2) over all pairs of rows of a batch; mean over batches.
 
-    A batch's rows are both sentences of its pairs, duplicates kept; arguments as `alignment`.
+    A batch's rows are both sentences of its pairs, L2-normalised, duplicates kept.
     """
-    return float(np.mean([_log_potential(first[rows], second[rows]) for rows in batches]))
+    logs = []
+    for batch in batches:
+        rows = np.concatenate([first[batch], second[batch]])
+        squared = 2 - 2 * (rows @ rows.T)[np.triu_indices(len(rows), k=1)]
+        logs.append(np.log(np.exp(-2 * squared).mean()))
+    return float(np.mean(logs))
 
 
 def mcse_batches(sets: Sequence[Int[np.ndarray, " _"]]) -> Batches:
     """Cut every set into batches of 128 pairs; the last of a set may be shorter."""
     return [rows[start:][:MCSE_BATCH] for rows in sets for start in range(0, len(rows), MCSE_BATCH)]
-
-
-def _mean_or_zero(values: NDArray[np.float64]) -> float:
-    return float(values.mean()) if len(values) else 0.0
-
-
-def _log_potential(first: Unit, second: Unit) -> float:
-    rows = np.concatenate([first, second])
-    squared = 2 - 2 * (rows @ rows.T)[np.triu_indices(len(rows), k=1)]
-    return float(np.log(np.exp(-2 * squared).mean()))

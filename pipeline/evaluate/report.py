@@ -9,7 +9,6 @@ A report is one JSON object:
 A CSV beside it holds the headline numbers of all systems, for plots.
 """
 
-import json
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import TypeAdapter
 
 from pipeline.core.checksums import hash_weights
 from pipeline.core.errors import InputError, MissingArtifactError, ParamsError, StaleArtifactError
-from pipeline.core.files import reports_unwritable, write_csv, write_json
+from pipeline.core.files import read_json, reports_unwritable, write_csv, write_json
 from pipeline.core.progress import log
 from pipeline.evaluate.score import AVERAGE, Score
 from pipeline.evaluate.suite import Suite
@@ -61,15 +61,18 @@ class System:
     scores: Sequence[Score]
 
 
+_SYSTEMS = TypeAdapter(list[System])
+
+
 def describe(suite: Suite, device: str, **model: Any) -> dict[str, Any]:
     """How a system was measured: the given facts of the model, and those of the evaluation."""
     libraries = {name: version(name) for name in _LIBRARIES}
-    repeated = suite.retrieval.pairing.repeated() if suite.retrieval else None
+    repeated = {"repeated": suite.retrieval.pairing.repeated()} if suite.retrieval else {}
     return {
         **model,
         "evaluator": EVALUATOR,
         "data": {"training_text": None, **suite.data},
-        **({} if repeated is None else {"repeated": repeated}),
+        **repeated,
         "settings": _settings(suite),
         "device": device,
         "libraries": {"python": platform.python_version(), **libraries},
@@ -78,15 +81,9 @@ def describe(suite: Suite, device: str, **model: Any) -> dict[str, Any]:
 
 def describe_encoder(encoder: SentenceEncoder) -> dict[str, Any]:
     """The facts of a sentence encoder, after it was scored."""
-    return {
-        "weights": hash_weights(encoder, without="pooler."),  # drawn at random where unused
-        "pooling": encoder.pooling,
-        "normalised": encoder.normalised,
-        "lower_case": encoder.lower_case,
-        "prompt": encoder.prompt,
-        "max_length": encoder.max_length,
-        "truncated": encoder.truncated,
-    }
+    weights = hash_weights(encoder, without="pooler.")  # drawn at random where unused
+    names = (*_IDENTITY[1:], "truncated")
+    return {"weights": weights, **{name: getattr(encoder, name) for name in names}}
 
 
 def check_report_path(out: Path) -> None:
@@ -152,10 +149,7 @@ def report(systems: Sequence[System]) -> dict[str, Any]:
             {
                 "name": system.name,
                 "about": dict(system.about),
-                "scores": [
-                    {key: _rounded(value) for key, value in asdict(score).items()}
-                    for score in system.scores
-                ],
+                "scores": [asdict(_rounded(score)) for score in system.scores],
             }
             for system in systems
         ],
@@ -165,26 +159,26 @@ def report(systems: Sequence[System]) -> dict[str, Any]:
 def headline(scores: Sequence[Score]) -> dict[str, Any]:
     """The headline numbers by part and task; those that are undefined are left out."""
     found: dict[str, Any] = {}
-    for score in filter(_is_headline, scores):
+    for score in map(_rounded, filter(_is_headline, scores)):
         part = found.setdefault(score.part, {})
         if (score.part, score.task) == ("sts", AVERAGE):
             part["pairs_unseen" if score.unseen else "pairs"] = score.count
         if score.value is None:
             continue
         if score.part == "retrieval":
-            part.setdefault(score.task, {})[score.measure] = _rounded(score.value)
+            part.setdefault(score.task, {})[score.measure] = score.value
         else:
-            part[headline_name(score)] = _rounded(score.value)
+            part[headline_name(score)] = score.value
     return found
 
 
 def shortened(scores: Sequence[Score]) -> dict[str, dict[str, float | None]]:
     """STS of the first dimensions alone: Spearman x100 by number of dimensions and task."""
     found: dict[str, dict[str, float | None]] = {}
-    for score in scores:
+    for score in map(_rounded, scores):
         if score.dimensions is not None and _is_headline(replace(score, dimensions=None)):
             numbers = found.setdefault(str(score.dimensions), {})
-            numbers[headline_name(score)] = _rounded(score.value)
+            numbers[headline_name(score)] = score.value
     return found
 
 
@@ -192,12 +186,9 @@ def plot_table(systems: Sequence[System]) -> pd.DataFrame:
     """One row a headline number: system, part, task, measure, score, low, high, count."""
     columns = ["system", "part", "task", "measure", "score", "low", "high", "count"]
     rows = [
-        [
-            *(system.name, one.part, headline_name(one), one.measure),
-            *map(_rounded, (one.value, one.low, one.high, one.count)),
-        ]
+        (system.name, s.part, headline_name(s), s.measure, s.value, s.low, s.high, s.count)
         for system in systems
-        for one in filter(_is_headline, system.scores)
+        for s in map(_rounded, filter(_is_headline, system.scores))
     ]
     return pd.DataFrame(rows, columns=columns)
 
@@ -218,20 +209,15 @@ def read_report(path: Path) -> list[System]:
     if not path.is_file():
         raise MissingArtifactError(path, made_by="evaluate")
     try:
-        systems = json.loads(path.read_text(encoding="utf-8-sig"))["systems"]
-        read = [
-            System(one["name"], one["about"], [Score(**score) for score in one["scores"]])
-            for one in systems
-        ]
-        for system in read:
+        systems = _SYSTEMS.validate_python(read_json(path)["systems"])
+        for system in systems:
             _ground(system.about)
-            plot_table([system])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is not an evaluation report: {type(error).__name__} {error}.",
             "write it with `python -m stages.evaluate --out`.",
         ) from None
-    return read
+    return systems
 
 
 def require_same_ground(suite: Suite, other: System, path: Path) -> None:
@@ -268,5 +254,7 @@ def _is_headline(score: Score) -> bool:
     return score.aggregation == "all" and (not score.unseen or score.task == AVERAGE)
 
 
-def _rounded(value: Any) -> Any:
-    return round(value, _DIGITS) if isinstance(value, float) else value
+def _rounded(score: Score) -> Score:
+    numbers = (score.value, score.low, score.high)
+    value, low, high = (None if number is None else round(number, _DIGITS) for number in numbers)
+    return replace(score, value=value, low=low, high=high)

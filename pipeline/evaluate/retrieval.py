@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float32, Int64
-from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from pipeline.core.errors import InputError
@@ -48,12 +47,9 @@ class Pairing:
         images: Sequence[Hashable],
         caption_image: Int64[np.ndarray, " captions"],
     ) -> "Pairing":
-        """Pair captions with images.
+        """Pair captions with images, each given by what makes it equal to another.
 
-        Args:
-            captions: what makes a caption equal to another.
-            images: what makes an image equal to another.
-            caption_image: the row of each caption's image.
+        `caption_image` is the row of each caption's image.
         """
         text, picture = _numbered(captions), _numbered(images)
         places = np.unique(np.stack([text, picture[caption_image]]), axis=1)
@@ -63,11 +59,11 @@ class Pairing:
 
     def of_captions(self, rows: Int64[np.ndarray, " some"]) -> Bool[np.ndarray, "some images"]:
         """Which images are right for some of the captions."""
-        return _cells(self.known, self.text[rows], self.picture)
+        return np.asarray(self.known[self.text[rows]].toarray()[:, self.picture] > 0)
 
     def of_images(self, rows: Int64[np.ndarray, " some"]) -> Bool[np.ndarray, "some captions"]:
         """Which captions are right for some of the images."""
-        return _cells(self.known.T.tocsr(), self.picture[rows], self.text)
+        return np.asarray(self.known.T.tocsr()[self.picture[rows]].toarray()[:, self.text] > 0)
 
     def is_complete(self) -> bool:
         """Whether there are captions, and every image has one or equals one that has."""
@@ -82,11 +78,6 @@ class Pairing:
 def _numbered(values: Sequence[Any]) -> Int64[np.ndarray, " values"]:
     """A number for each value, the same for equal ones."""
     return pd.factorize(pd.Series(values, dtype=object))[0].astype(np.int64)
-
-
-def _cells(known: Any, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.bool_]:
-    cells: NDArray[np.bool_] = known[rows].toarray()[:, columns] > 0
-    return cells
 
 
 @dataclass(frozen=True)

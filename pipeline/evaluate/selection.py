@@ -14,11 +14,7 @@ SELECTION_TASKS = ("STS-B", "SCENES")
 
 
 def dev_pairs(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of sts.parquet that select the student.
-
-    Raises:
-        InputError: there are none.
-    """
+    """The rows of sts.parquet that select the student; InputError where there are none."""
     dev = table[(table["split"] == "dev") & table["task"].isin(SELECTION_TASKS)]
     if dev.empty:
         raise InputError(
@@ -29,11 +25,7 @@ def dev_pairs(table: pd.DataFrame) -> pd.DataFrame:
 
 
 class DevScorer:
-    """Scores on all dev pairs together; the sentences are tokenised at the first call.
-
-    Args:
-        table: rows of sts.parquet.
-        batch_size: sentences a forward pass.
+    """Scores on all dev pairs of sts.parquet together; they are tokenised at the first call.
 
     Raises:
         InputError: the table has no dev pairs, or all their gold scores are equal.

@@ -8,7 +8,7 @@ over the sub-sets of a year. Cosines are computed in float64; with a zero vector
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,8 @@ from pipeline.evaluate.correlation import (
     interval,
     require_correlation,
 )
-from pipeline.evaluate.embeddings import Embeddings, row_cosines, unit_rows
+from pipeline.evaluate.embeddings import Embeddings, protocol_order, row_cosines, unit_rows
 from pipeline.evaluate.geometry import alignment, mcse_batches, uniformity
-from pipeline.evaluate.order import protocol_order
 from pipeline.evaluate.score import AVERAGE, Score
 from pipeline.evaluate.selection import SELECTION_TASKS
 from pipeline.params.evaluate import Convention
@@ -60,12 +59,17 @@ def sts_tasks(table: pd.DataFrame, convention: Convention) -> list[StsTask]:
     Raises:
         InputError: nothing is left to score.
     """
-    names = list(dict.fromkeys(table["task"]))
-    tested = [task for name in names if (task := _tested(table, name, convention)) is not None]
-    if not any(len(task.pairs) for task in tested):
+    left_out = _CASED if convention == "senteval" else "STS-B"
+    tested = []
+    for name in dict.fromkeys(table["task"]):
+        split = "all" if (convention, name) == ("mteb", "SICK-R") else "test"
+        pairs = _rows(table, name, split)
+        if name != left_out and len(pairs):
+            tested.append(StsTask("STS-B" if name == _CASED else name, split, pairs))
+    if not tested:
         raise InputError("the STS table has no test pairs.", "run `dvc repro -f download`.")
     dev = [StsTask(name, "dev", _rows(table, name, "dev")) for name in SELECTION_TASKS]
-    return [task for task in (*tested, *dev) if len(task.pairs)]
+    return [*tested, *(task for task in dev if len(task.pairs))]
 
 
 def score_sts(
@@ -92,7 +96,7 @@ def score_sts(
         InputError: a task has fewer than two pairs, or all its gold scores are equal.
         ModelError: the cosines of a task are all equal, so that it has no correlation.
     """
-    measured = [_measure(task, embeddings, bootstrap, seen) for task in tasks]
+    measured = [_Measured.of(task, embeddings, bootstrap, seen) for task in tasks]
     tested = [result for result in measured if result.task.split != "dev"]
     unseen = [result.unseen for result in tested if result.unseen is not None]
     return [
@@ -107,16 +111,10 @@ def normalise(sentence: str) -> str:
     return " ".join(re.findall(r"\w+", sentence.lower()))
 
 
-def _tested(table: pd.DataFrame, name: str, convention: Convention) -> StsTask | None:
-    if name == (_CASED if convention == "senteval" else "STS-B"):
-        return None
-    if convention == "mteb" and name == "SICK-R":
-        return StsTask(name, "all", pd.DataFrame(table[table["task"] == name]))
-    return StsTask("STS-B" if name == _CASED else name, "test", _rows(table, name, "test"))
-
-
 def _rows(table: pd.DataFrame, task: str, split: str) -> pd.DataFrame:
-    return pd.DataFrame(table[(table["task"] == task) & (table["split"] == split)])
+    return pd.DataFrame(
+        table[(table["task"] == task) & (table["split"].eq(split) | (split == "all"))]
+    )
 
 
 @dataclass(frozen=True)
@@ -129,6 +127,33 @@ class _Measured:
     """None where the training text is not known."""
     subsets: dict[str, Correlation]
     geometry: dict[str, float]
+
+    @classmethod
+    def of(
+        cls,
+        task: StsTask,
+        embeddings: Embeddings,
+        bootstrap: Bootstrap,
+        seen: frozenset[str] | None,
+    ) -> "_Measured":
+        pairs = task.pairs
+        first, second = (unit_rows(embeddings.of(pairs[f"sentence{side}"])) for side in (1, 2))
+        cosines, gold = row_cosines(first, second), pairs["score"].to_numpy(np.float64)
+        require_correlation(cosines, gold, task.name)
+        unseen = None
+        if seen is not None:
+            rows = _is_unseen(pairs, seen)
+            unseen = correlate(cosines[rows], gold[rows], bootstrap, fewest=_FEWEST_UNSEEN)
+        subsets = {
+            str(name): correlate(cosines[rows], gold[rows], bootstrap)
+            for name, rows in pairs.groupby("subset", sort=False).indices.items()
+        }
+        batches = mcse_batches(_encoded_sets(task))
+        geometry = {
+            "alignment": alignment(first, second, gold, batches),
+            "uniformity": uniformity(first, second, batches),
+        }
+        return cls(task, correlate(cosines, gold, bootstrap), unseen, subsets, geometry)
 
     def scores(self) -> Iterator[Score]:
         yield from self._correlations(self.whole, aggregation="all")
@@ -157,38 +182,8 @@ class _Measured:
         return Score("sts", self.task.name, self.task.split, measure, value, count, **about)
 
 
-def _measure(
-    task: StsTask, embeddings: Embeddings, bootstrap: Bootstrap, seen: frozenset[str] | None
-) -> _Measured:
-    first, second = (unit_rows(embeddings.of(task.pairs[f"sentence{side}"])) for side in (1, 2))
-    cosines = row_cosines(first, second)
-    gold = task.pairs["score"].to_numpy(np.float64)
-    require_correlation(cosines, gold, task.name)
-    unseen = None
-    if seen is not None:
-        rows = _is_unseen(task.pairs, seen)
-        unseen = correlate(cosines[rows], gold[rows], bootstrap, fewest=_FEWEST_UNSEEN)
-    batches = mcse_batches(_encoded_sets(task))
-    return _Measured(
-        task=task,
-        whole=correlate(cosines, gold, bootstrap),
-        unseen=unseen,
-        subsets={
-            str(name): correlate(cosines[rows], gold[rows], bootstrap)
-            for name, rows in task.pairs.groupby("subset", sort=False).indices.items()
-        },
-        geometry={
-            "alignment": alignment(first, second, gold, batches),
-            "uniformity": uniformity(first, second, batches),
-        },
-    )
-
-
 def _encoded_sets(task: StsTask) -> list[NDArray[np.intp]]:
-    """The rows as the reference encodes them: a year set by set and sorted, others in file order.
-
-    It sorts by the tokens of both sentences, then by gold.
-    """
+    """The rows as the reference encodes them: a year set by set and sorted, else in file order."""
     if task.name not in _YEARS:
         return [np.arange(len(task.pairs))]
     first, second = task.pairs["sentence1"].to_numpy(str), task.pairs["sentence2"].to_numpy(str)
@@ -209,17 +204,9 @@ def _average(parts: Sequence[Correlation], *, unseen: bool) -> Score:
     """The mean over tasks; undefined where one of them is."""
     values = [part.spearman for part in parts if part.spearman is not None]
     samples = [part.samples for part in parts if part.samples is not None]
-    complete = len(values) == len(parts)
-    low, high = interval(np.mean(samples, axis=0) if complete else None)
-    return Score(
-        "sts",
-        AVERAGE,
-        "test",
-        "spearman",
-        float(np.mean(values)) if complete else None,
-        sum(part.count for part in parts),
-        aggregation="all",
-        unseen=unseen,
-        low=low,
-        high=high,
-    )
+    is_complete = len(values) == len(parts)
+    low, high = interval(np.mean(samples, axis=0) if is_complete else None)
+    value = float(np.mean(values)) if is_complete else None
+    count = sum(part.count for part in parts)
+    about = Score("sts", AVERAGE, "test", "spearman", value, count, aggregation="all")
+    return replace(about, unseen=unseen, low=low, high=high)

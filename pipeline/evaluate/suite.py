@@ -1,11 +1,9 @@
 """Everything an encoder is scored on, read once; and the scoring of an encoder on all of it."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +22,7 @@ from pipeline.evaluate.transfer import score_transfer
 from pipeline.features.rows import Features
 from pipeline.features.store import read_features
 from pipeline.features.teacher_rows import pairs_of_split
-from pipeline.params.evaluate import EvaluateParams, Part
+from pipeline.params.evaluate import EvaluateParams
 from pipeline.params.teacher import TeacherParams
 from pipeline.student.encoder import Student
 
@@ -49,7 +47,7 @@ class HeldOutPairs:
     caption_image: Int64[np.ndarray, " captions"]
     """The row of each caption's image."""
     teacher: str = ""
-    """sha256 over the weights that made the features."""
+    """Hash of the weights that made the features."""
 
     @cached_property
     def pairing(self) -> Pairing:
@@ -84,32 +82,27 @@ class Suite:
 def read_suite(run: RunPaths, teacher: TeacherParams, params: EvaluateParams) -> Suite:
     """Read what `params.tasks` names, and the training text that is at hand.
 
-    Args:
-        run: where the artefacts are.
-        teacher: the teacher whose features retrieval starts from.
-        params: the evaluate block.
-
     Raises:
         MissingArtifactError: an artefact is missing that a task needs.
         InputError, StaleArtifactError: as the readers of the artefacts.
     """
-    pairs = functools.cache(lambda: read_pairs(run.pairs))
-    readers: dict[Part, Callable[[], Any]] = {
-        "sts": lambda: sts_tasks(read_sts(run.evaluation), params.convention),
-        "transfer": lambda: read_transfer(run.evaluation),
-        "retrieval": lambda: _held_out(
-            pairs(), read_features(run.features, teacher, pairs().fingerprint())
-        ),
-    }
-    found = {part: read() if part in params.tasks else None for part, read in readers.items()}
-    seen = None
+    tasks, pairs, seen, retrieval = params.tasks, None, None, None
     try:
-        sentences = (*pairs().captions_of("train")["caption"], *read_sentences(run.text))
+        pairs = read_pairs(run.pairs)
+        sentences = (*pairs.captions_of("train")["caption"], *read_sentences(run.text))
         seen = frozenset(map(normalise, sentences))
     except MissingArtifactError as error:
-        if "sts" in params.tasks:
+        if pairs is None and "retrieval" in tasks:
+            raise
+        if "sts" in tasks:
             log.warning("no unseen scores: %s", error.what)
-    return Suite(**found, seen=seen, data=_fingerprints(found, seen), params=params)
+    sts = sts_tasks(read_sts(run.evaluation), params.convention) if "sts" in tasks else None
+    transfer = read_transfer(run.evaluation) if "transfer" in tasks else None
+    if pairs is not None and "retrieval" in tasks:
+        features = read_features(run.features, teacher, pairs.fingerprint())
+        retrieval = _held_out(pairs, features)
+    found = Suite(sts, transfer, retrieval, seen, {}, params)
+    return replace(found, data=_fingerprints(found))
 
 
 def evaluate(
@@ -160,9 +153,8 @@ def teacher_retrieval(suite: Suite) -> list[Score]:
     """How well the teacher's own features retrieve; nothing where the suite has no retrieval."""
     if (pairs := suite.retrieval) is None:
         return []
-    captions, images = (
-        features.astype(np.float32) for features in (pairs.caption_features, pairs.image_features)
-    )
+    features = (pairs.caption_features, pairs.image_features)
+    captions, images = (one.astype(np.float32) for one in features)
     return score_retrieval(Gallery(captions, images, pairs.pairing))
 
 
@@ -182,23 +174,24 @@ def _held_out(pairs: Pairs, features: Features) -> HeldOutPairs:
     )
 
 
-def _fingerprints(found: dict[Part, Any], seen: frozenset[str] | None) -> dict[str, str]:
+def _fingerprints(suite: Suite) -> dict[str, str]:
     """What each part is measured on; retrieval by its captions and which of them share an image.
 
     The teacher's features do not count: students of two teachers retrieve from the same pairs.
     """
-    prints = {} if seen is None else {"training_text": hash_strings(sorted(seen))}
-    tables = {
-        "sts": [task.pairs for task in found["sts"] or ()],
-        "transfer": [] if found["transfer"] is None else [found["transfer"]],
-    }
-    for part, parts in tables.items():
-        columns = [table[name] for table in parts for name in table]
-        if columns:  # every cell as text, a null as nothing, however pandas holds it
-            cells = (str(one) for column in columns for one in column.where(column.notna(), ""))
-            prints[part] = hash_strings(cells)
-    if (held_out := found["retrieval"]) is not None:
-        prints["retrieval"] = hash_strings(
-            (*held_out.captions, *held_out.caption_image.astype(str))
-        )
+    prints = {}
+    if suite.seen is not None:
+        prints["training_text"] = hash_strings(sorted(suite.seen))
+    if suite.sts is not None:
+        prints["sts"] = _hash_tables(task.pairs for task in suite.sts)
+    if suite.transfer is not None:
+        prints["transfer"] = _hash_tables([suite.transfer])
+    if (pairs := suite.retrieval) is not None:
+        prints["retrieval"] = hash_strings((*pairs.captions, *pairs.caption_image.astype(str)))
     return prints
+
+
+def _hash_tables(tables: Iterable[pd.DataFrame]) -> str:
+    """Of every cell as text, a null as nothing, however pandas holds it."""
+    columns = (table[name] for table in tables for name in table)
+    return hash_strings(str(one) for column in columns for one in column.where(column.notna(), ""))

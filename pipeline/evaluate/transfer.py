@@ -13,7 +13,6 @@ equals the smallest. As SentEval reports them, accuracies are rounded to two dec
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,7 @@ from sklearn.model_selection import StratifiedKFold
 from pipeline.core.errors import InputError
 from pipeline.core.progress import progress
 from pipeline.evaluate.classifier import Fit, Fitted, Rows, Samples, fit_all
-from pipeline.evaluate.embeddings import Embeddings
-from pipeline.evaluate.order import protocol_order
+from pipeline.evaluate.embeddings import Embeddings, protocol_order
 from pipeline.evaluate.score import AVERAGE, Score
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2)
@@ -35,14 +33,6 @@ _OUTER_SEED = 1111
 _BINARY = 2
 _HELD_OUT = 0.05
 """Share of the training samples that are held out to stop the last fit."""
-
-
-@dataclass(frozen=True)
-class _Result:
-    dev_accuracy: float
-    accuracy: float
-    predicted: Rows | None = None
-    """Classes of the test samples, where they are scored once."""
 
 
 def score_transfer(embeddings: Embeddings, table: pd.DataFrame, *, seed: int) -> list[Score]:
@@ -59,28 +49,16 @@ def score_transfer(embeddings: Embeddings, table: pd.DataFrame, *, seed: int) ->
     Raises:
         InputError: a task has other splits, or a class with fewer samples than folds.
     """
-    tasks = list(table.groupby("task", sort=False))
-    watched = progress(tasks, what="transfer", unit="task")
+    watched = progress(list(table.groupby("task", sort=False)), what="transfer", unit="task")
     scores = [
-        score for name, rows in watched for score in _score_task(str(name), rows, embeddings, seed)
+        score
+        for name, rows in watched
+        for score in _Task(str(name), _sorted(rows), embeddings, seed).scores()
     ]
     accuracies = [score for score in scores if score.measure == "accuracy"]
     mean = float(np.mean([score.value for score in accuracies if score.value is not None]))
     count = sum(score.count for score in accuracies)
     return [*scores, Score("transfer", AVERAGE, "test", "accuracy", mean, count)]
-
-
-def _score_task(name: str, rows: pd.DataFrame, embeddings: Embeddings, seed: int) -> list[Score]:
-    task = _Task(name, _sorted(rows), embeddings, seed)
-    result = task.protocol()(task)
-    measures = {"accuracy": result.accuracy, "dev_accuracy": result.dev_accuracy}
-    if task.is_paired and result.predicted is not None and task.samples.classes == _BINARY:
-        measures["f1"] = _percent(f1_score(task.labels[task.rows("test")], result.predicted))
-    split = "all" if "all" in task.splits else "test"
-    return [
-        Score("transfer", name, split, measure, value, len(task.rows(split)))
-        for measure, value in measures.items()
-    ]
 
 
 def _sorted(rows: pd.DataFrame) -> pd.DataFrame:
@@ -92,7 +70,11 @@ def _sorted(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 class _Task:
-    """The samples of one task, in the protocol's order."""
+    """The samples of one task, in the protocol's order.
+
+    Raises:
+        InputError: the labels, splits or classes fit no protocol.
+    """
 
     def __init__(self, name: str, table: pd.DataFrame, embeddings: Embeddings, seed: int) -> None:
         self.name = name
@@ -104,45 +86,33 @@ class _Task:
         if self.is_paired:
             second = embeddings.of(table["sentence2"])
             features = np.hstack([np.abs(features - second), features * second])
-        self.samples = Samples(features, self.labels, self._count_classes())
-
-    def _count_classes(self) -> int:
-        """How many classes there are.
-
-        Raises:
-            InputError: there is one, or the labels are not numbered from 0 without gaps.
-        """
         found = np.unique(self.labels[self.splits != "test"])
         if len(found) < _BINARY or not np.array_equal(found, np.arange(len(found))):
             raise InputError(
-                f"{self.name} has the labels {', '.join(map(str, found[:5]))} to train on.",
+                f"{name} has the labels {', '.join(map(str, found[:5]))} to train on.",
                 "give it two or more classes, numbered from 0.",
             )
-        return max(len(found), int(self.labels.max()) + 1)
+        self.samples = Samples(features, self.labels, max(len(found), int(self.labels.max()) + 1))
 
-    def rows(self, split: str) -> Rows:
-        return np.flatnonzero(self.splits == split)
-
-    def protocol(self) -> "Callable[[_Task], _Result]":
-        """How the task is scored.
-
-        Raises:
-            InputError: no protocol has these splits.
-        """
+    def scores(self) -> list[Score]:
+        """What the protocol of the task's splits measures."""
         splits = frozenset(self.splits.tolist())
         if splits not in _PROTOCOLS:
             raise InputError(
                 f"{self.name} has the splits {', '.join(sorted(splits))}.",
                 "give it all, train and test, or train, dev and test.",
             )
-        return _PROTOCOLS[splits]
+        split = "all" if "all" in splits else "test"
+        return [
+            Score("transfer", self.name, split, measure, value, len(self.rows(split)))
+            for measure, value in _PROTOCOLS[splits](self).items()
+        ]
+
+    def rows(self, split: str) -> Rows:
+        return np.flatnonzero(self.splits == split)
 
     def folds(self, rows: Rows, seed: int) -> list[tuple[Rows, Rows]]:
-        """Stratified train and test rows of each fold.
-
-        Raises:
-            InputError: a class has fewer samples than there are folds.
-        """
+        """Stratified train and test rows of each fold."""
         labels = self.labels[rows]
         fewest = int(np.unique(labels, return_counts=True)[1].min())
         if fewest < FOLDS or fewest == len(labels):
@@ -156,59 +126,63 @@ class _Task:
 
     def fit_grid(self, sets: Sequence[tuple[Rows, Rows]]) -> list[Fitted]:
         """Fit every penalty on every pair of training and held-out rows."""
-        fits = [Fit(train, held_out, PENALTIES, self._rng()) for train, held_out in sets]
+        rngs = (np.random.RandomState(self.seed) for _ in sets)  # every fit starts from the seed
+        fits = [Fit(*rows, PENALTIES, rng) for rows, rng in zip(sets, rngs, strict=True)]
         return fit_all(self.samples, fits, self.seed)
 
     def refit(self, sets: Sequence[tuple[Rows, float]]) -> list[Fitted]:
         """Fit on all rows of each set but a random 5 %, which stops the fit, with its penalty."""
         fits = []
         for rows, penalty in sets:
-            rng = self._rng()
+            rng = np.random.RandomState(self.seed)
             order = rng.permutation(len(rows))
             held_out = max(1, int(_HELD_OUT * len(rows)))
             fits.append(Fit(rows[order[held_out:]], rows[order[:held_out]], (penalty,), rng))
         return fit_all(self.samples, fits, self.seed)
 
-    def _rng(self) -> np.random.RandomState:
-        """Every fit starts from the task's seed."""
-        return np.random.RandomState(self.seed)
+    def accuracy(self, predicted: Rows, rows: Rows) -> float:
+        return _percent((predicted == self.labels[rows]).mean())
 
-    def test(self, fitted: Fitted, rows: Rows, choice: int = 0) -> tuple[float, Rows]:
-        """Accuracy x100 rounded to two decimals, and the predicted classes."""
+    def test(self, fitted: Fitted, dev_accuracy: float, choice: int = 0) -> dict[str, float]:
+        """The measures on the test split of one of the models of a fit."""
+        rows = self.rows("test")
         predicted = self.samples.predict(fitted.weights[choice], rows)
-        return _percent((predicted == self.labels[rows]).mean()), predicted
+        found = {"accuracy": self.accuracy(predicted, rows), "dev_accuracy": dev_accuracy}
+        if self.is_paired and self.samples.classes == _BINARY:
+            found["f1"] = _percent(f1_score(self.labels[rows], predicted))
+        return found
 
 
-def _nested(task: _Task) -> _Result:
+def _nested(task: _Task) -> dict[str, float]:
     """For each outer fold an inner cross-validation chooses l2 on the other nine tenths."""
     outer = task.folds(task.rows("all"), _OUTER_SEED)
-    inner = [fold for train, _ in outer for fold in task.folds(train, _OUTER_SEED)]
-    fitted = task.fit_grid(inner)
+    fitted = task.fit_grid([fold for train, _ in outer for fold in task.folds(train, _OUTER_SEED)])
     chosen = [_choose(fitted[start : start + FOLDS]) for start in range(0, len(fitted), FOLDS)]
     again = task.refit([(train, best[0]) for (train, _), best in zip(outer, chosen, strict=True)])
-    tested = [task.test(one, rows)[0] for one, (_, rows) in zip(again, outer, strict=True)]
-    return _Result(
-        dev_accuracy=round(float(np.mean([dev for _, dev in chosen])), 2),
-        accuracy=round(float(np.mean(tested)), 2),
-    )
+    tested = [
+        task.accuracy(task.samples.predict(one.weights[0], rows), rows)
+        for one, (_, rows) in zip(again, outer, strict=True)
+    ]
+    dev = [accuracy for _, accuracy in chosen]
+    means = {"accuracy": np.mean(tested), "dev_accuracy": np.mean(dev)}
+    return {measure: round(float(mean), 2) for measure, mean in means.items()}
 
 
-def _cross_validated(task: _Task) -> _Result:
+def _cross_validated(task: _Task) -> dict[str, float]:
     """One cross-validation on train chooses l2; its mean is the (optimistic) dev accuracy."""
     train = task.rows("train")
     penalty, dev_accuracy = _choose(task.fit_grid(task.folds(train, task.seed)))
-    return _Result(dev_accuracy, *task.test(task.refit([(train, penalty)])[0], task.rows("test")))
+    return task.test(task.refit([(train, penalty)])[0], dev_accuracy)
 
 
-def _with_dev(task: _Task) -> _Result:
+def _with_dev(task: _Task) -> dict[str, float]:
     """The dev split stops every fit and chooses l2."""
     fitted = task.fit_grid([(task.rows("train"), task.rows("dev"))])
     penalty, dev_accuracy = _choose(fitted)
-    choice = PENALTIES.index(penalty)
-    return _Result(dev_accuracy, *task.test(fitted[0], task.rows("test"), choice))
+    return task.test(fitted[0], dev_accuracy, PENALTIES.index(penalty))
 
 
-_PROTOCOLS: dict[frozenset[str], Callable[[_Task], _Result]] = {
+_PROTOCOLS: dict[frozenset[str], Callable[[_Task], dict[str, float]]] = {
     frozenset({"all"}): _nested,
     frozenset({"train", "test"}): _cross_validated,
     frozenset({"train", "dev", "test"}): _with_dev,

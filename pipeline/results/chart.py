@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from pipeline.core.files import atomic_file
 from pipeline.results.compare import SeedStatistics
-from pipeline.results.table import ResultTable, Row
+from pipeline.results.table import ResultTable
 
 SIGNIFICANT = 0.05
 """Of p adjusted by Holm."""
@@ -25,11 +25,11 @@ _MARKS = {
 def write_chart(
     out: Path, table: ResultTable, sweep: str | None, values: Mapping[str, float]
 ) -> None:
-    """Write the chart of a table as SVG: over the values of a sweep, or differences by row.
+    """Write the chart of a table's primary score as SVG.
 
     Args:
         out: the SVG.
-        table: its primary score is drawn.
+        table: what is drawn.
         sweep: the swept key; None: draw the differences to the baseline.
         values: of that key, by configuration.
 
@@ -45,28 +45,23 @@ def write_chart(
 
 def difference_chart(table: ResultTable) -> Figure:
     """One dot per tested configuration: the difference to the baseline with its 95 % interval."""
-    rows = [row for row in table.rows if row.test is not None]
-    figure, axes = _empty(height=1.2 + 0.32 * len(rows))
-    for mark, (colour, shape) in _MARKS.items():
-        found = {
-            place: row.test.difference
-            for place, row in enumerate(rows)
-            if row.test and row.test.difference and _mark(row) == mark
-        }
+    tests = [(row, row.test, row.test.difference) for row in table.rows if row.test]
+    points: dict[str, list[tuple[int, float, float]]] = {mark: [] for mark in _MARKS}
+    for place, (row, test, difference) in enumerate(tests):
+        if difference is not None:
+            p = test.p_adjusted
+            is_significant = p is not None and p < SIGNIFICANT
+            mark = next(iter(_MARKS)) if is_significant else row.verdict or "within noise"
+            points[mark].append((place, difference.mean, _half(difference)))
+    figure, axes = _empty(height=1.2 + 0.32 * len(tests))
+    for mark, found in points.items():
         if found:  # else it would stand in the legend
-            axes.errorbar(
-                [difference.mean for difference in found.values()],
-                list(found),
-                xerr=[_half(difference) for difference in found.values()],
-                linestyle="none",
-                color=colour,
-                marker=shape,
-                capsize=3,
-                label=mark,
-            )
+            at, means, bars = zip(*found, strict=True)
+            colour, shape = _MARKS[mark]
+            axes.errorbar(means, at, xerr=bars, fmt=shape, color=colour, capsize=3, label=mark)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [row.name for row in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(range(len(tests)), [row.name for row, *_ in tests])
+    axes.set_ylim(len(tests) - 0.5, -0.5)
     axes.set_xlabel(f"{table.scores[0]} x100, difference to {table.baseline}; bars: 95 % interval")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
@@ -75,11 +70,10 @@ def difference_chart(table: ResultTable) -> Figure:
 def sweep_chart(table: ResultTable, sweep: str, values: Mapping[str, float]) -> Figure:
     """Mean of the primary score over the values of one key, with its 95 % interval."""
     rows = sorted((row for row in table.rows if row.name in values), key=lambda r: values[r.name])
-    points = [(values[row.name], row.scores[table.scores[0]]) for row in rows]
-    at, means = [x for x, _ in points], [mean.mean for _, mean in points]
+    at, found = [values[row.name] for row in rows], [row.scores[table.scores[0]] for row in rows]
+    means, bars = [one.mean for one in found], [_half(one) for one in found]
     (first, _), (second, _) = list(_MARKS.values())[:2]
     figure, axes = _empty(height=3.2)
-    bars = [_half(mean) for _, mean in points]
     axes.errorbar(at, means, bars, color=first, marker="o", capsize=3, label="mean")
     base = [row.name for row in rows].index(table.baseline)
     label = f"baseline {table.baseline}"
@@ -95,13 +89,6 @@ def _empty(height: float) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
-
-
-def _mark(row: Row) -> str:
-    p = row.test.p_adjusted if row.test else None
-    if p is not None and p < SIGNIFICANT:
-        return next(iter(_MARKS))
-    return row.verdict or "within noise"
 
 
 def _half(values: SeedStatistics) -> float:

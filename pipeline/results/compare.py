@@ -4,9 +4,8 @@ A configuration is a set of evaluation reports, one per seed. All scores are x10
 ranks. What is computed and why: docs/statistics.md.
 """
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from scipy.stats import sem, t, ttest_rel
 
 from pipeline.core.errors import InputError
 from pipeline.core.progress import log
-from pipeline.results.scores import PARTS, SCORE, Configuration, Report, by_score, score_name
+from pipeline.results.scores import PARTS, Configuration, Report
 
 CONFIDENCE = 0.95
 
@@ -68,11 +67,7 @@ class ComparedScore:
 
 
 def compare(first: Configuration, second: Configuration | None = None) -> list[ComparedScore]:
-    """Summarise one configuration, or test the first against the second.
-
-    Args:
-        first: at least one report.
-        second: reports of the same seeds.
+    """Summarise one configuration, or test the first against the second, of the same seeds.
 
     Returns:
         One entry per score, in the order of the first report.
@@ -88,16 +83,15 @@ def compare(first: Configuration, second: Configuration | None = None) -> list[C
         log.warning("no report records its data and evaluator; they are taken to be the same")
     if second is None:
         return [ComparedScore(name, found) for name, found in over_seeds(first).items()]
-    pairs = pair_scores(first, second)
-    if pairs["seed"].nunique() < 2:  # noqa: PLR2004
+    tests = {test.score: test for test in paired_tests(first, second)}
+    if len(first.reports) == 1:
         raise InputError(
             f"{first.name} and {second.name} make one pair of reports; a test needs two or more.",
             "train and score both configurations with more seeds.",
         )
-    tests = {test.score: test for test in compare_pairs(pairs)}
-    tasks = [test for name, test in tests.items() if not is_average(name)]
-    for _, family in itertools.groupby(tasks, key=lambda test: test.score.partition(".")[0]):
-        tests |= adjust({test.score: test for test in family})
+    for part in PARTS:
+        tasks = [name for name in tests if name.startswith(f"{part}.") and not is_average(name)]
+        tests |= zip(tasks, adjust([tests[name] for name in tasks]), strict=True)
     return list(tests.values())
 
 
@@ -122,19 +116,18 @@ def check_comparable(sides: Sequence[Configuration]) -> None:
 
 def over_seeds(side: Configuration) -> dict[str, SeedStatistics]:
     """Mean and spread of every score of a configuration, by name."""
-    return {
-        score_name(*score): summarise(rows["value"].to_numpy(), rounding_of(score[0]))
-        for score, rows in by_score(side.table())
-    }
+    table = side.table()
+    names = side.reports[0].scores
+    return {name: summarise(table[name].to_numpy(), rounding_of(name)) for name in names}
 
 
-def pair_scores(first: Configuration, second: Configuration) -> pd.DataFrame:
-    """The scores of two configurations side by side, paired by seed.
+def paired_tests(first: Configuration, second: Configuration) -> list[ComparedScore]:
+    """Test the scores that two configurations share, paired by seed.
 
     Where no report has a seed, they are paired in the order of file names, with a warning.
 
     Returns:
-        The tidy table of the first, with the columns `value` and `value_second`.
+        `p_adjusted` is left to `adjust`.
 
     Raises:
         InputError: the seeds differ or are missing in some, or a report belongs to both.
@@ -153,27 +146,24 @@ def pair_scores(first: Configuration, second: Configuration) -> pd.DataFrame:
             "score that model again, or leave the file out.",
         )
     (_check_order if unknown else _check_seeds)(first, second)
-    return first.table().merge(second.table(), on=["seed", *SCORE], suffixes=("", "_second"))
+    left = first.table()
+    right, tests = second.table().reindex(left.index), []
+    for name in (name for name in first.reports[0].scores if name in right):
+        mine, yours, rounding = left[name].to_numpy(), right[name].to_numpy(), rounding_of(name)
+        one, two, gain = (summarise(values, rounding) for values in (mine, yours, mine - yours))
+        tests.append(ComparedScore(name, one, two, gain, paired_p(mine, yours, rounding)))
+    return tests
 
 
-def compare_pairs(pairs: pd.DataFrame) -> list[ComparedScore]:
-    """Test every score of paired reports; `p_adjusted` is left to `adjust`."""
-    return [
-        _test(score, rows["value"].to_numpy(), rows["value_second"].to_numpy())
-        for score, rows in by_score(pairs)
-    ]
-
-
-def adjust(family: Mapping[str, ComparedScore]) -> dict[str, ComparedScore]:
+def adjust(family: Sequence[ComparedScore]) -> list[ComparedScore]:
     """The tests of a family, with p adjusted by Holm."""
-    adjusted = holm([test.p for test in family.values()])
-    tests = zip(family.items(), adjusted, strict=True)
-    return {name: replace(test, p_adjusted=p) for (name, test), p in tests}
+    adjusted = holm([test.p for test in family])
+    return [replace(test, p_adjusted=p) for test, p in zip(family, adjusted, strict=True)]
 
 
-def rounding_of(part: str) -> float:
-    """Differences of the scores of a part that are less than this apart may be equal."""
-    return _ROUNDING.get(part, _FINE_ROUNDING)
+def rounding_of(score: str) -> float:
+    """Differences of a score, or of those of a part, less than this apart may be equal."""
+    return _ROUNDING.get(score.partition(".")[0], _FINE_ROUNDING)
 
 
 def summarise(
@@ -250,17 +240,6 @@ def _check_measured_alike(reports: Sequence[Report]) -> None:
                     f"({str(known.iloc[0])[:12]} and {str(known[place])[:12]}).",
                     "score the models again, with one evaluator on the same data.",
                 )
-
-
-def _test(
-    score: tuple[str, str, str],
-    first: Float64[np.ndarray, " seeds"],
-    second: Float64[np.ndarray, " seeds"],
-) -> ComparedScore:
-    rounding = rounding_of(score[0])
-    mine, yours, gain = (summarise(v, rounding) for v in (first, second, first - second))
-    p = paired_p(first, second, rounding)
-    return ComparedScore(score_name(*score), mine, yours, gain, p)
 
 
 def _check_seeds(first: Configuration, second: Configuration) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,7 @@ _FINISHED = {None, "Success"}
 
 
 def list_experiments() -> tuple[dict[str, str], set[str]]:
-    """The experiments on top of HEAD.
-
-    Returns:
-        The commits of the finished ones by name, in the order of the names, and the names of those
-        that wait in DVC's queue or run from it.
+    """The commits of the finished experiments on HEAD by name, and the names of the queued ones.
 
     Raises:
         ParamsError: the working folder is not a DVC project with a commit.
@@ -43,12 +40,7 @@ def list_experiments() -> tuple[dict[str, str], set[str]]:
 
 
 def read_experiment(name: str, commit: str, summary: Path) -> Configuration:
-    """The reports of an experiment, from the summary it wrote.
-
-    Args:
-        name: what to call it.
-        commit: its revision.
-        summary: path of the summary in the project.
+    """The reports of an experiment, from the summary that it wrote in the project.
 
     Raises:
         InputError: it has none.
@@ -76,8 +68,7 @@ def require_same_changes(grid: Grid, commits: Mapping[str, str]) -> None:
     faults = []
     for name in grid.configurations:
         if name in commits:
-            theirs = _params(commits[name])
-            changes = dotted(grid.changes(name))
+            theirs, changes = _params(commits[name]), dotted(grid.changes(name))
             if other := [key for key, value in changes if theirs.get(key, ...) != value]:
                 faults.append(f"{name} ({', '.join(other)})")
     if faults:
@@ -95,10 +86,8 @@ def label_experiments(commits: Mapping[str, str]) -> dict[str, str]:
         changed = {k: v for k, v in _params(commit).items() if ours.get(k, ...) != v}
         shown = (f"{key}={'null' if value is None else value}" for key, value in changed.items())
         labels[name] = ", ".join(shown) or name
-    often = [label for label in labels.values() if list(labels.values()).count(label) > 1]
-    return {
-        name: f"{label} ({name})" if label in often else label for name, label in labels.items()
-    }
+    often = Counter(labels.values())
+    return {name: f"{one} ({name})" if often[one] > 1 else one for name, one in labels.items()}
 
 
 def run_experiment(
@@ -135,11 +124,7 @@ def run_experiment(
 
 
 def remove_experiments(names: Sequence[str]) -> None:
-    """Forget finished experiments.
-
-    Raises:
-        ParamsError: DVC refuses.
-    """
+    """Forget finished experiments; ParamsError where DVC refuses."""
     from dvc.repo import Repo
 
     if names:  # DVC takes an empty list for a mistake

@@ -50,7 +50,8 @@ class Grid(Block):
         if self.baseline not in self.configurations:
             msg = f"baseline must be one of {', '.join(self.configurations)}"
             raise ValueError(msg)
-        if without := [name for name, value in self._swept().items() if not _is_number(value)]:
+        numbers = (int, float)  # of which a bool is one, to Python
+        if without := [name for name, value in self.swept().items() if type(value) not in numbers]:
             msg = f"{', '.join(without)} must set the sweep's {self.sweep} to a number"
             raise ValueError(msg)
         return self
@@ -59,31 +60,20 @@ class Grid(Block):
         """All changes of one configuration to params.yaml."""
         return {**self.shared, **self.configurations[name]}
 
-    def swept(self) -> dict[str, float]:
-        """The value of the swept key by configuration; empty without a sweep."""
-        return {name: float(value) for name, value in self._swept().items()}
-
-    def _swept(self) -> dict[str, Any]:
+    def swept(self) -> dict[str, Any]:
+        """The value of the swept key, a number, by configuration; empty without a sweep."""
         if self.sweep is None:
             return {}
         return {name: self.changes(name).get(self.sweep) for name in self.configurations}
 
 
 def read_grid(path: Path) -> Grid:
-    """Read a grid file.
-
-    Raises:
-        ParamsError: naming every fault of the file.
-    """
+    """Read a grid file; the ParamsError of a wrong one names every fault."""
     return load_params(path, Grid)
 
 
 def check_grid(grid: Grid, params: Path) -> None:
-    """Check every configuration, before the first is run.
-
-    Args:
-        grid: the grid.
-        params: the params.yaml that the configurations change.
+    """Check every configuration of `params`, a params.yaml, before the first is run.
 
     Raises:
         ParamsError: naming every fault of every configuration, or of params.yaml itself.
@@ -126,7 +116,3 @@ def _faults(content: Mapping[str, Any]) -> Iterator[str]:
     for key, value in dotted(content):
         if isinstance(value, str) and _OUTSIDE.search(value):
             yield f"{key}: {value} leaves the project, of which experiments run in a copy"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.core.times import read_seconds
-from pipeline.results.scores import COLUMNS, SCORE, STUDENT, by_score, read_scores
+from pipeline.results.scores import COLUMNS, SCORE, STUDENT, read_scores
 
 SYSTEMS = ("untrained", STUDENT, "teacher")
 """In the order of the tables: where the student started, the student, what it learned from."""
@@ -62,11 +62,7 @@ class Results:
 
 
 def read_results(reports: Path, seeds: Sequence[int]) -> Results:
-    """Read what the stages left in the folder of reports.
-
-    Args:
-        reports: the folder.
-        seeds: those of params.yaml.
+    """Read what the stages left in the folder of reports, for the seeds of params.yaml.
 
     Raises:
         InputError: a file cannot be used.
@@ -84,11 +80,11 @@ def read_results(reports: Path, seeds: Sequence[int]) -> Results:
         missing.append(f"Scores are of seed {old}; params.yaml names {new}: run `dvc repro`.")
     scores: dict[str, dict[str, float]] = {title: {} for title in SCORES.values()}
     intervals: dict[str, tuple[float, float]] = {}
-    for key, rows in by_score(shown.dropna(subset="value")):
-        if title := SCORES.get(key):
-            scores[title] = dict(zip(rows["system"], rows["value"], strict=True))
-            for row in rows[rows["system"] == STUDENT].dropna(subset="low").to_dict("records"):
-                intervals[title] = (float(row["low"]), float(row["high"]))
+    for row in shown.dropna(subset="value").to_dict("records"):
+        if title := SCORES.get((row["part"], row["task"], row["measure"])):
+            scores[title][row["system"]] = row["value"]
+            if row["system"] == STUDENT and pd.notna(row["low"]):
+                intervals[title] = (row["low"], row["high"])
     stages = {stage: _runs(reports, name, seeds) for stage, name in STAGES.items()}
     return Results(known, scores, intervals, stages, missing)
 

@@ -40,12 +40,6 @@ window.vegaEmbed = (place, { $schema, ...chart }) => vegaEmbed(place, chart, {
 def make_page(project: Path = Path()) -> Path:
     """Write the page, and name it in DVC's configuration of this clone, which git does not know.
 
-    Args:
-        project: the folder with `.dvc`.
-
-    Returns:
-        The page.
-
     Raises:
         InputError: the folder is not a clone of the project.
         PipelineError: DVC refuses the setting.
@@ -60,11 +54,6 @@ def make_page(project: Path = Path()) -> Path:
     with atomic_file(project / PAGE) as temporary:
         text = frame.read_text(encoding="utf-8").replace("{vega}", vega)
         temporary.write_text(text, encoding="utf-8")
-    _tell_dvc(project)
-    return project / PAGE
-
-
-def _tell_dvc(project: Path) -> None:
     setting = ["plots.html_template", str(PAGE.relative_to(".dvc"))]
     command = [sys.executable, "-m", "dvc", "config", "--local", *setting]
     done = subprocess.run(  # noqa: S603  # our own interpreter and words
@@ -73,3 +62,4 @@ def _tell_dvc(project: Path) -> None:
     if done.returncode:
         reason = " ".join(done.stderr.split())
         raise PipelineError(f"DVC refuses its setting: {reason}", "run `dvc doctor`.")
+    return project / PAGE

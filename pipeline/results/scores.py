@@ -5,7 +5,7 @@ One row per number:
     configuration        what was run; `workspace`, as DVC calls it, in the file of a run
     seed                 of the training; empty: over all seeds, or a system without training
     system               student, untrained, teacher
-    part, task, measure  what was measured; `score_name` makes one name of them
+    part, task, measure  what was measured
     value                x100, except median ranks
     low, high            95 % interval, over seeds where there are several, else by bootstrap
     count                pairs, samples or queries behind the number
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from glob import escape, glob
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 
@@ -33,8 +33,6 @@ STUDENT = "student"
 
 PARTS = ("sts", "transfer", "retrieval")
 """The blocks of a report that hold headline numbers."""
-_MEASURES = {"sts": "spearman", "transfer": "accuracy"}
-"""Measures that the name of a score leaves out."""
 _COUNTS = ("pairs", "pairs_unseen")
 """Numbers of a block that are not scores."""
 _LIMIT = 1e6
@@ -73,37 +71,13 @@ class Configuration:
     reports: tuple[Report, ...]
 
     def table(self) -> pd.DataFrame:
-        """The scores as a tidy table; a report without a seed gets its place as one."""
-        rows = [
-            (
-                self.name,
-                place if report.seed is None else report.seed,
-                STUDENT,
-                *_split(name),
-                value,
-            )
-            for place, report in enumerate(self.reports)
-            for name, value in report.scores.items()
-        ]
-        return pd.DataFrame(rows, columns=COLUMNS[:7]).reindex(columns=COLUMNS)
-
-
-def score_name(part: str, task: str, measure: str) -> str:
-    """The name of a score, such as `sts.avg` or `retrieval.text_to_image.recall@1`."""
-    return f"{part}.{task}" + ("" if measure == _MEASURES.get(part, "") else f".{measure}")
-
-
-def by_score(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], pd.DataFrame]]:
-    """The rows of each score, with its part, task and measure, in their order."""
-    for score, rows in table.groupby(SCORE, sort=False):
-        yield cast(tuple[str, str, str], score), rows
+        """One row a seed and one column a score; a report without a seed gets its place as one."""
+        seeds = [place if r.seed is None else r.seed for place, r in enumerate(self.reports)]
+        return pd.DataFrame([dict(report.scores) for report in self.reports], index=seeds)
 
 
 def read_configuration(where: str) -> Configuration:
-    """Read the reports of a configuration.
-
-    Args:
-        where: a folder (all its *.json), one file, or a glob pattern.
+    """Read the reports of a folder (all its *.json), one file, or a glob pattern.
 
     Raises:
         ParamsError: there is no such file.
@@ -123,11 +97,7 @@ def read_configuration(where: str) -> Configuration:
 
 
 def parse_report(content: Mapping[str, Any], where: str) -> Report:
-    """Check the content of one evaluation report.
-
-    Args:
-        content: its JSON object.
-        where: what errors call it.
+    """Check the JSON object of one evaluation report; errors call it `where`.
 
     Raises:
         InputError: it is not a report, or a score is not a finite number.
@@ -136,8 +106,7 @@ def parse_report(content: Mapping[str, Any], where: str) -> Report:
     if not scores:
         raise InputError(
             f"{where} is not an evaluation report: it has no score in {', '.join(PARTS)}.",
-            "name only files that `python -m stages.evaluate --out` wrote, if need be by a "
-            "quoted pattern.",
+            "name only files that `python -m stages.evaluate --out` wrote.",
         )
     about = _about(content, where)
     facts = {key: about[key] for key in ("evaluator", "data", "settings") if about.get(key)}
@@ -145,11 +114,7 @@ def parse_report(content: Mapping[str, Any], where: str) -> Report:
 
 
 def read_summary(text: str, name: str) -> Configuration:
-    """The reports in a `reports/summary.json`, as those of one configuration.
-
-    Args:
-        text: the JSON.
-        name: of the configuration.
+    """The reports in the JSON of a `reports/summary.json`, as those of one configuration.
 
     Raises:
         InputError: it is not a summary.
@@ -178,10 +143,6 @@ def write_scores(path: Path, table: pd.DataFrame) -> None:
 
 def read_scores(path: Path, made_by: str) -> pd.DataFrame:
     """Read a table of scores, or the CSV beside an evaluation report, which has fewer columns.
-
-    Args:
-        path: the file.
-        made_by: the stage that writes it.
 
     Raises:
         MissingArtifactError: there is no such file.
@@ -226,8 +187,3 @@ def _about(content: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _unusable(where: str, fault: str) -> InputError:
     return InputError(f"{where}: {fault}.", "leave the file out, or score that model again.")
-
-
-def _split(name: str) -> tuple[str, str, str]:
-    part, task, *measure = name.split(".", 2)
-    return part, task, measure[0] if measure else _MEASURES.get(part, "")

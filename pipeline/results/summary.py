@@ -28,7 +28,6 @@ from pipeline.results.scores import (
     WORKSPACE,
     Configuration,
     Report,
-    by_score,
     parse_report,
     read_scores,
     write_scores,
@@ -43,8 +42,7 @@ METRICS = (
 )
 """The scores that are DVC metrics."""
 
-_DIGITS = 4
-"""As in the reports."""
+_DIGITS = 4  # as in the reports
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,7 @@ class SeedRun:
 
 
 def read_run(train: Path, evaluations: Path, seed: int) -> SeedRun:
-    """Read what one seed wrote.
-
-    Args:
-        train: the folder with `<seed>/metrics.json`.
-        evaluations: the folder with `<seed>.json` and `<seed>.csv`.
-        seed: of the training run.
+    """Read `<seed>/metrics.json` of training, and `<seed>.json` and `.csv` of the evaluation.
 
     Raises:
         MissingArtifactError: a file is not there.
@@ -119,17 +112,12 @@ def write_summary(out: Path, runs: Sequence[SeedRun]) -> list[ComparedScore]:
         for run in runs
     ]
     write_json(out, content)
-    write_scores(out.with_name("scores.csv"), _all_scores(runs))
-    return scores
-
-
-def _all_scores(runs: Sequence[SeedRun]) -> pd.DataFrame:
-    """The student over seeds, the other systems, which depend on no seed, and every seed."""
     found = pd.concat([run.scores for run in runs])
     seeds = found[found["seed"].notna()]
-    mean = [_over_seeds(rows) for _, rows in by_score(seeds)]
+    mean = pd.DataFrame([_over_seeds(rows) for _, rows in seeds.groupby(SCORE, sort=False)])
     others = found[found["seed"].isna()].drop_duplicates(["system", *SCORE])
-    return pd.concat([pd.DataFrame(mean), others, seeds], ignore_index=True)
+    write_scores(out.with_name("scores.csv"), pd.concat([mean, others, seeds], ignore_index=True))
+    return scores
 
 
 def _over_seeds(score: pd.DataFrame) -> dict[Any, Any]:
@@ -149,8 +137,7 @@ def _train_metrics(runs: Sequence[SeedRun]) -> dict[str, Any]:
         if all(key in run.train for run in runs):
             values = summarise(np.array([run.train[key] for run in runs], dtype=np.float64))
             found |= _with_sd(key, values)
-    found.pop("masked_share_sd", None)
-    return found
+    return {key: value for key, value in found.items() if key != "masked_share_sd"}
 
 
 def _with_sd(key: str, values: SeedStatistics) -> dict[str, Any]:

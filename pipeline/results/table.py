@@ -18,9 +18,8 @@ from pipeline.results.compare import (
     SeedStatistics,
     adjust,
     check_comparable,
-    compare_pairs,
     over_seeds,
-    pair_scores,
+    paired_tests,
 )
 from pipeline.results.scores import Configuration, read_configuration
 
@@ -56,16 +55,6 @@ class Row:
             return None
         noise = NOISE_ERRORS * (difference.standard_error or 0.0)
         return "larger than noise" if abs(difference.mean) > noise else "within noise"
-
-    def test_numbers(self) -> dict[str, float | None]:
-        """The columns of the test; all None where there is none."""
-        test = self.test
-        if test is None or test.difference is None:
-            return dict.fromkeys(("difference", "low", "high", "se", "p", "p_holm"))
-        low, high = test.difference.interval or (None, None)
-        error = test.difference.standard_error
-        numbers = {"difference": test.difference.mean, "low": low, "high": high, "se": error}
-        return numbers | {"p": test.p, "p_holm": test.p_adjusted}
 
 
 @dataclass(frozen=True)
@@ -133,16 +122,45 @@ def make_table(
             f"{', '.join(lacking)} lack {scores[0]}, the first score of the table.",
             "name another first --score, or score all configurations on the same tasks.",
         )
-    tests = adjust(
-        {
-            side.name: test
-            for side in tested
-            if side.name != baseline
-            for test in _test(scores[0], side, found[baseline], partial=partial)
-        }
-    )
-    rows = tuple(_row(side, scores, tests.get(side.name)) for side in sides)
-    return ResultTable(baseline, scores, rows)
+    others = [side for side in tested if side.name != baseline]
+    raw = [(side.name, _test(scores[0], side, found[baseline], partial)) for side in others]
+    pairs = [(name, test) for name, test in raw if test is not None]
+    adjusted = adjust([test for _, test in pairs])
+    tests = {name: test for (name, _), test in zip(pairs, adjusted, strict=True)}
+    rows = []
+    for side in sides:
+        known, seeds = over_seeds(side), tuple(report.seed for report in side.reports)
+        kept = {score: known[score] for score in scores if score in known}
+        rows.append(Row(side.name, seeds, kept, tests.get(side.name)))
+    return ResultTable(baseline, scores, tuple(rows))
+
+
+def _select_scores(patterns: Sequence[str], sides: Sequence[Configuration]) -> tuple[str, ...]:
+    """The scores that patterns name, in the order of the patterns."""
+    known = list(dict.fromkeys(name for side in sides for name in side.reports[0].scores))
+    matching = {pattern: fnmatch.filter(known, pattern) for pattern in (patterns or AVERAGES)}
+    unknown = [pattern for pattern, names in matching.items() if not names]
+    chosen = tuple(dict.fromkeys(name for names in matching.values() for name in names))
+    if not chosen or (patterns and unknown):
+        raise ParamsError(
+            f"no report has a score {', '.join(unknown)}.", f"choose from {', '.join(known)}."
+        )
+    return chosen
+
+
+def _test(
+    primary: str, side: Configuration, baseline: Configuration, partial: bool
+) -> ComparedScore | None:
+    """The test of the primary score; None where there is no common seed."""
+    if partial:
+        seeds = {r.seed for r in side.reports} & {r.seed for r in baseline.reports}
+        side, baseline = (
+            replace(one, reports=tuple(r for r in one.reports if r.seed in seeds))
+            for one in (side, baseline)
+        )
+    if not side.reports:
+        return None
+    return next(test for test in paired_tests(side, baseline) if test.score == primary)
 
 
 def caption(table: ResultTable) -> str:
@@ -173,11 +191,12 @@ def markdown(table: ResultTable) -> str:
         sd = _format(found[f"{score}.sd"], " ± {:.2f}", "")
         cells[score] = (_format(found[score], "{:.2f}", "") + sd).replace("", "-")
     if any(row.test for row in table.rows):
+        low, high = (_format(found[end], "{:+.2f}") for end in ("low", "high"))
         cells["difference"] = _format(found["difference"], "{:+.2f}")
-        ends = [_format(found[end], "{:+.2f}") for end in ("low", "high")]
-        cells["95 %"] = (ends[0] + ", " + ends[1]).replace("-, -", "-")
-        for column, form in {"se": "{:.2f}", "p": "{:.2g}", "p_holm": "{:.2g}"}.items():
-            cells[_HEADS[column]] = _format(found[column], form)
+        cells["95 %"] = (low + ", " + high).replace("-, -", "-")
+        cells["SE"] = _format(found["se"], "{:.2f}")
+        cells["p"] = _format(found["p"], "{:.2g}")
+        cells["p, Holm"] = _format(found["p_holm"], "{:.2g}")
         cells["verdict"] = found["verdict"].fillna("-")
         cells.loc[cells["configuration"] == table.baseline, "verdict"] = "baseline"
     lines = [list(cells), ["---"] * len(cells.columns), *cells.to_numpy(str)]
@@ -194,7 +213,11 @@ def numbers(table: ResultTable) -> pd.DataFrame:
         for score in table.scores:
             values = row.scores.get(score)
             cells |= {score: values and values.mean, f"{score}.sd": values and values.sd}
-        rows.append(cells | row.test_numbers() | {"verdict": row.verdict})
+        test, difference = row.test, row.test and row.test.difference
+        low, high = (difference and difference.interval) or (None, None)
+        cells |= {"difference": difference and difference.mean, "low": low, "high": high}
+        cells |= {"se": difference and difference.standard_error, "p": test and test.p}
+        rows.append(cells | {"p_holm": test and test.p_adjusted, "verdict": row.verdict})
     columns = {c: "float" for c in rows[0] if c not in {"configuration", "n", "verdict"}}
     return pd.DataFrame(rows).astype(columns)
 
@@ -204,46 +227,6 @@ def describe(table: ResultTable) -> dict[str, Any]:
     rows = [asdict(row) | {"verdict": row.verdict} for row in table.rows]
     facts = {"caption": caption(table), "baseline": table.baseline, "scores": table.scores}
     return facts | {"rows": rows}
-
-
-_HEADS = {"se": "SE", "p": "p", "p_holm": "p, Holm"}
-
-
-def _select_scores(
-    patterns: Sequence[str], configurations: Sequence[Configuration]
-) -> tuple[str, ...]:
-    """The scores that patterns name, in the order of the patterns."""
-    known = list(dict.fromkeys(name for side in configurations for name in side.reports[0].scores))
-    matching = {pattern: fnmatch.filter(known, pattern) for pattern in (patterns or AVERAGES)}
-    unknown = [pattern for pattern, names in matching.items() if not names]
-    chosen = tuple(dict.fromkeys(name for names in matching.values() for name in names))
-    if not chosen or (patterns and unknown):
-        raise ParamsError(
-            f"no report has a score {', '.join(unknown)}.", f"choose from {', '.join(known)}."
-        )
-    return chosen
-
-
-def _test(
-    primary: str, side: Configuration, baseline: Configuration, *, partial: bool
-) -> list[ComparedScore]:
-    """The test of the primary score; none where there is no common seed."""
-    if partial:
-        side, baseline = _on_common_seeds(side, baseline), _on_common_seeds(baseline, side)
-    if not side.reports:
-        return []
-    return [test for test in compare_pairs(pair_scores(side, baseline)) if test.score == primary]
-
-
-def _on_common_seeds(side: Configuration, other: Configuration) -> Configuration:
-    seeds = {report.seed for report in other.reports}
-    return replace(side, reports=tuple(r for r in side.reports if r.seed in seeds))
-
-
-def _row(side: Configuration, scores: Sequence[str], test: ComparedScore | None) -> Row:
-    known = over_seeds(side)
-    found = {score: known[score] for score in scores if score in known}
-    return Row(side.name, tuple(report.seed for report in side.reports), found, test)
 
 
 def _format(values: "pd.Series[float]", form: str, missing: str = "-") -> "pd.Series[str]":

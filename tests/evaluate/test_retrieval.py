@@ -55,21 +55,11 @@ def slow_image_ranks(gallery, owners):
     return slow_ranks(gallery.images, gallery.captions, lambda i, c: owners[c] == i)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_ranks_are_places_in_the_sorted_list(seed):
     gallery, owners = make_gallery(seed=seed)
     assert caption_ranks(gallery).tolist() == slow_caption_ranks(gallery, owners)
     assert image_ranks(gallery).tolist() == slow_image_ranks(gallery, owners)
-
-
-def test_the_best_of_several_captions_counts():
-    gallery = Gallery(
-        captions=np.array([[1, 0], [0, 1], [-1, 0.1]], dtype=np.float32),
-        images=np.array([[3, 0], [0, 0.5]], dtype=np.float32),
-        pairing=pair(np.array([0, 1, 0])),
-    )
-    assert image_ranks(gallery).tolist() == [1, 1]
-    assert caption_ranks(gallery).tolist() == [1, 1, 2]
 
 
 def scores_of(gallery):
@@ -77,7 +67,7 @@ def scores_of(gallery):
 
 
 def test_recalls_and_median_rank_follow_from_the_ranks():
-    gallery, owners = make_gallery()
+    gallery, owners = make_gallery(images=15, captions=40)
     slow = {
         "text_to_image": slow_caption_ranks(gallery, owners),
         "image_to_text": slow_image_ranks(gallery, owners),
@@ -89,11 +79,7 @@ def test_recalls_and_median_rank_follow_from_the_ranks():
         expected[task, "median_rank"] = statistics.median(ranks)
     assert scores_of(gallery) == pytest.approx(expected)
     assert 0 < expected["text_to_image", "recall@1"] < expected["text_to_image", "recall@10"] < 100
-
-
-def test_scores_say_their_split_and_count_their_queries():
-    scores = score_retrieval(make_gallery(images=15, captions=40)[0])
-    counts = {(score.part, score.task, score.split): score.count for score in scores}
+    counts = {(one.part, one.task, one.split): one.count for one in score_retrieval(gallery)}
     assert counts == {
         ("retrieval", "text_to_image", "test"): 40,
         ("retrieval", "image_to_text", "test"): 15,
@@ -132,26 +118,25 @@ def test_blocks_change_nothing(block, monkeypatch):
     np.testing.assert_array_equal(image_ranks(gallery), whole[1])
 
 
-def test_a_pairing_needs_a_caption_for_every_picture():
-    for captions, images, owners, expected in (
+@pytest.mark.parametrize(
+    ("captions", "images", "owners", "is_complete"),
+    [
         (["a"], ["x"], [0], True),
         ([], ["x"], [], False),
         (["a"], ["x", "y"], [0], False),
         (["a"], ["x", "x"], [1], True),
         (["a", "b"], ["x", "y"], [1, 0], True),
-    ):
-        found = Pairing.of(captions, images, np.array(owners, dtype=np.int64))
-        assert found.is_complete() is expected
-
-
-def test_an_image_without_a_caption_and_no_captions_are_refused():
-    gallery, owners = make_gallery(images=5, captions=9)
-    keep = owners != 2
-    bare = Gallery(gallery.captions[keep], gallery.images, pair(owners[keep], images=range(5)))
-    nothing = np.empty((0, 3), dtype=np.float32)
-    for one in (bare, Gallery(nothing, nothing, pair(np.empty(0, dtype=np.int64)))):
+    ],
+)
+def test_an_image_without_a_caption_and_no_captions_are_refused(
+    captions, images, owners, is_complete
+):
+    pairing = Pairing.of(captions, images, np.array(owners, dtype=np.int64))
+    assert pairing.is_complete() is is_complete
+    if not is_complete:
+        sides = (np.ones((len(side), 3), dtype=np.float32) for side in (captions, images))
         with pytest.raises(InputError, match=r"test split .* no captions, or an image without one"):
-            score_retrieval(one)
+            score_retrieval(Gallery(*sides, pairing))
 
 
 def test_a_perfect_system_finds_every_picture_that_is_there_twice():
@@ -187,7 +172,7 @@ def test_equal_ones_are_right_answers_of_each_other():
     assert pairing.repeated() == {"images": 1, "captions": 1}
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_ranks_of_repeated_ones_are_those_of_a_plain_loop(seed):
     rng = np.random.default_rng(seed)
     gallery, owners = make_gallery(images=12, captions=30, seed=seed)

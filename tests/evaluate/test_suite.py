@@ -58,28 +58,19 @@ def copied(tiny_run, tmp_path) -> Path:
 
 @pytest.mark.parametrize(
     ("part", "needed"),
-    [("sts", "evaluation/sts.parquet"), ("transfer", "evaluation/transfer.parquet")],
+    [("sts", "sts.parquet"), ("transfer", "transfer.parquet"), ("retrieval", "features.h5")],
 )
 def test_only_the_asked_part_is_read(copied, read, part, needed):
-    for name in ("features.h5", "evaluation/sts.parquet", "evaluation/transfer.parquet"):
-        if name != needed:
-            (copied / "data" / name).unlink()
+    data = copied / "data"
+    files = [data / "features.h5", *(data / "evaluation").glob("*.parquet")]
+    for path in files:
+        if path.name != needed:
+            path.unlink()
     suite = read(copied, part)
     assert [name for name in PARTS if getattr(suite, name) is not None] == [part]
     assert suite.data.keys() == {"training_text", part}
-
-
-def test_retrieval_alone_needs_no_tasks(copied, read):
-    shutil.rmtree(copied / "data/evaluation")
-    suite = read(copied, "retrieval")
-    assert suite.data.keys() == {"training_text", "retrieval"}
-    assert len(suite.texts(grounded=True)) == 1
-    assert suite.texts(grounded=False) == []
-
-
-def test_every_asked_part_must_be_there(copied, read):
-    (copied / "data/evaluation/transfer.parquet").unlink()
-    with pytest.raises(MissingArtifactError, match=r"transfer\.parquet"):
+    assert bool(suite.texts(grounded=False)) == (part != "retrieval")
+    with pytest.raises(MissingArtifactError):
         read(copied)
 
 
@@ -106,20 +97,18 @@ def test_without_the_training_text_all_else_is_as_with_it(tiny_run, copied, read
     assert str(copied / "data" / absent.split("/")[0]) in caplog.text
 
 
-def test_retrieval_still_needs_its_pairs(copied, read):
+def test_pairs_and_training_text_that_cannot_be_used_are_refused(copied, read):
+    pairs = read_pairs(copied / "data/pairs")
+    write_pairs(pairs.folder, pairs.images.assign(split="train"), pairs.captions)
+    with pytest.raises(InputError, match="no test split"):
+        read(copied, "retrieval")
     shutil.rmtree(copied / "data/pairs")
     with pytest.raises(MissingArtifactError, match="pairs"):
         read(copied, "sts", "retrieval")
-
-
-def test_a_training_text_that_is_there_and_damaged_is_refused(copied, read):
+    write_pairs(pairs.folder, pairs.images, pairs.captions)
     (copied / "data/text/sentences.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"sentences\.parquet"):
         read(copied, "sts")
-
-
-def test_reading_twice_gives_the_same_fingerprints(tiny_run, read):
-    assert read(tiny_run).data == read(tiny_run).data
 
 
 def changed_part(before: Suite, after: Suite) -> list[str]:
@@ -128,6 +117,7 @@ def changed_part(before: Suite, after: Suite) -> list[str]:
 
 def test_one_changed_cell_changes_the_fingerprint_of_its_part(tiny_run, copied, read):
     before, data = read(tiny_run), copied / "data"
+    assert read(copied).data == before.data
     sts, transfer = read_sts(data / "evaluation"), read_transfer(data / "evaluation")
     row = sts.index[sts["split"] == "test"][0]
     for column, value in {"subset": "!", "sentence1": "!", "sentence2": "!", "score": 1.25}.items():
@@ -184,16 +174,11 @@ def test_captions_that_change_images_change_the_fingerprint_of_retrieval(tiny_ru
     assert changed_part(read(tiny_run), read(copied)) == ["retrieval"]
 
 
-def test_the_held_out_pairs_are_those_of_the_test_split(tiny_run, read):
+def test_each_held_out_caption_points_at_its_own_image(tiny_run, read):
     held_out = read(tiny_run).retrieval
     tested = read_pairs(tiny_run / "data/pairs").captions_of("test")
     assert held_out.captions == tested["caption"].tolist()
     assert len(held_out.image_features) == tested["image_id"].nunique() < 300
-
-
-def test_each_held_out_caption_points_at_its_own_image(tiny_run, read):
-    held_out = read(tiny_run).retrieval
-    tested = read_pairs(tiny_run / "data/pairs").captions_of("test")
     with h5py.File(tiny_run / "data/features.h5") as file:
         image_rows = {int(one): row for row, one in enumerate(file["image/ids"][:])}
         caption_rows = {int(one): row for row, one in enumerate(file["caption/ids"][:])}
@@ -240,13 +225,6 @@ def test_an_image_that_the_teacher_could_not_read_is_absent_with_its_captions(
     assert set(held_out.caption_image) == set(range(len(held_out.image_features)))
 
 
-def test_pairs_without_a_test_split_cannot_be_retrieved_from(copied, read):
-    pairs = read_pairs(copied / "data/pairs")
-    write_pairs(pairs.folder, pairs.images.assign(split="train"), pairs.captions)
-    with pytest.raises(InputError, match="no test split"):
-        read(copied, "retrieval")
-
-
 class CountingEncoder:
     """The student's encoder, and a count of what it was asked."""
 
@@ -271,34 +249,22 @@ def sentences_of(suite: Suite) -> set[str]:
     return {*pd.concat(columns).dropna(), *suite.retrieval.captions}
 
 
-def test_each_distinct_sentence_of_all_parts_is_encoded_exactly_once(tiny_run, read, student):
+def test_each_distinct_sentence_is_encoded_once_and_each_part_scores_as_alone(
+    tiny_run, read, student
+):
     suite, encoder = read(tiny_run), CountingEncoder(student)
     scores = evaluate(encoder, suite, student)
     assert encoder.asked == Counter(sentences_of(suite))
     assert list(dict.fromkeys(score.part for score in scores)) == list(PARTS)
-
-
-def test_without_heads_no_caption_is_encoded_for_retrieval_and_none_is_scored(
-    tiny_run, read, student
-):
+    captions = sentences_of(suite) - set(pd.concat(suite.texts(grounded=False)).dropna())
     encoder = CountingEncoder(student)
-    scores = evaluate(encoder, read(tiny_run), None)
-    assert encoder.asked == Counter(sentences_of(read(tiny_run)) - only_captions(read(tiny_run)))
-    assert {score.part for score in scores} == {"sts", "transfer"}
-
-
-def only_captions(suite: Suite) -> set[str]:
-    return sentences_of(suite) - set(pd.concat(suite.texts(grounded=False)).dropna())
-
-
-def test_a_part_scores_the_same_alone_as_together_with_the_others(tiny_run, read, student):
-    together = evaluate(student.encoder, read(tiny_run), student)
-    for part in PARTS:
-        alone = evaluate(student.encoder, read(tiny_run, part), student)
-        expected = [score for score in together if score.part == part]
-        assert [score.value for score in alone] == pytest.approx(
-            [score.value for score in expected], abs=0.01, nan_ok=False
-        )
+    ungrounded = evaluate(encoder, replace(suite, transfer=None), None)
+    assert not captions & encoder.asked.keys()
+    assert {score.part for score in ungrounded} == {"sts"}
+    retrieval = evaluate(student.encoder, read(tiny_run, "retrieval"), student)
+    for alone in (ungrounded, retrieval):
+        together = [score.value for score in scores if score.part == alone[0].part]
+        assert [score.value for score in alone] == pytest.approx(together, abs=0.01)
 
 
 def test_the_teacher_retrieves_by_its_own_features(tiny_run, read):

@@ -116,24 +116,12 @@ def test_a_class_of_the_test_split_alone_is_always_missed(few_rounds):
 
 
 @pytest.mark.slow
-def test_a_task_with_train_and_test_equals_the_plain_evaluator():
-    table = make_task("TREC", {"train": 150, "test": 60}, classes=3)
-    assert_equals_plain(table, make_embeddings(table), seed=7)
-
-
-@pytest.mark.slow
-def test_a_task_without_splits_equals_the_plain_evaluator():
-    table = make_task("MR", {"all": 50})
-    assert_equals_plain(table, make_embeddings(table), seed=3)
-
-
-@pytest.mark.slow
-def test_a_task_without_splits_equals_the_plain_evaluator_where_two_penalties_compete(monkeypatch):
-    """As above, with half of the 400 inner fits."""
-    for module in (transfer, plain_evaluation):
-        monkeypatch.setattr(module, "PENALTIES", (1e-3, 0.3))
-    table = make_task("MR", {"all": 50})
-    assert_equals_plain(table, make_embeddings(table), seed=3)
+@pytest.mark.parametrize(
+    ("sizes", "classes", "seed"), [({"train": 150, "test": 60}, 3, 7), ({"all": 50}, 2, 3)]
+)
+def test_the_other_protocols_equal_the_plain_evaluator_in_full(sizes, classes, seed):
+    table = make_task("X", sizes, classes=classes)
+    assert_equals_plain(table, make_embeddings(table), seed=seed)
 
 
 def run_pairs_plainly(plain):
@@ -168,32 +156,18 @@ def two_tasks():
     return pd.concat([first, second], ignore_index=True)
 
 
-def test_the_average_is_over_the_accuracies_of_the_tasks():
+def test_the_average_is_over_the_tasks_which_do_not_depend_on_each_other():
     table = two_tasks()
-    *scores, average = score_transfer(make_embeddings(table), table, seed=SEED)
+    embeddings = make_embeddings(table)
+    *scores, average = score_transfer(embeddings, table, seed=SEED)
+    assert score_transfer(embeddings, table[table["task"] == "A"], seed=SEED)[:2] == scores[2:]
     accuracies = [score.value for score in scores if score.measure == "accuracy"]
     assert [score.task for score in scores] == ["B", "B", "A", "A"]
-    assert (average.task, average.measure) == ("avg", "accuracy")
-    assert average.value == pytest.approx(sum(accuracies) / 2)
     assert [score.count for score in scores] == [40, 40, 90, 90]
-    assert average.count == 130
-
-
-def test_another_task_beside_it_changes_no_task():
-    table = two_tasks()
-    embeddings = make_embeddings(table)
-    together = measures(embeddings, table)
-    alone = measures(embeddings, table[table["task"] == "A"])
-    assert together["A", "accuracy"] == alone["A", "accuracy"]
-    assert together["A", "dev_accuracy"] == alone["A", "dev_accuracy"]
-
-
-def test_the_same_seed_gives_equal_scores_and_another_seed_others():
-    table = two_tasks()
-    embeddings = make_embeddings(table)
-    scores = measures(embeddings, table)
-    assert measures(embeddings, table) == scores
-    assert any(measures(embeddings, table, seed=seed) != scores for seed in (1, 2, 3))
+    assert (average.task, average.measure, average.count) == ("avg", "accuracy", 130)
+    assert average.value == pytest.approx(sum(accuracies) / 2)
+    others = (score_transfer(embeddings, table, seed=seed) for seed in (1, 2, 3))
+    assert any(other[:4] != scores for other in others)
 
 
 @pytest.mark.parametrize(
@@ -220,22 +194,19 @@ def test_the_smallest_penalty_of_the_best_rounded_mean_is_chosen(
     assert asked[1] == [(PENALTIES[best],)]
 
 
-@pytest.mark.parametrize("sizes", [{"train": 40}, {"train": 40, "dev": 40}, {"all": 40, "test": 9}])
-def test_unknown_splits_are_refused_by_name(sizes):
-    table = make_task("CR", sizes)
-    with pytest.raises(InputError, match="CR has the splits " + ", ".join(sorted(sizes))):
-        score_transfer(make_embeddings(table), table, seed=SEED)
-
-
-@pytest.mark.parametrize("sizes", [{"all": 60}, {"train": 60, "test": 20}])
-def test_a_class_of_fewer_than_ten_samples_is_refused_by_name(sizes):
-    table = make_task("MPQA", sizes)
-    table["label"] = np.where(np.cumsum(table["split"] != "test") <= 9, 1, 0)
-    with pytest.raises(InputError, match=r"MPQA: .* smallest class has 9"):
-        score_transfer(make_embeddings(table), table, seed=SEED)
-
-
-def test_one_class_alone_is_refused():
-    table = make_task("MPQA", {"all": 60}, classes=1)
-    with pytest.raises(InputError, match="MPQA has the labels 0 to train on"):
+@pytest.mark.parametrize(
+    ("sizes", "classes", "words"),
+    [
+        ({"train": 40}, 2, "CR has the splits train"),
+        ({"train": 40, "dev": 40}, 2, "CR has the splits dev, train"),
+        ({"all": 40, "test": 9}, 2, "CR has the splits all, test"),
+        ({"all": 60}, 1, "CR has the labels 0 to train on"),
+        ({"all": 18}, 2, "CR: .* smallest class has 9"),
+        ({"train": 18, "test": 20}, 2, "CR: .* smallest class has 9"),
+    ],
+)
+def test_what_fits_no_protocol_is_refused_by_name(sizes, classes, words):
+    table = make_task("CR", sizes, classes=classes)
+    table["label"] = table.groupby("split").cumcount() % classes
+    with pytest.raises(InputError, match=words):
         score_transfer(make_embeddings(table), table, seed=SEED)

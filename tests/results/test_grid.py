@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
@@ -92,40 +92,33 @@ def folder(tmp_path, monkeypatch) -> Path:
 # The file.
 
 
-def test_names_that_git_and_folders_take(tmp_path):
-    def read(name):
-        return read_grid(grid(tmp_path, f"baseline: '{name}'\nconfigurations: {{'{name}': {{}}}}"))
-
-    for name in ("a", "margin-0.2", "kd.3cap", "A_b-1.x2", "10"):
-        assert list(read(name).configurations) == [name]
-    for name in (
-        "",
-        *" -.*ä",
-        "a b",
-        "a/b",
-        "a..b",
-        ".a",
-        "a.",
-        "-a",
-        "a.lock",
-        "a~1",
-        "a:b",
-        "@{u}",
-    ):
-        with pytest.raises(ParamsError, match="cannot name an experiment"):
-            read(name)
+@pytest.mark.parametrize("name", ["a", "margin-0.2", "kd.3cap", "A_b-1.x2", "10"])
+def test_names_that_git_and_folders_take(tmp_path, name):
+    read = read_grid(grid(tmp_path, f"baseline: '{name}'\nconfigurations: {{'{name}': {{}}}}"))
+    assert list(read.configurations) == [name]
 
 
-def test_the_baseline_is_one_of_them(tmp_path):
-    with pytest.raises(ParamsError, match="baseline must be one of b"):
-        read_grid(grid(tmp_path, "baseline: a\nconfigurations: {b: {}}"))
+NAMES = ["", *" -.*ä", "a b", "a/b", "a..b", ".a", "a.", "-a", "a.lock", "a~1", "a:b", "@{u}"]
+SWEEP = "baseline: a\nsweep: k\nconfigurations: {a: {k: 1}, b: {k: %s}, c: {}}"
 
 
-def test_a_swept_key_is_a_number_everywhere(tmp_path):
-    text = "baseline: a\nsweep: k\nconfigurations: {a: {k: 1}, b: {k: %s}, c: {}}"
-    for value in ("'0.1'", "true", "null", "[1]"):
-        with pytest.raises(ParamsError, match="b, c must set the sweep's k to a number"):
-            read_grid(grid(tmp_path, text % value))
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        *(
+            (f"baseline: '{name}'\nconfigurations: {{'{name}': {{}}}}", "cannot name an experiment")
+            for name in NAMES
+        ),
+        ("baseline: a\nconfigurations: {b: {}}", "baseline must be one of b"),
+        *(
+            (SWEEP % value, "b, c must set the sweep's k to a number")
+            for value in ("'0.1'", "true", "null", "[1]")
+        ),
+    ],
+)
+def test_a_file_that_is_not_a_grid(tmp_path, text, words):
+    with pytest.raises(ParamsError, match=words):
+        read_grid(grid(tmp_path, text))
 
 
 def test_a_configuration_is_laid_over_what_all_share(tmp_path):
@@ -163,17 +156,13 @@ def test_all_faults_come_at_once(folder):
     assert " e: " not in result.stderr
 
 
-def test_params_that_are_wrong_themselves(folder):
-    write_params(folder, {"loss": {"margin": -1}})
-    read = read_grid(grid(folder, "baseline: a\nconfigurations: {a: {}, b: {}}"))
-    with pytest.raises(ParamsError, match=r"^params.yaml: loss.margin") as caught:
-        check_grid(read, Path("params.yaml"))
-    assert caught.value.what.count("loss.margin") == 1
-
-
-def test_a_good_grid_outside_a_repository(folder):
-    path = grid(folder, "baseline: a\nconfigurations: {a: {loss.margin: 0.2}}")
+def test_params_that_are_wrong_themselves_and_a_folder_that_is_no_repository(folder):
+    path = grid(folder, "baseline: a\nconfigurations: {a: {}, b: {loss.margin: 0.2}}")
     assert_clear_error(invoke("grid", str(path)), "DVC", "git repository")
+    write_params(folder, {"loss": {"margin": -1}})
+    with pytest.raises(ParamsError, match=r"^params.yaml: loss.margin") as caught:
+        check_grid(read_grid(path), Path("params.yaml"))
+    assert caught.value.what.count("loss.margin") == 1
 
 
 # What DVC is told.
@@ -191,7 +180,6 @@ VALUE = (
 )
 
 
-@settings(max_examples=60)
 @given(VALUE | st.lists(VALUE, max_size=3), VALUE)
 def test_dvc_writes_the_values_that_were_checked(tmp_path_factory, first, second):
     path = tmp_path_factory.mktemp("params") / "params.yaml"

@@ -10,7 +10,6 @@ import pytest
 from scipy import stats
 
 from pipeline.results.chart import difference_chart, sweep_chart
-from pipeline.results.grid import read_grid
 from pipeline.results.table import make_table, read_folder
 from tests.conftest import assert_clear_error, invoke
 
@@ -72,12 +71,9 @@ def markdown(*arguments: str) -> tuple[str, dict[str, list[str]]]:
     return caption, {row[0]: row[1:] for row in cells}
 
 
-def test_rows_stand_in_the_order_of_the_grid_below_what_is_outside(folder):
-    assert list(rows()) == ["untrained", "noise", "base", "gain"]
-
-
 def test_the_test_by_scipy(folder):
     found = rows()
+    assert list(found) == ["untrained", "noise", "base", "gain"]  # outside the grid, its order
     p_values = {
         name: stats.ttest_rel(v, BASE).pvalue for name, v in (("gain", GAIN), ("noise", NOISE))
     }
@@ -94,19 +90,16 @@ def test_the_test_by_scipy(folder):
 
 
 def test_noise_is_two_standard_errors(folder):
-    """Four differences with the mean 1 and a standard error of spread / 2."""
+    """Four differences with the mean 1 and a standard error of spread / 2; or without a spread."""
+    write("gain", BASE + 1)
+    gain = rows()["gain"]
+    assert (gain["test"]["p"], gain["verdict"]) == (None, None)
     for spread, verdict in ((0.95, "larger than noise"), (1.05, "within noise")):
         deviations = np.array([1, -1, 1, -1]) * spread * np.sqrt(3) / 2
         assert stats.sem(deviations) == pytest.approx(spread / 2)
         for sign in (1, -1):
             write("gain", BASE + sign * (1 + deviations))
             assert rows()["gain"]["verdict"] == verdict
-
-
-def test_equal_differences_have_no_verdict(folder):
-    write("gain", BASE + 1)
-    gain = rows()["gain"]
-    assert (gain["test"]["p"], gain["verdict"]) == (None, None)
 
 
 def test_the_markdown(folder):
@@ -252,11 +245,8 @@ def test_missing_seeds(folder):
     gain = rows("--partial")["gain"]
     assert gain["seeds"] == [0, 1, 2]
     assert gain["test"]["difference"]["mean"] == pytest.approx((GAIN - BASE)[1:3].mean())
-
-
-def test_configurations_without_a_common_seed_are_not_tested(folder):
     remove("gain")
-    write("gain", GAIN, seed=10)
+    write("gain", GAIN, seed=10)  # no common seed
     assert rows("--partial")["gain"]["test"] is None
 
 
@@ -271,18 +261,9 @@ def test_reports_that_were_measured_otherwise(folder, name, change, words):
     assert_clear_error(refused("--partial"), "not measured alike", words)
 
 
-def test_other_data_of_a_part_that_both_measured(folder):
-    write("gain", GAIN, data={"sts": "a", "retrieval": "z"})
-    assert_clear_error(refused(), "data.retrieval differs")
-
-
-def test_an_unknown_score(folder):
-    assert_clear_error(
-        refused("--score", "sts.STS99"), "no report has a score sts.STS99", "sts.avg"
-    )
-
-
-def test_a_first_score_that_some_lack(folder):
+def test_scores_that_cannot_be_shown(folder):
+    known = refused("--score", "sts.STS99")
+    assert_clear_error(known, "no report has a score sts.STS99", "sts.avg")
     score = "retrieval.text_to_image.recall@1"
     assert_clear_error(refused("--score", score), "untrained, noise lack", score)
 
@@ -290,8 +271,3 @@ def test_a_first_score_that_some_lack(folder):
 def test_reports_need_a_grid_and_must_be_there(folder):
     assert_clear_error(invoke("table", "--reports", "runs"), "needs a grid")
     assert_clear_error(invoke("table", "grid.yaml", "--reports", "nowhere"), "no report in nowhere")
-
-
-def test_a_swept_key_is_read_from_the_grid(folder):
-    Path("grid.yaml").write_text("sweep: loss.margin\n" + GRID)
-    assert read_grid(Path("grid.yaml")).swept() == {"noise": 0.1, "base": 0.2, "gain": 0.3}
