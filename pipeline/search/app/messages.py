@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.index.format import Hit, Target, Window
+from pipeline.index.format import Hit, Target
 
 MAX_RESULTS = 100
 MAX_OFFSET = 10_000
@@ -35,11 +35,6 @@ class Wanted(BaseModel):
     """The lowest cosine."""
     system: str | None = None
     """Name of the model and index to ask; without it, the first."""
-
-    @property
-    def window(self) -> Window:
-        """One result more than wanted, which tells whether there are more."""
-        return Window(self.k + 1, self.offset, self.min_score)
 
 
 class WantedByText(Wanted):
