@@ -22,7 +22,7 @@ from jsonschema import Draft202012Validator
 from PIL import Image
 from starlette.testclient import TestClient
 
-from pipeline.core.errors import InputError, ModelError, StaleArtifactError
+from pipeline.core.errors import ModelError, StaleArtifactError
 from pipeline.core.plaintext import is_blank
 from pipeline.download.records import read_pairs, write_pairs
 from pipeline.features.teacher import Teacher
@@ -31,7 +31,7 @@ from pipeline.index.reader import FileIndex
 from pipeline.search.app import upload
 from pipeline.search.app.problems import RequestError
 from pipeline.search.app.server import create_app
-from pipeline.search.app.service import ConcurrencyLimiter, System
+from pipeline.search.app.service import ConcurrencyLimiter
 from tests.search.conftest import make_bomb, read_member, rewrite_archive
 
 MIB = 1024**2
@@ -39,7 +39,7 @@ MIB = 1024**2
 
 def open_client(pairs: Path, *searchers, teacher=None, names=()) -> TestClient:
     """A client of systems that are named one and two."""
-    systems = list(map(System, ("one", "two"), searchers))
+    systems = dict(zip(("one", "two"), searchers, strict=False))
     return TestClient(create_app(systems, teacher, pairs, names), base_url="http://127.0.0.1:8000")
 
 
@@ -456,10 +456,7 @@ def test_the_page_loads_nothing_from_elsewhere(client):
 # ---- what holds it together
 
 
-def test_another_corpus_or_two_systems_of_one_name_are_refused(corpus, tiny_run, searcher):
-    twice = [System("one", searcher), System("one", searcher)]
-    with pytest.raises(InputError, match="two systems have the name one"):
-        create_app(twice, None, tiny_run / "data/pairs")
+def test_pairs_of_another_corpus_are_refused(corpus, searcher):
     pairs = read_pairs(corpus)
     pairs.captions.loc[0, "caption"] = "something else"
     write_pairs(corpus, pairs.images, pairs.captions)

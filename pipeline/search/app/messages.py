@@ -1,7 +1,7 @@
 """The requests and answers of the API, as /openapi.json describes them."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -93,9 +93,3 @@ class About(BaseModel):
     examples: list[str]
     """Captions to start with."""
     limits: Limits
-
-
-class Health(BaseModel):
-    """A sign of life."""
-
-    status: Literal["ok"] = "ok"

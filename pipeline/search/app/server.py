@@ -1,19 +1,20 @@
 """The application: its addresses, and the files of the page."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, Response
 
-from pipeline.core.errors import InputError, StaleArtifactError
+from pipeline.core.errors import StaleArtifactError
 from pipeline.download.records import read_pairs
 from pipeline.features.teacher import Teacher
 from pipeline.search.app.guard import guard
 from pipeline.search.app.problems import answer_problems, problems
-from pipeline.search.app.service import Service, System
+from pipeline.search.app.service import Service
 from pipeline.search.app.upload import REQUEST_BODY
+from pipeline.search.searcher import Searcher
 
 StaticName = Literal["page.css", "page.js", "icon.svg"]
 
@@ -27,29 +28,27 @@ _JPEG: dict[int | str, dict[str, object]] = {
 
 
 def create_app(
-    systems: Sequence[System],
+    systems: Mapping[str, Searcher],
     teacher: Callable[[], Teacher] | None,
     pairs: Path,
     names: Collection[str] = (),
 ) -> FastAPI:
-    """The search page and its API over systems of one corpus.
+    """The search page and its API over models with their indexes, all of one corpus.
 
     Args:
-        systems: what can be asked; the first is asked where none is named.
+        systems: by the name that users see; the first is asked where none is named.
         teacher: loads the teacher for pictures that are queries; called once, when first needed.
         pairs: the folder of the corpus.
         names: host names of this server, beside localhost and numeric addresses.
 
     Raises:
-        InputError: two systems have the same name, or the pairs cannot be read.
+        InputError: the pairs cannot be read.
         MissingArtifactError: there are no pairs.
         StaleArtifactError: an index is of other pairs.
     """
-    corpus, named = read_pairs(pairs), {system.name: system for system in systems}
-    if len(named) < len(systems):
-        raise InputError(f"two systems have the name {systems[0].name}.", "use --beside-name.")
-    for name, system in named.items():
-        if system.searcher.corpus != corpus.fingerprint():
+    corpus = read_pairs(pairs)
+    for name, searcher in systems.items():
+        if searcher.corpus != corpus.fingerprint():
             raise StaleArtifactError(
                 f"the index of {name} was built from other pairs than {pairs}.",
                 "run `dvc repro index`, or name its own pairs with --pairs.",
@@ -63,7 +62,7 @@ def create_app(
     )
     guard(app, frozenset(name.lower() for name in ("localhost", *names)))
     answer_problems(app)
-    _add_addresses(app, Service(named, teacher, corpus))
+    _add_addresses(app, Service(systems, teacher, corpus))
     return app
 
 

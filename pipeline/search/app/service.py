@@ -2,8 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict
 from functools import cache
 from pathlib import PurePath
 from typing import Annotated, TypeVar, get_args
@@ -17,12 +17,11 @@ from starlette.requests import Request
 from pipeline.core.errors import ModelError
 from pipeline.download.records import Pairs
 from pipeline.features.teacher import Teacher
-from pipeline.index.format import Hit, Target, Window
+from pipeline.index.format import Hit, Space, Target, Window
 from pipeline.search.app.messages import (
     MAX_OFFSET,
     MAX_RESULTS,
     About,
-    Health,
     Limits,
     Result,
     Results,
@@ -80,26 +79,18 @@ class ConcurrencyLimiter:
         return await to_thread.run_sync(work, limiter=self._limiter)
 
 
-@dataclass(frozen=True)
-class System:
-    """A model with its index, under the name that users see."""
-
-    name: str
-    searcher: Searcher
-
-
 class Service:
-    """The endpoints, for systems by name that share a corpus; `create_app` explains the rest."""
+    """The endpoints; see `create_app`."""
 
     def __init__(
-        self, systems: Mapping[str, System], teacher: Callable[[], Teacher] | None, pairs: Pairs
+        self, systems: Mapping[str, Searcher], teacher: Callable[[], Teacher] | None, pairs: Pairs
     ) -> None:
         self._systems = systems
         self._teacher = cache(teacher or _no_teacher)  # called by one thread, that of uploads
         self._version = pairs.fingerprint()[:_VERSION]
         self._pictures = Pictures(pairs)
         self._about = About(
-            systems=list(map(_describe, systems.values())),
+            systems=[_describe(name, one.index.spaces) for name, one in systems.items()],
             images=len(pairs.images),
             captions=len(pairs.captions),
             examples=_pick_examples(pairs),
@@ -115,9 +106,9 @@ class Service:
         self._uploads = ConcurrencyLimiter(1, _UPLOADS)
         self._thumbnails = ConcurrencyLimiter(threads, _PICTURES)
 
-    async def health(self) -> Health:
+    async def health(self) -> dict[str, str]:
         """Say that the server answers."""
-        return Health()
+        return {"status": "ok"}
 
     async def about(self) -> About:
         """What can be searched, and the limits."""
@@ -125,28 +116,28 @@ class Service:
 
     async def search(self, wanted: Annotated[WantedByText, Query()]) -> Results:
         """The best texts or pictures for a text."""
-        system = self._system(wanted)
+        name = self._name(wanted)
 
         def search(window: Window) -> list[Hit]:
-            return system.searcher.search([wanted.q], target=wanted.target, window=window)[0]
+            return self._systems[name].search([wanted.q], target=wanted.target, window=window)[0]
 
         with self._searches.place():
-            return await self._results(self._searches, search, wanted, system.name)
+            return await self._results(self._searches, search, wanted, name)
 
     async def search_by_image(
         self, wanted: Annotated[Wanted, Query()], request: Request
     ) -> Results:
         """The best texts, or the most similar pictures, for a picture, which is not stored."""
-        system = self._system(wanted)
+        name = self._name(wanted)
         with self._uploads.place():
             picture = await read_upload(request)
 
             def search(window: Window) -> list[Hit]:
-                return system.searcher.search_by_image(
+                return self._systems[name].search_by_image(
                     picture, self._teacher(), target=wanted.target, window=window
                 )
 
-            return await self._results(self._uploads, search, wanted, system.name)
+            return await self._results(self._uploads, search, wanted, name)
 
     async def image(
         self,
@@ -161,12 +152,12 @@ class Service:
             content = await self._thumbnails.run(lambda: self._pictures.jpeg(image_id, size))
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": _FOREVER})
 
-    def _system(self, wanted: Wanted) -> System:
+    def _name(self, wanted: Wanted) -> str:
         name = wanted.system if wanted.system is not None else next(iter(self._systems))
         if name not in self._systems:
             fix = f"name one of: {', '.join(self._systems)}."
             raise RequestError(404, f"there is no system {name[:80]!r}.", fix)
-        return self._systems[name]
+        return name
 
     async def _results(
         self,
@@ -193,10 +184,10 @@ class Service:
         return Result(**fields, picture=picture)
 
 
-def _describe(system: System) -> SystemInfo:
-    spaces, targets = system.searcher.index.spaces, get_args(Target)
+def _describe(name: str, spaces: Collection[Space]) -> SystemInfo:
+    targets = get_args(Target)
     return SystemInfo(
-        name=system.name,
+        name=name,
         by_text=[target for target in targets if target in spaces],
         by_picture=[target for target in targets if grounded_space(target) in spaces],
     )
