@@ -3,6 +3,7 @@
 import os
 import sys
 import webbrowser
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -44,16 +45,13 @@ def main(
     from pipeline.features.teacher import Teacher
     from pipeline.search.app.serve import address_of, is_local, listen, serve
     from pipeline.search.app.server import create_app
-    from pipeline.search.app.service import System
 
     params = read_params()
-    folders = [(name, model or paths.first_model(params), index)]
-    folders += _beside(beside_name, beside_model, beside_index)
+    model = model or paths.first_model(params)
+    named = {name or str(model): (model, index)}
+    named |= _beside(beside_name, beside_model, beside_index, named)
     with listen(host, port) as listener:
-        systems = [
-            System(named or str(student), Searcher.open(student, folder))
-            for named, student, folder in folders
-        ]
+        systems = {one: Searcher.open(*folders) for one, folders in named.items()}
         app = create_app(
             systems,
             lambda: Teacher(params.teacher, torch.device("cpu")),
@@ -70,15 +68,18 @@ def main(
 
 
 def _beside(
-    name: str | None, model: Path | None, index: Path | None
-) -> list[tuple[str | None, Path, Path]]:
+    name: str | None, model: Path | None, index: Path | None, taken: Collection[str]
+) -> dict[str, tuple[Path, Path]]:
     """The other system, if there is one."""
     if model is None and index is None:
-        return []
+        return {}
     if model is None or index is None:
         missing = "--beside-model" if model is None else "--beside-index"
         raise InputError(f"{missing} is missing.", "name both the other model and its index.")
-    return [(name, model, index)]
+    name = name or str(model)
+    if name in taken:
+        raise InputError(f"two systems have the name {name}.", "use --beside-name.")
+    return {name: (model, index)}
 
 
 def _has_screen() -> bool:

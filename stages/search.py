@@ -22,7 +22,6 @@ from pipeline.search.searcher import (
     Answer,
     Searcher,
     check_query,
-    read_picture,
     read_queries,
 )
 from stages import paths
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 64
 """Queries that are answered together, before the first answer is printed."""
+_MAX_IMAGE_BYTES = 64 * 1024**2
 
 
 def main(
@@ -70,7 +70,7 @@ def main(
     """Search texts, or pictures, by text or by a picture; scores are cosines."""
     window = Window(k, offset, min_score)
     target: Target = "images" if images else "texts"
-    picture = None if by_image is None else read_picture(by_image)
+    picture = None if by_image is None else _read_picture(by_image)
     queries = _read_queries(query, file, by_image)
     address = None if uri is None else Address(expanded(uri), token_env, collection_prefix)
     with _open(model or paths.first_model(read_params()), index, address) as searcher:
@@ -133,6 +133,15 @@ def _read_queries(query: str | None, file: Path | None, by_image: Path | None) -
     if sys.stdin.isatty():
         raise InputError("there is no query.", 'name one, such as "a red circle".')
     return read_queries(sys.stdin.buffer.read(), "stdin")
+
+
+def _read_picture(path: Path) -> bytes:
+    if not path.is_file():
+        raise InputError(f"{path} is not a file.", "name a picture.")
+    with reports_unreadable(path):
+        if path.stat().st_size > _MAX_IMAGE_BYTES:
+            raise InputError(f"{path} is larger than 64 MiB.", "use a smaller picture.")
+        return path.read_bytes()
 
 
 def _print_json(answer: Answer) -> Answer:

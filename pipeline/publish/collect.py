@@ -117,11 +117,22 @@ def collect(
     _verify(student, folder, system, report, runs[seed])
     require_recorded(folder, paths.lock, lock, seed)
     parameters, unrecorded = read_parameters(params, lock, seed)
+    encoder = parameters["student.encoder"]
     is_own = _OWN.items() <= parameters.items()
     averages = {other.name: headline(other.scores).get("sts", {}).get(AVERAGE) for other in others}
     return {
         "selection": selection,
-        "student": _describe(student, folder, parameters["student.encoder"], system),
+        "student": {
+            "objective": student.objective,
+            "encoder": encoder,
+            "hub_encoder": bool(_HUB_NAME.fullmatch(encoder)) and not Path(encoder).exists(),
+            "pooling": student.encoder.pooling,
+            "max_length": student.encoder.max_length,
+            "head_dims": student.heads.dims,
+            "matryoshka": student.matryoshka,
+            "weights": system.about["weights"],
+            "files": hash_student(folder),
+        },
         "teacher": _read_teacher(paths.features, parameters["teacher.model"]),
         "corpora": [_corpus(part, parameters) for part in ("pairs", "text", "evaluation")],
         "parameters": parameters,
@@ -142,17 +153,15 @@ def collect(
 
 def _read_summary(path: Path) -> tuple[dict[int, Any], dict[str, Any]]:
     """The run of every seed in the order of the summary, and the spread of every score."""
-    content = read_json(path, "summary")
+    content, redo = read_json(path, "summary"), "run `dvc repro -f summary`."
     try:
         runs = {int(run["seed"]): run for run in content["reports"]}
         spread = {entry["score"]: entry for entry in content["scores"]}
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path} is not a summary over seeds: {type(error).__name__} {error}.",
-            "run `dvc repro -f summary`.",
-        ) from None
+        why = f"{type(error).__name__} {error}"
+        raise InputError(f"{path} is not a summary over seeds: {why}.", redo) from None
     if not runs:
-        raise InputError(f"{path} has no report.", "run `dvc repro -f summary`.")
+        raise InputError(f"{path} has no report.", redo)
     return runs, spread
 
 
@@ -161,17 +170,16 @@ def _select(reports: Path, seeds: list[int], asked: int | None) -> dict[str, Any
     if asked is not None and asked not in seeds:
         known = ", ".join(map(str, seeds))
         raise ParamsError(f"--seed {asked}: there is no such run.", f"choose from {known}.")
-    dev_best = {seed: _dev_best(reports / str(seed) / "metrics.json") for seed in seeds}
+    dev_best = {}
+    for seed in seeds:
+        path = reports / str(seed) / "metrics.json"
+        try:
+            dev_best[seed] = float(read_json(path, "train")["dev_best"])
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{path} has no dev_best.", "run `dvc repro -f train`.") from None
     best = max(seeds, key=dev_best.__getitem__)
     seed = best if asked is None else asked
     return {"seed": seed, "named": asked is not None, "dev_best": dev_best}
-
-
-def _dev_best(path: Path) -> float:
-    try:
-        return float(read_json(path, "train")["dev_best"])
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"{path} has no dev_best.", "run `dvc repro -f train`.") from None
 
 
 def _verify(
@@ -179,32 +187,15 @@ def _verify(
 ) -> None:
     """Refuse a student, its report and its run in the summary that do not belong together."""
     if student.seed != int(run["seed"]):
-        raise StaleArtifactError(
-            f"{folder} was trained with seed {student.seed}.", "run `dvc repro train`."
-        )
+        what = f"{folder} was trained with seed {student.seed}."
+        raise StaleArtifactError(what, "run `dvc repro train`.")
     if system.about.get("weights") != describe_encoder(student.encoder)["weights"]:
         raise StaleArtifactError(f"{report} was measured on another student.", _EVALUATED)
     measured = headline(system.scores)
     for part in HEADLINES:
         if dict(dotted(run.get(part) or {})) != dict(dotted(measured.get(part) or {})):
-            raise StaleArtifactError(
-                f"the summary was made from another report than {report}: {part} differs.",
-                _EVALUATED,
-            )
-
-
-def _describe(student: Student, folder: Path, encoder: str, system: System) -> dict[str, Any]:
-    return {
-        "objective": student.objective,
-        "encoder": encoder,
-        "hub_encoder": bool(_HUB_NAME.fullmatch(encoder)) and not Path(encoder).exists(),
-        "pooling": student.encoder.pooling,
-        "max_length": student.encoder.max_length,
-        "head_dims": student.heads.dims,
-        "matryoshka": student.matryoshka,
-        "weights": system.about["weights"],
-        "files": hash_student(folder),
-    }
+            what = f"the summary was made from another report than {report}: {part} differs."
+            raise StaleArtifactError(what, _EVALUATED)
 
 
 def _read_teacher(features: Path, model: str) -> dict[str, str] | None:

@@ -65,13 +65,7 @@ def read_stages(lock: Lock, seed: int) -> dict[str, dict[str, dict[str, str]] | 
 
 
 def require_recorded(student: Path, path: Path, lock: Lock, seed: int) -> None:
-    """Refuse a student whose files are not those that dvc.lock records with its parameters.
-
-    Args:
-        student: its directory.
-        path: dvc.lock, for the message.
-        lock: its stages.
-        seed: of the training run.
+    """Refuse a student whose files are not those that dvc.lock (`path`) records for a seed.
 
     Raises:
         StaleArtifactError: they differ.
@@ -106,28 +100,20 @@ def read_parameters(params: Params, lock: Lock, seed: int) -> tuple[dict[str, An
     Returns:
         The values, and the blocks or keys that dvc.lock lacks: these are taken from `params`.
     """
-    current = params.model_dump(include={_block(key) for key in _RECORDED_BY})
+    current = params.model_dump(include={key.partition(".")[0] for key in _RECORDED_BY})
     recorded: dict[str, Any] = {}
     for prefix, stage in _RECORDED_BY.items():
         found = lock.get(stage.format(seed=seed), {}).get("params", {}).get("params.yaml", {})
         recorded |= {k: v for k, v in dotted(found) if f"{k}.".startswith(f"{prefix}.")}
     values = dict(dotted(current)) | recorded
-    unused = tuple(f"download.{block}." for block in _unused_blocks(values))
-    values = {key: public(value) for key, value in values.items() if not key.startswith(unused)}
-    known = {_block(key) for key in recorded}
+    used = {values[f"download.{part}"] for part in ("pairs", "text", "evaluation")}
+    unused = {SCENES, *OWN_KINDS} - used | (set() if used & set(OWN_KINDS) else {"splits"})
+    hidden = tuple(f"download.{block}." for block in unused)  # they made no part of the corpora
+    values = {key: public(value) for key, value in values.items() if not key.startswith(hidden)}
+    known = {key.partition(".")[0] for key in recorded}
     missing = [key for key in values if key not in recorded]
-    blocks = [key if _block(key) in known else _block(key) for key in missing]
+    blocks = [key if (block := key.partition(".")[0]) in known else block for key in missing]
     return values, list(dict.fromkeys(blocks))
-
-
-def _block(key: str) -> str:
-    return key.partition(".")[0]
-
-
-def _unused_blocks(parameters: Mapping[str, Any]) -> set[str]:
-    """The blocks of `download` that made no part of the corpora."""
-    used = {parameters[f"download.{part}"] for part in ("pairs", "text", "evaluation")}
-    return {SCENES, *OWN_KINDS} - used | (set() if used & set(OWN_KINDS) else {"splits"})
 
 
 def public(value: Any) -> Any:
@@ -147,11 +133,7 @@ def public(value: Any) -> Any:
 
 
 def read_revision(lock: Path) -> dict[str, Any] | None:
-    """The commit and DVC experiment of the working folder, and the files that differ from them.
-
-    Args:
-        lock: dvc.lock, by which the experiment is known.
-    """
+    """The commit and DVC experiment (known by its dvc.lock) of the working folder, and changes."""
     commit = _git("rev-parse", "--verify", "HEAD")
     if commit is None:
         return None

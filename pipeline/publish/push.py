@@ -41,11 +41,6 @@ def write_folder(out: Path, student: Path, facts: Facts) -> None:
     An empty folder, or an earlier publication of the same student (objective, initial encoder and
     seed), is replaced.
 
-    Args:
-        out: the folder.
-        student: the student directory.
-        facts: what its card says.
-
     Raises:
         ParamsError: there is something else at `out`.
         ResourceError: the place cannot be written.
@@ -114,16 +109,13 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
                 api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
                 return address
         except Exception as error:  # noqa: BLE001  # errors of the hub's transport come as they are
-            why, fix = _explain(error, api.endpoint)
+            reason = one_line(str(error).strip() or type(error).__name__, 300).rstrip(".")
+            why = f"{api.endpoint} did not accept it ({reason})"
+            fix = (
+                "check the token's write access (`hf auth login`), the name, "
+                "the network and HF_ENDPOINT."
+            )
         else:
             why = "the repository exists and is public"
             fix = "make it private on the hub, name another one, or omit --private."
     raise ModelError(f"{folder} was written, but not pushed to {repository}: {why}.", fix)
-
-
-def _explain(error: Exception, endpoint: str) -> tuple[str, str]:
-    reason = one_line(str(error).strip() or type(error).__name__, 300).rstrip(".")
-    return (
-        f"{endpoint} did not accept it ({reason})",
-        "check the token's write access (`hf auth login`), the name, the network and HF_ENDPOINT.",
-    )

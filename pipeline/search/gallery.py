@@ -26,12 +26,12 @@ img, .missing { width: 100%; aspect-ratio: 1; object-fit: contain; background: #
 
 
 def save_gallery(path: Path, answers: Sequence[Answer], folder: Path, corpus: str) -> None:
-    """Write the page.
+    """Write the page, as an .html file.
 
     Args:
-        path: the .html file.
+        path: the file.
         answers: in the order of the page.
-        folder: the pairs, and the image archives that are named without a folder.
+        folder: the pairs.
         corpus: fingerprint of the pairs that the index was built from.
 
     Raises:
@@ -59,16 +59,13 @@ def _section(answer: Answer, folder: Path) -> str:
 
 
 def _figure(hit: Hit, content: bytes | Rejection) -> str:
-    caption = (
-        f'<figcaption><span class="score">{hit.rank}. cosine {hit.score:.4f}</span><br>'
-        f"{escape(hit.text)}</figcaption>"
-    )
-    return f"<li><figure>{_picture(hit, content)}{caption}</figure></li>"
-
-
-def _picture(hit: Hit, content: bytes | Rejection) -> str:
     small = content if isinstance(content, Rejection) else shrink(content, _SIDE)
     if isinstance(small, Rejection):
-        return f'<div class="missing">{escape(hit.member)}: {small.reason}</div>'
-    data = base64.b64encode(small).decode("ascii")
-    return f'<img src="data:image/jpeg;base64,{data}" alt="{escape(hit.text)}">'
+        picture = f'<div class="missing">{escape(hit.member)}: {small.reason}</div>'
+    else:
+        data = base64.b64encode(small).decode("ascii")
+        picture = f'<img src="data:image/jpeg;base64,{data}" alt="{escape(hit.text)}">'
+    return (
+        f'<li><figure>{picture}<figcaption><span class="score">{hit.rank}. cosine '
+        f"{hit.score:.4f}</span><br>{escape(hit.text)}</figcaption></figure></li>"
+    )

@@ -40,9 +40,5 @@ def search_index(
     """
     searcher = Searcher.open(Path(student), Path(index))
     found = searcher.search(queries, target=target, window=Window(k, min_score=min_score))
-    rows = [
-        {"query": query, **asdict(hit)}
-        for query, hits in zip(queries, found, strict=True)
-        for hit in hits
-    ]
-    return pd.DataFrame(rows)
+    answers = zip(queries, found, strict=True)
+    return pd.DataFrame([{"query": text, **asdict(hit)} for text, hits in answers for hit in hits])

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core.errors import InputError, StaleArtifactError
-from pipeline.core.files import reports_unreadable
 from pipeline.core.plaintext import MARK, is_blank, read_lines
 from pipeline.index.format import Hit, Index, Space, Target, Window, read_manifest
 from pipeline.index.queries import ExportedQueries, Queries, StudentQueries
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 WINDOW = Window()
 """The first ten."""
 MAX_QUERY_CHARACTERS = 10_000
-MAX_IMAGE_BYTES = 64 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -61,23 +59,16 @@ class Searcher:
             from pipeline.index.reader import FileIndex
 
             vectors = FileIndex.open(folder, manifest["spaces"])
-        queries: Queries
-        if manifest.get("exported"):
-            queries = ExportedQueries.open(folder)
-        else:
-            queries = StudentQueries(_load_student(model))
+        exported = bool(manifest.get("exported"))
+        queries: Queries = (
+            ExportedQueries.open(folder) if exported else StudentQueries(_load_student(model))
+        )
         return cls(model, vectors, queries, str(manifest.get("corpus")))
 
     def search(
         self, queries: Sequence[str], *, target: Target, window: Window = WINDOW
     ) -> list[list[Hit]]:
-        """The best texts or images for each query.
-
-        Args:
-            queries: texts.
-            target: `texts` compares sentence embeddings; `images` compares through the grounding
-                heads.
-            window: which of the ranked results.
+        """The best texts (by sentence embedding) or images (through the heads) for each query.
 
         Raises:
             InputError: as `check_query`, or the index holds no such rows.
@@ -90,17 +81,11 @@ class Searcher:
     def search_by_image(
         self, picture: bytes, teacher: "Teacher", *, target: Target, window: Window = WINDOW
     ) -> list[Hit]:
-        """The best texts, or the most similar images, for a picture, through the heads.
-
-        Args:
-            picture: a file's bytes.
-            teacher: the one whose features the heads were trained on.
-            target: what to rank.
-            window: which of the ranked results.
+        """The best texts, or the most similar images, for a picture's file, through the heads.
 
         Raises:
             InputError: the picture cannot be used, or the index holds no such rows.
-            StaleArtifactError: it is another teacher.
+            StaleArtifactError: the heads were trained on features of another teacher.
             ModelError: the student was trained without pictures.
         """
         from pipeline.download.packed_images import Rejection
@@ -133,11 +118,7 @@ def _load_student(model: Path) -> "Student":
 
 
 def require_corpus(pairs: Path, corpus: str) -> None:
-    """Refuse the pictures of other pairs than an index was built from.
-
-    Args:
-        pairs: the folder of pairs.
-        corpus: `Searcher.corpus`.
+    """Refuse a folder of other pairs than an index was built from, by their fingerprint.
 
     Raises:
         MissingArtifactError: there are no pairs.
@@ -149,21 +130,6 @@ def require_corpus(pairs: Path, corpus: str) -> None:
         raise StaleArtifactError(
             f"the index was built from other pairs than {pairs}.", "run `dvc repro index`."
         )
-
-
-def read_picture(path: Path) -> bytes:
-    """The bytes of an image file.
-
-    Raises:
-        InputError: it is not a file, or larger than 64 MiB.
-        ResourceError: it cannot be read.
-    """
-    if not path.is_file():
-        raise InputError(f"{path} is not a file.", "name a picture.")
-    with reports_unreadable(path):
-        if path.stat().st_size > MAX_IMAGE_BYTES:
-            raise InputError(f"{path} is larger than 64 MiB.", "use a smaller picture.")
-        return path.read_bytes()
 
 
 def check_query(query: str) -> None:
@@ -179,21 +145,15 @@ def check_query(query: str) -> None:
     if "\0" in query:
         raise InputError("the query holds NUL, which no text does.", "type it again.")
     if len(query) > MAX_QUERY_CHARACTERS:
-        raise InputError(
-            f"the query has {len(query):,} characters, more than {MAX_QUERY_CHARACTERS:,}.",
-            "shorten it.",
-        )
+        what = f"the query has {len(query):,} characters, more than {MAX_QUERY_CHARACTERS:,}."
+        raise InputError(what, "shorten it.")
 
 
 def read_queries(content: bytes, source: str) -> list[str]:
-    """One query a line (plaintext.py says what a line is); lines without one are left out.
-
-    Args:
-        content: of a file or stdin.
-        source: its name, for errors.
+    """One query a line (plaintext.py says what a line is); blank lines are left out.
 
     Raises:
-        InputError: it is not a text, holds no query, or a line is too long.
+        InputError: naming the source: it is not a text, holds no query, or a line is too long.
     """
     lines = read_lines(io.BytesIO(content), source)
     queries = {number: line.rstrip("\n") for number, line in lines if not is_blank(line)}

@@ -9,15 +9,7 @@ from pipeline.download.packed_images import Rejection, decode_image
 
 
 def shrink(content: bytes, side: int) -> bytes | Rejection:
-    """A picture as a JPEG file, upright and without metadata.
-
-    Args:
-        content: the picture's file.
-        side: pixels of its longer side, at most.
-
-    Returns:
-        The file, or why there is none.
-    """
+    """A picture as a JPEG file, upright, without metadata, of at most `side` pixels a side."""
 
     def save(picture: Image.Image) -> bytes:
         picture.thumbnail((side, side))

@@ -39,11 +39,7 @@ def write_student_checksums(folder: Path) -> None:
 
 
 def verify_student_checksums(folder: Path) -> None:
-    """Refuse a student whose files changed since they were saved.
-
-    Raises:
-        InputError: naming the file.
-    """
+    """Refuse a student whose files changed since they were saved, with an InputError."""
     fix = (
         "run `dvc repro -f train`, or get the model again; "
         f"if you changed it yourself, delete its {CHECKSUMS}."

@@ -24,6 +24,7 @@ from jaxtyping import Float, Float32, Int
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from tokenizers import normalizers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,7 +38,7 @@ from pipeline.core.errors import (
     StaleArtifactError,
 )
 from pipeline.core.pretrained import LOAD_HINT, is_pickled
-from pipeline.core.progress import log, progress
+from pipeline.core.progress import progress
 from pipeline.core.redact import first_line
 from pipeline.student.directory import (
     POOLING_FILE,
@@ -97,8 +98,10 @@ class SentenceEncoder(nn.Module):
         self.prompt = settings.prompt
         if settings.max_length is not None:
             tokenizer.model_max_length = settings.max_length
-        if settings.lower_case:
-            _lower_case(tokenizer)
+        if settings.lower_case:  # before all else, as sentence-transformers does
+            backend = tokenizer.backend_tokenizer
+            own = [] if backend.normalizer is None else [backend.normalizer]
+            backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
         self.run_backbone: RunBackbone = run_padded
         """Computes the last hidden states; training may replace it by a faster way."""
         self.truncated = 0
@@ -126,8 +129,6 @@ class SentenceEncoder(nn.Module):
                 f"{name} does not say how it pools its tokens.",
                 "pass --pooling cls or --pooling mean.",
             )
-        if settings.similarity != "cosine":
-            log.info("%s compares by %s; scores here are by cosine", name, settings.similarity)
         loaded = _load_transformers(name, settings.folder)
         encoder = cls(*loaded, settings.pooling, settings)
         encoder._probe(name)
@@ -170,17 +171,7 @@ class SentenceEncoder(nn.Module):
         self, sentences: Sequence[str], max_length: int | None = None
     ) -> dict[str, Tensor]:
         """Tokenise, cut to `max_length` (default: the model's own) and pad to the longest."""
-        tokens = self.tokenizer(
-            self._prompted(sentences),
-            padding=True,
-            truncation=True,
-            max_length=min(max_length or self.max_length, self.max_length),
-            return_tensors="pt",
-        )
-        return {key: value.to(self.device) for key, value in tokens.items()}
-
-    def _prompted(self, sentences: Sequence[str]) -> list[str]:
-        return [self.prompt + sentence for sentence in sentences]
+        return self._pad(self.tokenize_all(sentences, max_length).ids)
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch dim"]:
         """Sentence vectors h, before any head; normalised only if the model says so."""
@@ -196,7 +187,8 @@ class SentenceEncoder(nn.Module):
         ids: list[NDArray[np.int32]] = []
         truncated = 0
         for start in range(0, len(sentences), _TOKENIZED_AT_ONCE):
-            chunk = self._prompted(sentences[start : start + _TOKENIZED_AT_ONCE])
+            part = sentences[start : start + _TOKENIZED_AT_ONCE]
+            chunk = [self.prompt + sentence for sentence in part]
             encoded = self.tokenizer(chunk, truncation=True, max_length=most)
             ids += [np.array(one, dtype=np.int32) for one in encoded["input_ids"]]
             truncated += sum(bool(one.overflowing) for one in encoded.encodings or [])
@@ -231,13 +223,7 @@ class SentenceEncoder(nn.Module):
                 result[rows] = _to_numpy(part)
         finally:
             self.train(was_training)
-        self._require_finite(result, tokenized)
-        return result
-
-    def _require_finite(
-        self, vectors: Float32[np.ndarray, "sentences dim"], tokenized: TokenizedSentences
-    ) -> None:
-        finite = np.isfinite(vectors).all(axis=1)
+        finite = np.isfinite(result).all(axis=1)
         if not finite.all():
             ids = tokenized.ids[int(np.argmin(finite))]
             text = self.tokenizer.decode(ids, skip_special_tokens=True)
@@ -245,6 +231,7 @@ class SentenceEncoder(nn.Module):
                 f"the encoder gave an embedding that is not finite, first for {text[:80]!r}.",
                 "check or retrain the model.",
             )
+        return result
 
     def _pad(self, sentences: list[NDArray[np.int32]]) -> dict[str, Tensor]:
         """Token ids, padded on the right to the longest, and the attention mask."""
@@ -254,15 +241,6 @@ class SentenceEncoder(nn.Module):
         ids[mask] = np.concatenate(sentences)
         tokens = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
         return {key: torch.from_numpy(value).to(self.device) for key, value in tokens.items()}
-
-
-def _lower_case(tokenizer: Any) -> None:
-    """Make a tokenizer lower-case its text first, as sentence-transformers does."""
-    from tokenizers.normalizers import Lowercase, Sequence
-
-    backend = tokenizer.backend_tokenizer
-    own = backend.normalizer
-    backend.normalizer = Sequence([Lowercase(), *([] if own is None else [own])])
 
 
 def run_padded(backbone: nn.Module, tokens: Tokens) -> Float[Tensor, "batch tokens dim"]:
@@ -378,20 +356,21 @@ class Student:
         encoder = SentenceEncoder.load(folder)
         try:
             about = json.loads((folder / "heads.json").read_text(encoding="utf-8"))
-            facts = {
-                "objective": str(about["objective"]),
-                "seed": about.get("seed"),
-                "matryoshka": tuple(map(int, about.get("matryoshka", ()))),
-                "teacher": str(about.get("teacher", "")),
-            }
             heads = GroundingHeads(*about["dims"])
             heads.load_state_dict(load_file(folder / "heads.safetensors"))
+            return cls(
+                encoder.to(device).eval(),
+                heads.to(device).eval(),
+                str(about["objective"]),
+                about.get("seed"),
+                tuple(map(int, about.get("matryoshka", ()))),
+                str(about.get("teacher", "")),
+            )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise InputError(
                 f"{folder} has no usable grounding heads: {first_line(error)}.",
                 "run `dvc repro -f train`, or get the model again.",
             ) from None
-        return cls(encoder.to(device).eval(), heads.to(device).eval(), **facts)
 
     def encode(
         self, texts: Sequence[str], *, batch_size: int = 128, show_progress: bool = False
@@ -425,13 +404,15 @@ class Student:
             for some in (queries, texts)
         )
         scores, rows = (wanted @ found.T).topk(min(k, len(texts)))
+        ranks = range(1, rows.shape[1] + 1)
         return pd.DataFrame(
-            [
-                {"query": query, "rank": rank, "score": score, "row": row, "text": texts[row]}
-                for query, *best in zip(queries, scores.tolist(), rows.tolist(), strict=True)
-                for rank, (score, row) in enumerate(zip(*best, strict=True), start=1)
-            ],
-            columns=["query", "rank", "score", "row", "text"],
+            {
+                "query": [query for query in queries for _ in ranks],
+                "rank": [*ranks] * len(queries),
+                "score": scores.flatten().tolist(),
+                "row": rows.flatten().tolist(),
+                "text": [texts[row] for row in rows.flatten().tolist()],
+            }
         )
 
     def require_teacher(self, weights: str) -> None:
@@ -450,15 +431,12 @@ class Student:
                 "run `dvc repro train`, or set the teacher that the student was trained with.",
             )
 
-    @torch.inference_mode()
     def ground_sentences(
         self, embeddings: Float[np.ndarray, "rows dim"]
     ) -> Float32[np.ndarray, "rows grounding"]:
         """Sentence vectors in the shared space, L2-normalised; errors as `ground_images`."""
-        self._require_grounding(embeddings, self.heads.dims[0])
-        return _to_numpy(self.heads.ground_sentences(self._to_tensor(embeddings)))
+        return self._ground(self.heads.ground_sentences, embeddings, self.heads.dims[0])
 
-    @torch.inference_mode()
     def ground_images(
         self, features: Float[np.ndarray, "rows teacher"]
     ) -> Float32[np.ndarray, "rows grounding"]:
@@ -467,15 +445,17 @@ class Student:
         Raises:
             ModelError: the image head was never trained, or expects another width.
         """
-        self._require_grounding(features, self.heads.dims[1])
-        return _to_numpy(self.heads.ground_images(self._to_tensor(features)))
+        return self._ground(self.heads.ground_images, features, self.heads.dims[1])
 
     @property
     def sees_images(self) -> bool:
         """Whether training used images, so that text and images can be compared."""
         return self.objective != "simcse"
 
-    def _require_grounding(self, rows: NDArray[Any], width: int) -> None:
+    @torch.inference_mode()
+    def _ground(
+        self, project: Callable[[Tensor], Tensor], rows: NDArray[Any], width: int
+    ) -> NDArray[np.float32]:
         if not self.sees_images:
             raise ModelError(
                 "this student was trained without images (train.objective: simcse).",
@@ -486,10 +466,8 @@ class Student:
                 f"the features are {rows.shape[1]} wide, the student's head expects {width}.",
                 "run `dvc repro train`, so that student and teacher match.",
             )
-
-    def _to_tensor(self, rows: NDArray[Any]) -> Tensor:
         device = next(self.heads.parameters()).device
-        return torch.as_tensor(rows, dtype=torch.float32, device=device)
+        return _to_numpy(project(torch.as_tensor(rows, dtype=torch.float32, device=device)))
 
 
 def _to_numpy(values: Tensor) -> NDArray[np.float32]:
@@ -504,13 +482,8 @@ def save_student(folder: Path, student: Student, card: str) -> None:
     _write_sentence_transformers_files(folder, encoder)
     heads = {key: value.contiguous().cpu() for key, value in student.heads.state_dict().items()}
     save_file(heads, folder / "heads.safetensors")
-    about = {
-        "dims": student.heads.dims,
-        "objective": student.objective,
-        "seed": student.seed,
-        "matryoshka": student.matryoshka,
-        "teacher": student.teacher,
-    }
+    facts = ("objective", "seed", "matryoshka", "teacher")
+    about = {"dims": student.heads.dims} | {name: getattr(student, name) for name in facts}
     _write(folder / "heads.json", about)
     (folder / "README.md").write_text(card, encoding="utf-8")
     write_student_checksums(folder)

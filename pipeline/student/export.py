@@ -5,7 +5,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
@@ -61,21 +60,10 @@ def export_student(student: Student, graph: Path, tokenizer: Path) -> None:
     texts.enable_truncation(encoder.max_length, direction=encoder.tokenizer.truncation_side)
     texts.no_padding()
     tokenizer.write_text(texts.to_str(), encoding="utf-8")
-    # onnxruntime does not read a data file behind a link, which files of a DVC cache may be.
-    _make_graph(student).save(graph, external_data=False)
-
-
-def _make_graph(student: Student) -> Any:
-    """The graph, in memory: the exporter itself does not say why a file cannot be written.
-
-    The exporter notes the source lines of each node. They are removed, so that the bytes do not
-    depend on where the project is.
-    """
     ids = torch.tensor([[2, 3, 4], [5, 6, 7]])
     tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    with warnings.catch_warnings(), torch.inference_mode(), _quiet():
-        warnings.simplefilter("ignore")
+    with _quiet(), torch.inference_mode():
         program = torch.onnx.export(
             _BothSpaces(student).eval(),
             kwargs=tokens,
@@ -86,8 +74,11 @@ def _make_graph(student: Student) -> Any:
             verbose=False,
         )
     assert program is not None  # as it is by dynamo
+    # The exporter notes the source lines of each node: the bytes would depend on where they are.
     ClearMetadataAndDocStringPass()(program.model)
-    return program
+    # The exporter itself does not say why a file cannot be written. onnxruntime does not read a
+    # data file behind a link, which files of a DVC cache may be.
+    program.save(graph, external_data=False)
 
 
 @contextlib.contextmanager
@@ -95,6 +86,8 @@ def _quiet() -> Iterator[None]:
     """Keep the exporter's reports off the user's screen."""
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(logging.NOTSET)

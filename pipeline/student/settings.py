@@ -10,13 +10,22 @@ directory without modules.json is one of plain transformers, as it is for that l
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 
 from pipeline.core.errors import ModelError
+from pipeline.core.progress import log
 from pipeline.core.redact import first_line, one_line
 from pipeline.student.directory import POOLING_FILE, PROMPTS_FILE, TEXT_FILE
 
@@ -31,7 +40,6 @@ _FOLLOWING = {"Normalize", "Dropout"}
 _OLDER = ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 _TEXT_FILES = (TEXT_FILE, *(Path(f"sentence_{kind}_config.json") for kind in _OLDER))
 """The settings of text, under the names that they have had."""
-_FIX = "remove the setting from a copy of the model, whose embeddings will then differ."
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -52,14 +60,15 @@ class Settings:
     """Texts are lower-cased before tokenisation."""
     prompt: str = ""
     """Text put in front of every text."""
-    similarity: str = "cosine"
-    """The similarity that the model asks for."""
 
 
-class _Loading(BaseModel):
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Loading(_Strict):
     """Arguments of the loaders that change no embedding here: the type is always float32."""
 
-    model_config = ConfigDict(extra="forbid")
     attn_implementation: Any = None
     add_pooling_layer: Any = None
     dtype: Any = None
@@ -72,15 +81,13 @@ class _Modality(BaseModel):
     method_output_name: Literal["last_hidden_state"]
 
 
-class _Modalities(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class _Modalities(_Strict):
     text: _Modality
 
 
-class _Text(BaseModel):
+class _Text(_Strict):
     """sentence_bert_config.json; an unknown key is refused, as the library refuses it."""
 
-    model_config = ConfigDict(extra="forbid")
     max_seq_length: PositiveInt | None = None
     do_lower_case: bool = False
     transformer_task: Literal["feature-extraction"] = "feature-extraction"
@@ -138,6 +145,9 @@ class _Module(BaseModel):
         return self.type.rpartition(".")[2] if known else self.type
 
 
+_MODULES = TypeAdapter(list[_Module])
+
+
 def read_settings(name: str | Path, pooling: Pooling | None = None) -> Settings:
     """Read the settings of a directory or hub model.
 
@@ -148,34 +158,33 @@ def read_settings(name: str | Path, pooling: Pooling | None = None) -> Settings:
     Raises:
         ModelError: a setting is not supported, or a file cannot be read.
     """
-    modules = _read_modules(name)
-    if modules is None:
+    content = _read_json(name, Path("modules.json"))
+    if content is None:
         return Settings(pooling=pooling or _read_pooling(name, POOLING_FILE))
+    try:
+        modules = _MODULES.validate_python(content)
+    except ValidationError:
+        raise ModelError(
+            f"{name}: modules.json is not a list of modules.", "get the model again."
+        ) from None
     folder = modules[0].path if modules and modules[0].kind == "Transformer" else ""
     texts = (_read(name, Path(folder) / file, _Text) for file in _TEXT_FILES)
     text = next(filter(None, texts), _Text())
     model = _read(name, PROMPTS_FILE, _Model) or _Model()
+    prompt = model.default_prompt_name
+    if prompt is not None and prompt not in model.prompts:
+        what = f"default_prompt_name is {prompt!r}, which is not a prompt"
+        raise _unsupported(name, PROMPTS_FILE, what)
+    if model.similarity_fn_name not in {None, "cosine"}:
+        log.info("%s compares by %s; scores here are by cosine", name, model.similarity_fn_name)
     found = Settings(
         folder=folder,
         pooling=pooling,
         max_length=text.max_seq_length,
         lower_case=text.do_lower_case,
-        prompt=_default_prompt(name, model),
-        similarity=model.similarity_fn_name or "cosine",
+        prompt="" if prompt is None else model.prompts[prompt] or "",
     )
     return found if pooling else _with_chain(name, found, modules)
-
-
-def _read_modules(name: str | Path) -> list[_Module] | None:
-    content = _read_json(name, Path("modules.json"))
-    if content is None:
-        return None
-    try:
-        return [_Module.model_validate(one) for one in list(content)]
-    except (TypeError, ValidationError):
-        raise ModelError(
-            f"{name}: modules.json is not a list of modules.", "get the model again."
-        ) from None
 
 
 def _with_chain(name: str | Path, found: Settings, modules: list[_Module]) -> Settings:
@@ -194,59 +203,33 @@ def _with_chain(name: str | Path, found: Settings, modules: list[_Module]) -> Se
     for module in modules[2:]:
         if module.kind == "Normalize":
             _read(name, Path(module.path) / "config.json", _Normalize)
-    return Settings(
-        **{**vars(found), "pooling": _read_pooling(name, file), "normalised": "Normalize" in kinds}
-    )
+    return replace(found, pooling=_read_pooling(name, file), normalised="Normalize" in kinds)
 
 
 def _read_pooling(name: str | Path, file: Path) -> Pooling | None:
-    """The pooling that a config names, if any.
-
-    Raises:
-        ModelError: it is not `cls` or `mean`.
-    """
+    """The pooling that a config of either format names; None: there is no config."""
     config = _read_json(name, file)
     if config is None:
         return None
-    modes = _pooling_modes(config)
-    if len(modes) == 1 and (mode := modes.pop()) in POOLING_KEYS:
-        return mode
-    raise ModelError(
-        f"{name} pools in a way that is not supported: {sorted(modes) or config}.",
-        "use a model with cls or mean pooling, or pass --pooling.",
-    )
-
-
-def _pooling_modes(config: Any) -> set[str]:
-    """The modes that a pooling config names, in either of its formats."""
-    if not isinstance(config, dict):
-        return set()
-    if "pooling_mode" in config:
-        named = config["pooling_mode"]
-        return set(map(str, named)) if isinstance(named, list) else {str(named)}
-    names = {key: mode for mode, key in POOLING_KEYS.items()}
-    active = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
-    return {names.get(key, key) for key in active}
-
-
-def _default_prompt(name: str | Path, model: _Model) -> str:
-    if model.default_prompt_name is None:
-        return ""
-    if model.default_prompt_name not in model.prompts:
-        raise _unsupported(
-            name,
-            PROMPTS_FILE,
-            f"default_prompt_name is {model.default_prompt_name!r}, which is not a prompt",
+    facts = config if isinstance(config, dict) else {}
+    if "pooling_mode" in facts:
+        named = facts["pooling_mode"]
+        modes = {str(one) for one in (named if isinstance(named, list) else [named])}
+    else:
+        names = {key: mode for mode, key in POOLING_KEYS.items()}
+        active = [key for key, on in facts.items() if key.startswith("pooling_mode_") and on]
+        modes = {names.get(key, key) for key in active}
+    pooling = next((mode for mode in POOLING_KEYS if modes == {mode}), None)
+    if pooling is None:
+        raise ModelError(
+            f"{name} pools in a way that is not supported: {sorted(modes) or config}.",
+            "use a model with cls or mean pooling, or pass --pooling.",
         )
-    return model.prompts[model.default_prompt_name] or ""
+    return pooling
 
 
 def _read(name: str | Path, file: Path, kind: type[M]) -> M | None:
-    """A file of settings, all of them supported; None: there is none.
-
-    Raises:
-        ModelError: naming the first setting that is not supported.
-    """
+    """A file of settings, or the first that is not supported as an error; None: no file."""
     content = _read_json(name, file)
     if content is None:
         return None
@@ -259,12 +242,15 @@ def _read(name: str | Path, file: Path, kind: type[M]) -> M | None:
 
 
 def _unsupported(name: str | Path, file: Path, what: str) -> ModelError:
-    return ModelError(f"{name}: {one_line(what, 200)} in {file}, which is not supported.", _FIX)
+    return ModelError(
+        f"{name}: {one_line(what, 200)} in {file}, which is not supported.",
+        "remove the setting from a copy of the model, whose embeddings will then differ.",
+    )
 
 
 def _read_json(name: str | Path, file: Path) -> Any:
-    path = _find_file(name, file)
-    if path is None:
+    path = Path(name) / file if Path(name).is_dir() else _download(str(name), str(file))
+    if path is None or not path.is_file():
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
@@ -272,15 +258,12 @@ def _read_json(name: str | Path, file: Path) -> Any:
         raise ModelError(f"{path} cannot be read: {error}.", "get the model again.") from None
 
 
-def _find_file(name: str | Path, file: Path) -> Path | None:
-    if Path(name).is_dir():
-        path = Path(name) / file
-        return path if path.is_file() else None
+def _download(name: str, file: str) -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(str(name), str(file)))
+        return Path(hf_hub_download(name, file))
     except RemoteEntryNotFoundError:
         return None
     except Exception as error:  # noqa: BLE001  # errors of the transport pass through the library

@@ -9,117 +9,112 @@ import re
 import shutil
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from urllib.parse import urlencode
 
 import anyio
 import numpy as np
-import pandas as pd
 import pytest
 from fastapi import FastAPI
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from PIL import Image
 from starlette.testclient import TestClient
 
-from pipeline.core.errors import InputError, ModelError, StaleArtifactError
+from pipeline.core.errors import ModelError, StaleArtifactError
 from pipeline.core.plaintext import is_blank
-from pipeline.download.records import read_pairs, write_pairs, write_table
+from pipeline.download.records import read_pairs, write_pairs
 from pipeline.features.teacher import Teacher
-from pipeline.index.format import ROWS, Window
+from pipeline.index.format import Window
 from pipeline.index.reader import FileIndex
 from pipeline.search.app import upload
-from pipeline.search.app.concurrency import ConcurrencyLimiter
-from pipeline.search.app.problems import BusyError
+from pipeline.search.app.problems import RequestError
 from pipeline.search.app.server import create_app
-from pipeline.search.app.service import System
-from pipeline.search.searcher import Searcher
+from pipeline.search.app.service import ConcurrencyLimiter
 from tests.search.conftest import make_bomb, read_member, rewrite_archive
 
 MIB = 1024**2
 
 
-def open_client(app: FastAPI) -> TestClient:
-    return TestClient(app, base_url="http://127.0.0.1:8000")
+def open_client(pairs: Path, *searchers, teacher=None, names=()) -> TestClient:
+    """A client of systems that are named one and two."""
+    systems = dict(zip(("one", "two"), searchers, strict=False))
+    return TestClient(create_app(systems, teacher, pairs, names), base_url="http://127.0.0.1:8000")
 
 
 @pytest.fixture(scope="module")
 def client(tiny_run, searcher, teacher) -> TestClient:
-    systems = [System("one", searcher), System("two", searcher)]
-    return open_client(create_app(systems, lambda: teacher, tiny_run / "data/pairs"))
+    pairs = tiny_run / "data/pairs"
+    return open_client(pairs, searcher, searcher, teacher=lambda: teacher, names=["Box.lan"])
+
+
+@pytest.fixture
+def corpus(tiny_run, tmp_path) -> Path:
+    """A copy of the pairs, to be changed."""
+    return Path(shutil.copytree(tiny_run / "data/pairs", tmp_path / "pairs"))
 
 
 @pytest.fixture(scope="module")
-def schema(client) -> dict:
-    return client.get("/openapi.json").json()
-
-
-def check(schema: dict, name: str, content: object) -> None:
+def check(client):
     """Hold content against a schema of /openapi.json."""
-    whole = {"$ref": f"#/components/schemas/{name}", "components": schema["components"]}
-    Draft202012Validator(whole).validate(content)
+    components = client.get("/openapi.json").json()["components"]
+
+    def validate(name: str, content: object) -> None:
+        whole = {"$ref": f"#/components/schemas/{name}", "components": components}
+        Draft202012Validator(whole).validate(content)
+
+    return validate
 
 
 def assert_problem(response, status: int, *words: str) -> None:
     assert response.status_code == status, response.text
     content = response.json()
     assert set(content) == {"error", "fix"}
-    assert "\n" not in content["error"] + content["fix"]
-    assert "Traceback" not in response.text
-    for word in words:
-        assert word in content["error"] + content["fix"], content
+    said = content["error"] + content["fix"]
+    assert "\n" not in said
+    assert "Traceback" not in said
+    assert all(word in said for word in words), content
 
 
 # ---- searches
 
 
 @pytest.mark.parametrize("target", ["texts", "images"])
-def test_results_are_those_of_the_searcher(client, searcher, schema, target):
+def test_results_are_those_of_the_searcher(client, searcher, check, target):
     query = {"q": "a red circle", "target": target, "k": 7, "offset": 2, "min_score": -0.5}
     found = client.get("/search", params=query).json()
-    check(schema, "Results", found)
+    check("Results", found)
     expected = searcher.search(["a red circle"], target=target, window=Window(7, 2, -0.5))[0]
-    assert [{k: v for k, v in one.items() if k != "picture"} for one in found["results"]] == [
-        asdict(hit) for hit in expected
-    ]
+    for one, hit in zip(found["results"], expected, strict=True):
+        assert {key: value for key, value in one.items() if key != "picture"} == asdict(hit)
     assert (found["system"], found["query"], found["target"]) == ("one", "a red circle", target)
 
 
 def test_pages_join_to_the_whole_and_the_last_says_so(client, searcher):
-    def fetch(offset: int) -> dict:
-        query = {"q": "stars", "target": "images", "k": 100, "offset": offset}
+    def fetch(offset: int, k: int = 100) -> dict:
+        query = {"q": "stars", "target": "images", "k": k, "offset": offset}
         return client.get("/search", params=query).json()
 
     whole = searcher.search(["stars"], target="images", window=Window(10_000))[0]
     pages = [fetch(offset) for offset in range(0, len(whole), 100)]
     assert [one["id"] for page in pages for one in page["results"]] == [hit.id for hit in whole]
     assert [page["more"] for page in pages] == [True] * (len(pages) - 1) + [False]
+    assert fetch(len(whole) - 10, k=10)["more"] is False
 
 
-def test_a_full_last_page_has_no_more(client, searcher):
-    rows = len(searcher.search(["x"], target="images", window=Window(10_000))[0])
-    query = {"q": "x", "target": "images", "k": 10, "offset": rows - 10}
-    assert client.get("/search", params=query).json()["more"] is False
-
-
-@settings(max_examples=60)
 @given(st.text(max_size=200))
-def test_every_text_is_answered_or_refused(client, schema, query):
+def test_every_text_is_answered_or_refused(client, check, query):
     response = client.get("/search", params={"q": query, "k": 3})
-    if "\0" in query and not is_blank(query):
-        assert_problem(response, 422, "NUL")
-    elif not is_blank(query):
-        assert response.status_code == 200
-        check(schema, "Results", response.json())
-        assert response.json()["query"] == query
-        assert len(response.json()["results"]) == 3
-    else:
+    if is_blank(query):
         assert_problem(response, 422, "query is empty")
+    elif "\0" in query:
+        assert_problem(response, 422, "NUL")
+    else:
+        check("Results", response.json())
+        assert (response.json()["query"], len(response.json()["results"])) == (query, 3)
 
 
-@settings(max_examples=60)
 @given(
     st.integers(-5, 200),
     st.one_of(st.integers(-5, 20_000), st.integers()),
@@ -139,10 +134,8 @@ def test_numbers_are_within_their_bounds_or_refused(client, k, offset, score):
     ("address", "status", "words"),
     [
         ("/search", 422, "q: Field required"),
-        ("/search?q=", 422, "the query is empty"),
         ("/search?q=%20%0A", 422, "the query is empty"),
         ("/search?q=" + "x" * 10_001, 422, "10,001 characters"),
-        ("/search?q=a&k=ten", 422, "k: "),
         ("/search?q=a&k=1.5", 422, "k: "),
         ("/search?q=a&k=101", 422, "100"),
         ("/search?q=a&offset=10001", 422, "10000"),
@@ -150,36 +143,30 @@ def test_numbers_are_within_their_bounds_or_refused(client, k, offset, score):
         ("/search?q=a&target=captions", 422, "target: "),
         ("/search?q=a&limit=3", 422, "limit: "),
         ("/search?q=a&system=three", 404, "'three'"),
-        ("/search/images", 404, "/search/images"),
         ("/image/0000/1", 404, "another corpus"),
         ("/image/0000/x", 422, "image_id: "),
         (f"/image/0000/{2**63}", 422, "image_id: "),
         ("/docs", 404, "/docs"),
         ("/redoc", 404, "/redoc"),
-        ("/static/page.html", 404, "/static/page.html"),
+        ("/static/page.html", 422, "name: "),
     ],
 )
 def test_what_cannot_be_answered_says_why(client, address, status, words):
-    response = client.get(address)
-    if address.startswith("/static"):  # a name that is not one of three
-        assert_problem(response, 422, "name: ")
-    else:
-        assert_problem(response, status, words)
+    assert_problem(client.get(address), status, words)
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 @pytest.mark.parametrize("address", ["/", "/search", "/about", "/image/0/1", "/static/page.js"])
-def test_there_is_nothing_to_write(client, method, address):
-    response = client.request(method, address)
-    assert_problem(response, 405, "Method Not Allowed")
-    assert response.headers["Allow"] == "GET"
+def test_there_is_nothing_to_write(client, address):
+    for method in ("POST", "PUT", "DELETE", "OPTIONS"):
+        response = client.request(method, address)
+        assert_problem(response, 405, "Method Not Allowed")
+        assert response.headers["Allow"] == "GET"
 
 
-def test_what_can_be_searched(client, schema, tiny_run):
+def test_what_can_be_searched(client, check, tiny_run):
     about = client.get("/about").json()
-    check(schema, "About", about)
-    pairs = read_pairs(tiny_run / "data/pairs")
-    both = ["texts", "images"]
+    check("About", about)
+    pairs, both = read_pairs(tiny_run / "data/pairs"), ["texts", "images"]
     assert about["systems"] == [
         {"name": name, "by_text": both, "by_picture": both} for name in ("one", "two")
     ]
@@ -190,12 +177,10 @@ def test_what_can_be_searched(client, schema, tiny_run):
 
 
 def test_an_index_without_pictures_says_what_it_lacks(tiny_run, searcher):
-    vectors = FileIndex.open(tiny_run / "data/index", ["texts"])
-    blind = Searcher.open(tiny_run / "data/models/0", tiny_run / "data/index", vectors)
-    app = create_app([System("blind", blind)], None, tiny_run / "data/pairs")
-    client = open_client(app)
+    blind = replace(searcher, index=FileIndex.open(tiny_run / "data/index", ["texts"]))
+    client = open_client(tiny_run / "data/pairs", blind)
     described = client.get("/about").json()["systems"]
-    assert described == [{"name": "blind", "by_text": ["texts"], "by_picture": []}]
+    assert described == [{"name": "one", "by_text": ["texts"], "by_picture": []}]
     assert client.get("/search?q=a+star").status_code == 200
     assert_problem(client.get("/search?q=a+star&target=images"), 422, "no images")
     assert_problem(client.post("/search/image", content=b"x"), 409, "no teacher")
@@ -207,8 +192,8 @@ def test_an_index_without_pictures_says_what_it_lacks(tiny_run, searcher):
 @pytest.mark.parametrize("target", ["texts", "images"])
 def test_a_result_shows_its_own_picture(client, tiny_run, target):
     pairs = read_pairs(tiny_run / "data/pairs")
-    found = client.get("/search", params={"q": "a red circle", "target": target}).json()
-    for one in found["results"]:
+    query = {"q": "a red circle", "target": target, "k": 3}
+    for one in client.get("/search", params=query).json()["results"]:
         response = client.get(one["picture"])
         assert response.headers["Content-Type"] == "image/jpeg"
         assert "immutable" in response.headers["Cache-Control"]
@@ -218,18 +203,6 @@ def test_a_result_shows_its_own_picture(client, tiny_run, target):
         assert shown.size == original.size
         difference = np.abs(np.asarray(shown, float) - np.asarray(original, float))
         assert difference.mean() < 4
-
-
-@pytest.fixture
-def damaged(tiny_run, tmp_path) -> Path:
-    """A copy of the corpus in which some pictures are not what they were."""
-    folder = tmp_path / "pairs"
-    shutil.copytree(tiny_run / "data/pairs", folder)
-    wide = io.BytesIO()
-    Image.new("RGB", (3000, 1500), "red").save(wide, "JPEG", exif=orientation(6))
-    changes = {1: None, 2: b"no picture", 3: make_bomb(), 4: read_member(folder, 4)[:60]}
-    rewrite_archive(folder, changes | {5: wide.getvalue()})
-    return folder
 
 
 def orientation(value: int) -> Image.Exif:
@@ -244,97 +217,91 @@ def picture_of(client: TestClient, image: int) -> str:
     return f"{address.rpartition('/')[0]}/{image}"
 
 
-def test_a_picture_that_cannot_be_shown_says_why(damaged, searcher):
-    client = open_client(create_app([System("one", searcher)], None, damaged))
-    for image, words in {1: "missing", 2: "unreadable", 3: "huge", 4: "truncated"}.items():
-        for size in ("small", "large"):
-            response = client.get(picture_of(client, image), params={"size": size})
-            assert_problem(response, 404, f"picture {image} cannot be shown ({words}")
-    assert_problem(client.get(picture_of(client, 10**6)), 404, "there is no picture")
-    assert_problem(client.get(picture_of(client, 5) + "?size=huge"), 422, "size: ")
-
-
-def test_pictures_are_shrunk_and_upright(damaged, searcher):
-    client = open_client(create_app([System("one", searcher)], None, damaged))
-    sizes = {"small": (192, 384), "large": (800, 1600)}
-    for size, expected in sizes.items():
+def test_pictures_are_small_and_upright_or_say_why_not(corpus, searcher):
+    wide = io.BytesIO()
+    Image.new("RGB", (3000, 1500), "red").save(wide, "JPEG", exif=orientation(6))
+    changes = {1: None, 2: b"no picture", 3: make_bomb(), 4: read_member(corpus, 4)[:60]}
+    rewrite_archive(corpus, changes | {5: wide.getvalue()})
+    client = open_client(corpus, searcher)
+    for size, expected in {"small": (192, 384), "large": (800, 1600)}.items():
         content = client.get(picture_of(client, 5), params={"size": size}).content
         assert Image.open(io.BytesIO(content)).size == expected
-
-
-def test_a_lost_archive_is_told_without_its_path(damaged, searcher):
-    client = open_client(create_app([System("one", searcher)], None, damaged))
-    (damaged / "images.zip").unlink()
+        for image, why in {1: "missing", 2: "unreadable", 3: "huge", 4: "truncated"}.items():
+            response = client.get(picture_of(client, image), params={"size": size})
+            assert_problem(response, 404, f"picture {image} cannot be shown ({why}")
+    assert_problem(client.get(picture_of(client, 10**6)), 404, "there is no picture")
+    assert_problem(client.get(picture_of(client, 5) + "?size=huge"), 422, "size: ")
+    client = open_client(corpus, searcher)
+    (corpus / "images.zip").unlink()
     response = client.get(picture_of(client, 9))
     assert_problem(response, 404, "picture 9 cannot be shown: images.zip cannot be read")
-    assert str(damaged) not in response.text
+    assert str(corpus) not in response.text
 
 
-def test_the_path_of_a_shard_elsewhere_is_not_told(tiny_run, tmp_path, searcher):
-    folder = tmp_path / "pairs"
-    shutil.copytree(tiny_run / "data/pairs", folder)
-    (folder / "images.zip").rename(tmp_path / "elsewhere.zip")
-    pairs = read_pairs(folder)
-    images = pairs.images.assign(archive=str(tmp_path / "elsewhere.zip"))
-    write_pairs(folder, images, pairs.captions)
-    hits = searcher.search(["a star"], target="images", window=Window(1))[0]
-    elsewhere = FileIndex.open(tiny_run / "data/index", ["images"])
-    table = tmp_path / "images.parquet"
-    rows = pd.read_parquet(tiny_run / "data/index/images.parquet")
-    write_table(table, rows.assign(archive=str(tmp_path / "elsewhere.zip")), ROWS)
-    elsewhere.tables["images"] = elsewhere.tables["images"].open(table)
-    moved = Searcher(searcher.model, elsewhere, searcher.queries, read_pairs(folder).fingerprint())
-    client = open_client(create_app([System("one", moved)], None, folder))
+class Stub:
+    """An index that gives the same hits, or a fault, to every query."""
+
+    spaces = ("texts", "images")
+
+    def __init__(self, *hits):
+        self.hits = hits
+
+    def search(self, *_: object) -> list:
+        if not self.hits:
+            raise RuntimeError("private words of the query")
+        return [list(self.hits)]
+
+
+def test_the_path_of_a_shard_elsewhere_is_not_told(corpus, tmp_path, searcher):
+    shard = (corpus / "images.zip").rename(tmp_path / "elsewhere.zip")
+    pairs = read_pairs(corpus)
+    write_pairs(corpus, pairs.images.assign(archive=str(shard)), pairs.captions)
+    hit = searcher.search(["a star"], target="images", window=Window(1))[0][0]
+    index, fingerprint = Stub(replace(hit, archive=str(shard))), read_pairs(corpus).fingerprint()
+    client = open_client(corpus, replace(searcher, index=index, corpus=fingerprint))
     response = client.get("/search?q=a+star&target=images&k=1")
     assert response.json()["results"][0]["archive"] == "elsewhere.zip"
     assert str(tmp_path) not in response.text
     assert client.get(response.json()["results"][0]["picture"]).status_code == 200
-    assert response.json()["results"][0]["id"] == hits[0].id
 
 
-TRAVERSALS = [
-    "/image/..%2f..%2fetc%2fpasswd/1",
-    "/image/{version}/..%2f..%2f..%2fetc%2fpasswd",
-    "/image/{version}/%2e%2e/%2e%2e/etc/passwd",
-    "/image/{version}//etc/passwd",
-    "/static/..%2fserver.py",
-    "/static/%2e%2e/server.py",
-    "/static//etc/passwd",
-    "/static/page.js%00.png",
-    "/..%2f..%2fetc/passwd",
-    "/search/image/../../etc/passwd",
-    "//etc/passwd",
-    "/data/pairs/images.zip",
-    "/params.yaml",
-]
-
-
-@pytest.mark.parametrize("address", TRAVERSALS)
-def test_no_path_leads_to_a_file(client, address):
+def test_no_path_leads_to_a_file(client):
     version = picture_of(client, 1).split("/")[2]
-    response = client.get("http://127.0.0.1:8000" + address.format(version=version))
-    assert response.status_code in {404, 405, 422}
-    assert set(response.json()) == {"error", "fix"}
+    for address in (
+        "/image/..%2f..%2fetc%2fpasswd/1",
+        f"/image/{version}/..%2f..%2f..%2fetc%2fpasswd",
+        f"/image/{version}/%2e%2e/%2e%2e/etc/passwd",
+        f"/image/{version}//etc/passwd",
+        "/static/..%2fserver.py",
+        "/static/%2e%2e/server.py",
+        "/static//etc/passwd",
+        "/static/page.js%00.png",
+        "/..%2f..%2fetc/passwd",
+        "/search/image/../../etc/passwd",
+        "//etc/passwd",
+        "/data/pairs/images.zip",
+        "/params.yaml",
+    ):
+        response = client.get("http://127.0.0.1:8000" + address)
+        assert response.status_code in {404, 405, 422}, address
+        assert set(response.json()) == {"error", "fix"}
 
 
 # ---- pictures as queries
 
 
-@pytest.mark.parametrize("target", ["texts", "images"])
-@pytest.mark.parametrize("form", [True, False])
-def test_a_picture_is_a_query(client, searcher, teacher, tiny_run, schema, target, form):
+@pytest.mark.parametrize(("target", "form"), [("texts", True), ("images", False)])
+def test_a_picture_is_a_query(client, searcher, teacher, tiny_run, check, target, form):
     picture = read_member(tiny_run / "data/pairs", 5)
     body = {"files": {"picture": ("5.png", picture)}} if form else {"content": picture}
     found = client.post(f"/search/image?target={target}&k=4&system=two", **body).json()
-    check(schema, "Results", found)
+    check("Results", found)
     expected = searcher.search_by_image(picture, teacher, target=target, window=Window(4))
     assert [one["id"] for one in found["results"]] == [hit.id for hit in expected]
     np.testing.assert_allclose(
         [one["score"] for one in found["results"]], [hit.score for hit in expected], atol=1e-5
     )
     assert (found["query"], found["system"]) == (None, "two")
-    if target == "images":
-        assert found["results"][0]["score"] == pytest.approx(1, abs=1e-3)
 
 
 def test_a_picture_lies_as_its_exif_says(client, tiny_run):
@@ -356,9 +323,7 @@ PART = b'--x\r\nContent-Disposition: form-data; name="%b"%b\r\n\r\n%b\r\n--x--\r
         (b"", {}, "no picture in the request"),
         (b"no picture", {}, "unreadable"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", {}, "unreadable"),
-        (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, {}, "unreadable"),
         (make_bomb(), {}, "huge"),
-        (b"", BOUNDARY, "form"),
         (b"--x--\r\n", BOUNDARY, "no file named picture"),
         (b"rubbish", BOUNDARY, "form cannot be read"),
         (b"rubbish", {"Content-Type": "multipart/form-data"}, "form cannot be read"),
@@ -373,12 +338,10 @@ def test_what_is_no_picture_says_why(client, body, headers, words):
     assert_problem(client.post("/search/image", content=body, headers=headers), 422, words)
 
 
-@settings(max_examples=40)
 @given(st.binary(max_size=300), st.booleans())
 def test_no_bytes_break_the_server(client, content, as_form):
     headers = BOUNDARY if as_form else {}
-    response = client.post("/search/image", content=content, headers=headers)
-    assert_problem(response, 422)
+    assert_problem(client.post("/search/image", content=content, headers=headers), 422)
 
 
 def test_wrong_parameters_of_an_upload_are_refused_before_it_is_read(client):
@@ -388,19 +351,15 @@ def test_wrong_parameters_of_an_upload_are_refused_before_it_is_read(client):
 
 
 def test_an_upload_ends_at_its_limit(client):
-    def stream():
-        yield from itertools.repeat(b"x" * MIB, 40)
+    def send(count: int) -> object:
+        return client.post("/search/image", content=itertools.repeat(b"x" * MIB, count))
 
     assert_problem(client.post("/search/image", content=b"x" * (16 * MIB + 1)), 413, "16 MiB")
-    assert_problem(client.post("/search/image", content=stream()), 413, "16 MiB")
-    assert_problem(client.post("/search/image", content=itertools.chain(stream(), stream())), 413)
+    for count in (40, 80):
+        assert_problem(send(count), 413, "16 MiB")
     form = {"files": {"picture": ("a.png", b"x" * (16 * MIB + 1))}}
     assert_problem(client.post("/search/image", **form), 413, "16 MiB")
     assert_problem(client.post("/search/image", content=b"x" * 16 * MIB), 422, "unreadable")
-
-
-def ask(app: FastAPI, headers: dict[str, str], receive) -> tuple[int, dict]:
-    return asyncio.run(post(app, headers, receive))
 
 
 async def post(app: FastAPI, headers: dict[str, str], receive) -> tuple[int, dict]:
@@ -408,17 +367,11 @@ async def post(app: FastAPI, headers: dict[str, str], receive) -> tuple[int, dic
     sent: list[dict] = []
     scope = {
         "type": "http",
-        "asgi": {"version": "3.0"},
         "http_version": "1.1",
         "method": "POST",
-        "scheme": "http",
         "path": "/search/image",
-        "raw_path": b"/search/image",
         "query_string": b"",
-        "root_path": "",
         "headers": [(k.encode(), v.encode()) for k, v in ({"host": "localhost"} | headers).items()],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 8000),
     }
 
     async def send(message: dict) -> None:
@@ -433,18 +386,14 @@ def test_a_declared_size_is_refused_without_reading(client):
         pytest.fail("the body was read")
 
     for declared in (str(64 * MIB + 1), "9" * 400, "many", "-1"):
-        status, problem = ask(client.app, {"content-length": declared}, never)
+        status, problem = asyncio.run(post(client.app, {"content-length": declared}, never))
         assert (status, set(problem)) == (413, {"error", "fix"})
 
 
 def test_a_body_that_does_not_come_is_given_up(client, monkeypatch):
     monkeypatch.setattr(upload, "_SECONDS", 0.1)
-
-    async def never():
-        await anyio.sleep(60)
-
     begun = time.monotonic()
-    status, problem = ask(client.app, {}, never)
+    status, problem = asyncio.run(post(client.app, {}, lambda: anyio.sleep(60)))
     assert (status, set(problem)) == (408, {"error", "fix"})
     assert time.monotonic() - begun < 10
 
@@ -453,7 +402,7 @@ def test_who_leaves_is_not_a_fault_of_the_server(client, caplog):
     async def gone():
         return {"type": "http.disconnect"}
 
-    assert ask(client.app, {}, gone) == (499, {})
+    assert asyncio.run(post(client.app, {}, gone)) == (499, {})
     assert not caplog.records
 
 
@@ -461,79 +410,59 @@ def test_who_leaves_is_not_a_fault_of_the_server(client, caplog):
 
 
 @pytest.mark.parametrize(
-    ("host", "allowed"),
+    ("hosts", "allowed"),
     [
-        ("127.0.0.1:8000", True),
-        ("localhost", True),
-        ("LOCALHOST:1", True),
-        ("[::1]:8000", True),
-        ("192.168.1.7:8000", True),
-        ("box.lan", True),
-        ("evil.example", False),
-        ("127.0.0.1.evil.example", False),
-        ("localhost.evil.example:8000", False),
-        ("", False),
-        ("[::1", False),
-        ("@", False),
+        (("127.0.0.1:8000", "LOCALHOST:1", "[::1]:8000", "192.168.1.7:8000", "box.lan"), True),
+        (("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8000"), False),
+        (("", "[::1", "@"), False),
     ],
 )
-def test_only_known_names_are_answered(tiny_run, searcher, host, allowed):
-    app = create_app([System("one", searcher)], None, tiny_run / "data/pairs", ["Box.lan"])
-    response = open_client(app).get("/health", headers={"Host": host})
-    if allowed:
-        assert response.status_code == 200
-    else:
-        assert_problem(response, 421, "--allow-host")
+def test_only_known_names_are_answered(client, hosts, allowed):
+    for host in hosts:
+        response = client.get("/health", headers={"Host": host})
+        if allowed:
+            assert response.status_code == 200
+        else:
+            assert_problem(response, 421, "--allow-host")
 
 
-@pytest.mark.parametrize(
-    "origin", ["http://evil.example", "null", "http://127.0.0.1:9999", "http://["]
-)
-def test_pages_of_others_may_not_ask(client, origin):
-    response = client.post("/search/image", content=b"x", headers={"Origin": origin})
-    assert_problem(response, 403, "may not ask")
+def test_pages_of_others_may_not_ask(client):
+    for origin in ("http://evil.example", "null", "http://127.0.0.1:9999", "http://["):
+        response = client.post("/search/image", content=b"x", headers={"Origin": origin})
+        assert_problem(response, 403, "may not ask")
     own = client.get("/health", headers={"Origin": "http://127.0.0.1:8000"})
     assert own.status_code == 200
 
 
-@pytest.mark.parametrize(
-    "address",
-    ["/", "/health", "/nothing", "/search?q=", "/search?q=a", "/static/page.js", "/openapi.json"],
-)
-def test_every_answer_is_guarded(client, address):
-    headers = client.get(address).headers
-    assert "default-src 'self'" in headers["Content-Security-Policy"]
-    assert "unsafe" not in headers["Content-Security-Policy"]
-    assert headers["X-Content-Type-Options"] == "nosniff"
-    assert not [name for name in headers if name.lower().startswith("access-control")]
+def test_every_answer_is_guarded(client):
+    for address in ("/", "/nothing", "/search?q=", "/search?q=a", "/static/page.js"):
+        headers = client.get(address).headers
+        assert "default-src 'self'" in headers["Content-Security-Policy"]
+        assert "unsafe" not in headers["Content-Security-Policy"]
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert not [name for name in headers if name.lower().startswith("access-control")]
 
 
 def test_the_page_loads_nothing_from_elsewhere(client):
-    texts = [client.get(a).text for a in ("/", "/static/page.css", "/static/page.js")]
-    for text in texts:
-        assert not re.search(r"https?:|[\"'(]//", text)
+    answers = [client.get(a) for a in ("/", "/static/page.css", "/static/page.js")]
+    for answer, kind in zip(answers, ("html", "css", "javascript"), strict=True):
+        assert answer.headers["Content-Type"] == f"text/{kind}; charset=utf-8"
+        assert answer.headers["Cache-Control"] == "no-cache"
+        assert not re.search(r"https?:|[\"'(]//", answer.text)
     inline = r"<script>|<style|\s(style|on[a-z]+)="
-    assert not re.search(inline, texts[0]), "the policy forbids it"
+    assert not re.search(inline, answers[0].text), "the policy forbids it"
 
 
 # ---- what holds it together
 
 
-def test_pairs_of_another_corpus_are_refused(tiny_run, tmp_path, searcher):
-    folder = tmp_path / "pairs"
-    shutil.copytree(tiny_run / "data/pairs", folder)
-    pairs = read_pairs(folder)
+def test_pairs_of_another_corpus_are_refused(corpus, searcher):
+    pairs = read_pairs(corpus)
     pairs.captions.loc[0, "caption"] = "something else"
-    write_pairs(folder, pairs.images, pairs.captions)
+    write_pairs(corpus, pairs.images, pairs.captions)
     with pytest.raises(StaleArtifactError, match="the index of one") as error:
-        create_app([System("one", searcher)], None, folder)
+        open_client(corpus, searcher)
     assert "dvc repro index" in error.value.fix
-
-
-def test_two_systems_need_two_names(tiny_run, searcher):
-    twice = [System("one", searcher), System("one", searcher)]
-    with pytest.raises(InputError, match="two systems have the name one"):
-        create_app(twice, None, tiny_run / "data/pairs")
 
 
 def test_the_teacher_is_loaded_once_however_many_ask(tiny_run, searcher, teacher):
@@ -546,7 +475,7 @@ def test_the_teacher_is_loaded_once_however_many_ask(tiny_run, searcher, teacher
             raise ModelError("no memory.", "try again.")
         return teacher
 
-    app = create_app([System("one", searcher)], load, tiny_run / "data/pairs")
+    app = open_client(tiny_run / "data/pairs", searcher, teacher=load).app
     picture = read_member(tiny_run / "data/pairs", 5)
 
     async def receive() -> dict:
@@ -561,8 +490,7 @@ def test_the_teacher_is_loaded_once_however_many_ask(tiny_run, searcher, teacher
 
 
 def test_the_limiter_bounds_who_is_served_and_who_waits():
-    running, most = 0, 0
-    lock = threading.Lock()
+    running, most, lock = 0, 0, threading.Lock()
 
     def work() -> None:
         nonlocal running, most
@@ -573,37 +501,25 @@ def test_the_limiter_bounds_who_is_served_and_who_waits():
         with lock:
             running -= 1
 
-    async def request(limiter: ConcurrencyLimiter) -> bool:
+    async def request(limiter: ConcurrencyLimiter) -> int:
         try:
             with limiter.place():
                 await limiter.run(work)
-        except BusyError:
-            return False
-        return True
+        except RequestError as error:
+            return error.status
+        return 200
 
-    async def scenario() -> list[bool]:
+    async def scenario() -> list[int]:
         limiter = ConcurrencyLimiter(threads=2, places=10)
         first = await asyncio.gather(*(request(limiter) for _ in range(15)))
         return [*first, await request(limiter)]
 
-    served = asyncio.run(scenario())
-    assert sum(served[:15]) == 10
-    assert served[15], "places are given back"
+    assert sorted(asyncio.run(scenario())) == [200] * 11 + [503] * 5, "places are given back"
     assert most == 2
 
 
-class _Broken:
-    """An index with a fault."""
-
-    spaces = ("texts",)
-
-    def search(self, *_: object) -> list:
-        raise RuntimeError("private words of the query")
-
-
 def test_a_fault_of_the_server_is_told_without_its_words(tiny_run, searcher, caplog, capfd):
-    broken = Searcher(searcher.model, _Broken(), searcher.queries, searcher.corpus)
-    client = open_client(create_app([System("x", broken)], None, tiny_run / "data/pairs"))
+    client = open_client(tiny_run / "data/pairs", replace(searcher, index=Stub()))
     response = client.get("/search?q=private+words")
     assert_problem(response, 500, "RuntimeError")
     assert "default-src" in response.headers["Content-Security-Policy"]
@@ -619,7 +535,6 @@ def test_nothing_is_written(client, tiny_run):
     before = digest()
     picture = read_member(tiny_run / "data/pairs", 5)
     client.post("/search/image", files={"picture": ("a.png", picture + b"\0" * 2 * MIB)})
-    for query in ({"q": "a star"}, {"q": "a star", "target": "images"}):
-        for one in client.get("/search?" + urlencode(query)).json()["results"]:
-            client.get(one["picture"])
+    for one in client.get("/search?q=a+star&target=images&k=3").json()["results"]:
+        client.get(one["picture"])
     assert digest() == before

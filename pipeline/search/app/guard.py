@@ -26,15 +26,11 @@ _HEADERS = {
 
 
 def guard(app: FastAPI, names: frozenset[str]) -> None:
-    """Let an application answer only requests that browsers may make.
+    """Let an application answer only requests to the host names of this server, in lower case.
 
     A page of another site can reach a server on this machine under its own name (DNS rebinding),
     which shows in Host, or by posting a form, which shows in Origin. A numeric address cannot be
     rebound, so any is accepted.
-
-    Args:
-        app: the application.
-        names: the host names of this server, lower case.
     """
 
     @app.middleware("http")
@@ -47,15 +43,11 @@ def guard(app: FastAPI, names: frozenset[str]) -> None:
 def _refuse(request: Request, names: frozenset[str]) -> Response | None:
     host, origin = request.headers.get("host", ""), request.headers.get("origin")
     if not _is_known(host, names):
-        return answer(
-            421,
-            f"this server is not {host[:80]!r}.",
-            "name it with --allow-host when you start it.",
-        )
+        fix = "name it with --allow-host when you start it."
+        return answer(421, f"this server is not {host[:80]!r}.", fix)
     if origin not in {None, f"http://{host}", f"https://{host}"}:
-        return answer(
-            403, f"a page of {str(origin)[:80]!r} may not ask.", "use the page of this server."
-        )
+        what = f"a page of {str(origin)[:80]!r} may not ask."
+        return answer(403, what, "use the page of this server.")
     return None
 
 

@@ -1,11 +1,11 @@
 """The requests and answers of the API, as /openapi.json describes them."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.index.format import Hit, Target, Window
+from pipeline.index.format import Hit, Target
 
 MAX_RESULTS = 100
 MAX_OFFSET = 10_000
@@ -35,11 +35,6 @@ class Wanted(BaseModel):
     """The lowest cosine."""
     system: str | None = None
     """Name of the model and index to ask; without it, the first."""
-
-    @property
-    def window(self) -> Window:
-        """One result more than wanted, which tells whether there are more."""
-        return Window(self.k + 1, self.offset, self.min_score)
 
 
 class WantedByText(Wanted):
@@ -98,9 +93,3 @@ class About(BaseModel):
     examples: list[str]
     """Captions to start with."""
     limits: Limits
-
-
-class Health(BaseModel):
-    """A sign of life."""
-
-    status: Literal["ok"] = "ok"

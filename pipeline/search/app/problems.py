@@ -20,40 +20,29 @@ from pipeline.search.app.messages import Problem
 SEE_SCHEMA = "see /openapi.json for what can be asked."
 
 
-class UnknownError(InputError):
-    """What was asked for does not exist."""
+class RequestError(InputError):
+    """A request that cannot be answered, with the status that says why."""
+
+    def __init__(self, status: int, what: str, fix: str) -> None:
+        super().__init__(what, fix)
+        self.status = status
 
 
-class TooLargeError(InputError):
-    """A body is too large."""
-
-
-class TooSlowError(InputError):
-    """A body did not arrive in time."""
-
-
-class BusyError(ResourceError):
-    """Too many requests are waiting."""
-
-
-_STATUS: tuple[tuple[type[PipelineError], int], ...] = (
-    (UnknownError, 404),
-    (TooSlowError, 408),
-    (StaleArtifactError, 409),
-    (ModelError, 409),
-    (TooLargeError, 413),
-    (InputError, 422),
-    (ResourceError, 503),
-)
-"""The first that an error is an instance of; otherwise 500."""
-
-PROBLEMS: dict[int | str, dict[str, object]] = {
-    404: {"model": Problem, "description": "No such system."},
-    409: {"model": Problem, "description": "Model, index and teacher do not belong together."},
-    422: {"model": Problem, "description": "A parameter, the query or the picture cannot be used."},
-    503: {"model": Problem, "description": "Too many requests are waiting."},
+_STATUS = {StaleArtifactError: 409, ModelError: 409, InputError: 422, ResourceError: 503}
+"""Of the errors of other rooms; all others are 500."""
+_MEANINGS = {
+    404: "There is no such system or picture, or it cannot be read.",
+    408: "The picture did not arrive in time.",
+    409: "Model, index and teacher do not belong together.",
+    413: "The picture is too large.",
+    422: "A parameter, the query or the picture cannot be used.",
+    503: "Too many requests are waiting.",
 }
-"""The errors of a search, for the schema."""
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, object]]:
+    """The errors of an endpoint, for the schema."""
+    return {one: {"model": Problem, "description": _MEANINGS[one]} for one in statuses}
 
 
 def answer(status: int, error: str, fix: str) -> JSONResponse:
@@ -73,8 +62,8 @@ def answer_problems(app: FastAPI) -> None:
 
 def _answer_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, PipelineError)
-    status = next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
-    return answer(status, error.what, error.fix)
+    status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
+    return answer(getattr(error, "status", status), error.what, error.fix)
 
 
 def _answer_invalid(_request: Request, error: Exception) -> JSONResponse:

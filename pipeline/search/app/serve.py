@@ -1,6 +1,5 @@
 """Listening, and serving until a signal arrives."""
 
-import errno
 import ipaddress
 import os
 import socket
@@ -10,19 +9,9 @@ from fastapi import FastAPI
 
 from pipeline.core.errors import ResourceError
 
-_MAX_HEAD_BYTES = 4 * 1024**2
-"""Of a request's first line and headers, so that a query that is too long gets its own error."""
-_SECONDS_TO_END = 5
-_SECONDS_IDLE = 60
-"""That a connection is kept open for the next request."""
-
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections.
-
-    Args:
-        host: a name or address of this machine.
-        port: 0 takes any that is free.
+    """A socket that takes connections; port 0 takes any that is free.
 
     Raises:
         ResourceError: the port is in use or not allowed, or the host is not this machine.
@@ -31,7 +20,12 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        raise _refused(host, port, error) from None
+        is_name = isinstance(error, socket.gaierror)  # its numbers are not those of the system
+        reason = error.strerror if is_name else os.strerror(error.errno or 0)
+        raise ResourceError(
+            f"port {port} of {host} cannot be used: {str(reason).lower()}.",
+            "name another --port (0 takes any that is free), or a --host of this machine.",
+        ) from None
 
 
 def address_of(listener: socket.socket, host: str) -> str:
@@ -49,10 +43,7 @@ def is_local(host: str) -> bool:
 
 
 def serve(app: FastAPI, listener: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT; requests in progress get 5 s to finish.
-
-    Then the signal is raised again for the former handler.
-    """
+    """Serve until SIGTERM or SIGINT, which is raised again for the former handler."""
     config = uvicorn.Config(
         app,
         loop="asyncio",
@@ -64,18 +55,8 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
-        timeout_keep_alive=_SECONDS_IDLE,
-        timeout_graceful_shutdown=_SECONDS_TO_END,
+        h11_max_incomplete_event_size=4 * 1024**2,  # a query that is too long gets its own error
+        timeout_keep_alive=60,
+        timeout_graceful_shutdown=5,
     )
     uvicorn.Server(config).run([listener])
-
-
-def _refused(host: str, port: int, error: OSError) -> ResourceError:
-    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-        return ResourceError(f"{host} is not an address of this machine.", "use --host 127.0.0.1.")
-    remedy = "use another one with --port; 0 takes any that is free."
-    if error.errno == errno.EADDRINUSE:
-        return ResourceError(f"port {port} of {host} is in use.", remedy)
-    reason = os.strerror(error.errno).lower() if error.errno else str(error)
-    return ResourceError(f"port {port} of {host} cannot be used: {reason}.", remedy)

@@ -8,7 +8,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from pipeline.core.errors import InputError
-from pipeline.search.app.problems import SEE_SCHEMA, TooLargeError, TooSlowError
+from pipeline.search.app.problems import SEE_SCHEMA, RequestError
 
 MAX_UPLOAD_BYTES = 16 * 1024**2
 _ENVELOPE = 16 * 1024
@@ -17,18 +17,11 @@ _RECEIVED = 64 * 1024**2
 """Bytes after which a body that is too large is no longer received."""
 _SECONDS = 30
 
+_BINARY = {"type": "string", "format": "binary"}
+_FORM = {"type": "object", "properties": {"picture": _BINARY}, "required": ["picture"]}
 REQUEST_BODY = {
     "required": True,
-    "content": {
-        "image/*": {"schema": {"type": "string", "format": "binary"}},
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "properties": {"picture": {"type": "string", "format": "binary"}},
-                "required": ["picture"],
-            }
-        },
-    },
+    "content": {"image/*": {"schema": _BINARY}, "multipart/form-data": {"schema": _FORM}},
 }
 """What `read_upload` takes, for the schema."""
 
@@ -37,12 +30,19 @@ async def read_upload(request: Request) -> bytes:
     """The bytes of the picture, which are never written to the disk.
 
     Raises:
-        TooLargeError: there are more than 16 MiB.
-        TooSlowError: they did not arrive within 30 s.
+        RequestError: there are more than 16 MiB (413), or they took longer than 30 s (408).
         InputError: there is no picture.
     """
     is_form = request.headers.get("content-type", "").startswith("multipart/form-data")
-    body = await _read_body(request, MAX_UPLOAD_BYTES + (_ENVELOPE if is_form else 0))
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdecimal() or int(declared) > _RECEIVED:
+        raise _too_large()
+    try:
+        with fail_after(_SECONDS):
+            body = await _receive(request, MAX_UPLOAD_BYTES + (_ENVELOPE if is_form else 0))
+    except TimeoutError:
+        what = f"the picture took longer than {_SECONDS} s."
+        raise RequestError(408, what, "send it again.") from None
     picture = await _read_form(request, body) if is_form else body
     if len(picture) > MAX_UPLOAD_BYTES:
         raise _too_large()
@@ -51,37 +51,23 @@ async def read_upload(request: Request) -> bytes:
     return picture
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
+async def _receive(request: Request, limit: int) -> bytes:
     """The body.
 
     One that is too large is received to its end, up to a limit, but not kept: a sender that is cut
     off in the middle sees a broken connection and no answer.
     """
-    declared = request.headers.get("content-length", "0")
-    if not declared.isdecimal() or int(declared) > _RECEIVED:
-        raise _too_large()
-    try:
-        with fail_after(_SECONDS):
-            body = await _receive(request, 0 if int(declared) > limit else limit)
-    except TimeoutError:
-        text = f"the picture took longer than {_SECONDS} s."
-        raise TooSlowError(text, "send it again.") from None
-    if body is None:
-        raise _too_large()
-    return body
-
-
-async def _receive(request: Request, limit: int) -> bytes | None:
-    """The body, or None if it is longer than the limit."""
     body, received = bytearray(), 0
     async for chunk in request.stream():
         received += len(chunk)
         if received > _RECEIVED:
-            raise _too_large()
+            break
         body += chunk
         if received > limit:
             body.clear()
-    return None if received > limit else bytes(body)
+    if received > limit:
+        raise _too_large()
+    return bytes(body)
 
 
 async def _read_form(request: Request, body: bytes) -> bytes:
@@ -103,6 +89,6 @@ async def _read_form(request: Request, body: bytes) -> bytes:
         await form.close()
 
 
-def _too_large() -> TooLargeError:
+def _too_large() -> RequestError:
     limit = MAX_UPLOAD_BYTES // 1024**2
-    return TooLargeError(f"the picture is larger than {limit} MiB.", "use a smaller one.")
+    return RequestError(413, f"the picture is larger than {limit} MiB.", "use a smaller one.")
