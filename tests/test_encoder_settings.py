@@ -126,17 +126,28 @@ def drop(name: str) -> Change:
     return lambda folder: (folder / name).unlink()
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A directory of sentence-transformers with mean pooling, whose tokenizer keeps the case."""
-    folder = tmp_path / "model"
+def write_model(folder: Path) -> None:
     shutil.copytree(START, folder)
     content = json.loads((folder / "tokenizer.json").read_text())
     content["normalizer"]["lowercase"] = False
     write(folder / "tokenizer.json", content)
     changes = [tokenizer(do_lower_case=False), pooling(pooling_mode="mean"), modules()]
     all_of(*changes, text(max_seq_length=256))(folder)
-    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A directory of sentence-transformers with mean pooling, whose tokenizer keeps the case."""
+    write_model(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """What `folder` gives before a test changes it."""
+    folder = tmp_path_factory.mktemp("before") / "model"
+    write_model(folder)
+    return ours(folder)
 
 
 def theirs(folder: Path) -> np.ndarray:
@@ -217,8 +228,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", CHANGING)
-def test_what_changes_a_vector_is_honoured(folder, name):
-    before = ours(folder)
+def test_what_changes_a_vector_is_honoured(folder, before, name):
     CHANGING[name](folder)
     found = ours(folder)
     np.testing.assert_allclose(found, theirs(folder), atol=1e-5)
@@ -226,8 +236,7 @@ def test_what_changes_a_vector_is_honoured(folder, name):
 
 
 @pytest.mark.parametrize("name", EQUAL)
-def test_what_changes_nothing_is_accepted(folder, name):
-    before = ours(folder)
+def test_what_changes_nothing_is_accepted(folder, before, name):
     EQUAL[name](folder)
     np.testing.assert_allclose(ours(folder), before, atol=1e-6)
     np.testing.assert_allclose(theirs(folder), before, atol=1e-5)
@@ -236,7 +245,6 @@ def test_what_changes_nothing_is_accepted(folder, name):
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_honoured_is_refused(folder, name):
     change, words = REFUSED[name]
-    assert ours(folder).shape == (4, 128)
     change(folder)
     with pytest.raises(ModelError, match=words) as error:
         SentenceEncoder.load(folder)

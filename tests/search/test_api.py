@@ -36,7 +36,8 @@ from pipeline.search.app.problems import BusyError
 from pipeline.search.app.server import create_app
 from pipeline.search.app.service import System
 from pipeline.search.searcher import Searcher
-from tests.search.conftest import make_bomb, read_member, rewrite_archive
+from tests.conftest import make_bomb
+from tests.search.conftest import read_member, rewrite_archive
 
 MIB = 1024**2
 
