@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,7 +63,7 @@ class Searcher:
 
             vectors = FileIndex.open(folder, manifest["spaces"])
         queries: Queries
-        if manifest.get("exported"):
+        if manifest.get("exported") and find_spec("onnxruntime"):
             queries = ExportedQueries.open(folder)
         else:
             queries = StudentQueries(_load_student(model))
