@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from pipeline.core.errors import ParamsError
+from pipeline.core.extras import require_extra
 from pipeline.core.files import atomic_file, write_csv
 from pipeline.params.places import expanded
-from pipeline.results.chart import write_chart
 from pipeline.results.experiments import (
     HEAD,
     label_experiments,
@@ -40,11 +40,15 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """A table over configurations, each tested against the baseline, as Markdown."""
+    if out is not None:
+        require_extra("repro", "--out", "matplotlib")
     grid = None if file is None else read_grid(file)
     found = _find(grid, reports)
     names, baseline = (list(grid.configurations), grid.baseline) if grid else (list(found), HEAD)
     table = make_table(found, names, baseline, patterns=score or (), partial=partial)
     if out is not None:
+        from pipeline.results.chart import write_chart
+
         base = expanded(out)
         with atomic_file(Path(f"{base}.md")) as temporary:
             temporary.write_text(markdown(table), encoding="utf-8")

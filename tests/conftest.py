@@ -1,22 +1,23 @@
 """Shared fixtures: the models of data/demo, a tiny world, stages run in a scratch folder."""
 
 import functools
+import gc
 import http.server
 import os
 import shutil
 import socket
+import struct
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from filelock import FileLock
 from hypothesis import Phase, settings
 from ruamel.yaml import YAML
 from typer.testing import CliRunner, Result
 
-from pipeline.core.checksums import CHECKSUMS
 from pipeline.params.schema import Params
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,15 +52,21 @@ settings.load_profile("quick")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start; sums have one order everywhere
-    torch.set_num_threads(1)
+    gc.disable()  # until the tests are collected: what is imported stays
     if "gpu" not in config.getoption("markexpr").replace("not gpu", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # bit-for-bit claims hold on the CPU
     os.environ.pop("DATA_MIRROR", None)
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip, loudly, what this machine cannot run."""
+    import torch  # not where workers run the tests: they start sooner
+
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="NO CUDA GPU: gpu test not run"))
@@ -149,7 +156,25 @@ def in_tiny_run(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def unseal(folder: Path) -> None:
     """Take the checksums away, so that other checks meet what is changed in the folder."""
-    (folder / CHECKSUMS).unlink()
+    (folder / "checksums.json").unlink()
+
+
+def make_png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
+    """A PNG file, written by hand: Pillow writes no 16-bit colours."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@functools.cache
+def make_bomb(side: int = 20_000) -> bytes:
+    """A picture of a few kilobytes and 400 million pixels."""
+    return make_png(side, side, 1, 0, bytes(side * (1 + side // 8)))
 
 
 class RangeHandler(http.server.SimpleHTTPRequestHandler):

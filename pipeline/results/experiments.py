@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import InputError, ParamsError, PipelineError, StaleArtifactError
+from pipeline.core.extras import require_extra
 from pipeline.params.block import dotted
 from pipeline.params.places import expanded
 from pipeline.results.grid import Grid
@@ -29,7 +30,9 @@ def list_experiments() -> tuple[dict[str, str], set[str]]:
 
     Raises:
         ParamsError: the working folder is not a DVC project with a commit.
+        ResourceError: DVC is not installed.
     """
+    require_extra("repro", "this command", "dvc")
     import dvc.api
 
     with _dvc_errors():

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from pipeline.core.errors import InputError, PipelineError
+from pipeline.core.extras import require_extra
 from pipeline.core.files import atomic_file
 
 FRAME = Path(".dvc/plots/frame.html")
@@ -43,8 +44,9 @@ def make_page(project: Path = Path()) -> Path:
     Raises:
         InputError: the folder is not a clone of the project.
         PipelineError: DVC refuses the setting.
-        ResourceError: the page cannot be written.
+        ResourceError: the page cannot be written, or a package is not installed.
     """
+    require_extra("repro", "the page of plots", "dvc", "vl_convert")
     from vl_convert import javascript_bundle
 
     frame = project / FRAME

@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,10 +60,11 @@ class Searcher:
             from pipeline.index.reader import FileIndex
 
             vectors = FileIndex.open(folder, manifest["spaces"])
-        exported = bool(manifest.get("exported"))
-        queries: Queries = (
-            ExportedQueries.open(folder) if exported else StudentQueries(_load_student(model))
-        )
+        queries: Queries
+        if manifest.get("exported") and find_spec("onnxruntime"):
+            queries = ExportedQueries.open(folder)
+        else:
+            queries = StudentQueries(_load_student(model))
         return cls(model, vectors, queries, str(manifest.get("corpus")))
 
     def search(

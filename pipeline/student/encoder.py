@@ -309,7 +309,9 @@ class GroundingHeads(nn.Module):
         return _project(self.caption, _unit_rms(features))
 
 
-def _project(head: nn.Module, vectors: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch grounding"]:
+def _project(
+    head: nn.Module, vectors: Float[Tensor, "batch dim"]
+) -> Float[Tensor, "batch grounding"]:
     projected: Tensor = F.normalize(head(vectors), dim=-1)
     return projected
 

@@ -25,7 +25,7 @@ from pipeline.features.extract import Extraction, TooManyRejectedError, write_ex
 from pipeline.features.teacher import Teacher
 from pipeline.params.features import FeaturesParams
 from pipeline.params.teacher import TeacherParams
-from tests.conftest import TINY
+from tests.conftest import TINY, make_bomb
 
 PARAMS = FeaturesParams(
     engine="local",
@@ -144,9 +144,7 @@ def test_features_are_those_of_plain_open_clip(tmp_path, teacher, pngs):
 
 
 def test_bad_rows_are_skipped_counted_and_named(tmp_path, teacher, pngs, caplog):
-    bomb = io.BytesIO()
-    Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
-    contents = [pngs[0], pngs[1][:400], b"<html>", pngs[2], b"", bomb.getvalue(), pngs[3]]
+    contents = [pngs[0], pngs[1][:400], b"<html>", pngs[2], b"", make_bomb(), pngs[3]]
     texts = ["a", "b", "c", "d", "e", "f", " \n", "h", "i", "j", "k", "l", "m", "n"]
     pairs = make_pairs(tmp_path / "pairs", contents, texts)
     pairs.images.loc[6, "member"] = "elsewhere.png"

@@ -4,9 +4,7 @@ import io
 import multiprocessing
 import pickle
 import resource
-import struct
 import warnings
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from pipeline.core.errors import InterruptedRunError
 from pipeline.download.packed_images import Rejection
 from pipeline.features.images import Decoder, to_pixels
 from pipeline.features.openclip import split_transform
-from tests.conftest import SHARED
+from tests.conftest import SHARED, make_bomb, make_png
 from tests.faults.ledger import record
 
 SIDE = 32
@@ -56,18 +54,6 @@ def plain(content: bytes) -> np.ndarray:
     """The pixels that Pillow's own convert gives."""
     with warnings.catch_warnings(action="ignore"):
         return np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).transpose(2, 0, 1)
-
-
-def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
-    """A PNG file, written by hand: Pillow writes no 16-bit colours."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + check
-
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
 
 
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
@@ -195,7 +181,7 @@ def test_sixteen_bits_of_a_grey_png_keep_the_picture():
     content = save(Image.fromarray(np.arange(0, 65536, 64, np.uint16).reshape(32, 32)), "PNG")
     expected = (np.arange(0, 65536, 64) // 256).reshape(32, 32)
     assert np.array_equal(pixels(content), np.stack([expected] * 3))
-    colours = png(2, 1, 16, 2, b"\0" + bytes([1, 200, 2, 200, 3, 200, 255, 0, 254, 255, 7, 7]))
+    colours = make_png(2, 1, 16, 2, b"\0" + bytes([1, 200, 2, 200, 3, 200, 255, 0, 254, 255, 7, 7]))
     assert pixels(colours).tolist() == [[[1, 255]], [[2, 254]], [[3, 7]]]
 
 
@@ -221,8 +207,8 @@ def test_pixels_without_a_meaning_as_brightness_are_rejected():
         (save(draw(90, 60), "PNG")[:900], "truncated", "truncated"),
         (save(draw(90, 60), "GIF")[:-400], "truncated", "truncated"),
         (save(draw(90, 60), "WEBP")[:300], "unreadable", "OSError"),
-        (save(Image.new("1", (10_000, 10_000)), "PNG"), "huge", "10000 x 10000"),
-        (save(Image.new("1", (20_000, 20_000)), "PNG"), "huge", "400000000 pixels"),
+        (make_bomb(10_000), "huge", "10000 x 10000"),
+        (make_bomb(), "huge", "400000000 pixels"),
     ],
 )
 def test_bad_files_are_rejected_with_a_reason(content, reason, words):

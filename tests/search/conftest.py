@@ -1,7 +1,6 @@
 """The search page's command as a process of its own, and a second experiment to compare with."""
 
 import contextlib
-import io
 import os
 import shutil
 import subprocess
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from pipeline.download.records import read_pairs
 from pipeline.features.teacher import Teacher
@@ -33,13 +31,6 @@ def teacher() -> Teacher:
 
 LOST = 7
 """An image of `compared` that its archive lacks."""
-
-
-def make_bomb() -> bytes:
-    """A picture of a few kilobytes and 400 million pixels."""
-    stream = io.BytesIO()
-    Image.new("1", (20_000, 20_000)).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def read_member(folder: Path, image_id: int) -> bytes:

@@ -32,7 +32,8 @@ from pipeline.search.app import upload
 from pipeline.search.app.problems import RequestError
 from pipeline.search.app.server import create_app
 from pipeline.search.app.service import ConcurrencyLimiter
-from tests.search.conftest import make_bomb, read_member, rewrite_archive
+from tests.conftest import make_bomb
+from tests.search.conftest import read_member, rewrite_archive
 
 MIB = 1024**2
 

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from pipeline.download.records import read_pairs
-from tests.search.conftest import BESIDE, LOST, make_bomb, read_member, serving
+from tests.conftest import make_bomb
+from tests.search.conftest import BESIDE, LOST, read_member, serving
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="NO CHROMIUM: playwright is not installed, browser test not run"

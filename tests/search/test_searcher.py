@@ -18,8 +18,8 @@ from pipeline.index.format import Window
 from pipeline.params.teacher import TeacherParams
 from pipeline.search.searcher import read_queries
 from pipeline.student.encoder import Student
-from tests.conftest import TINY
-from tests.search.conftest import make_bomb, read_member
+from tests.conftest import TINY, make_bomb
+from tests.search.conftest import read_member
 
 
 def test_hits_are_the_exact_cosines(tiny_run, searcher):

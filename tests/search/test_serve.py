@@ -24,8 +24,8 @@ from pipeline.download.records import read_pairs
 from pipeline.index.format import Window
 from pipeline.search.app.serve import address_of, is_local, listen
 from pipeline.search.searcher import Searcher
-from tests.conftest import ROOT, assert_clear_error, find_port, invoke
-from tests.search.conftest import BESIDE, LOST, make_bomb, read_member, serving
+from tests.conftest import ROOT, assert_clear_error, find_port, invoke, make_bomb
+from tests.search.conftest import BESIDE, LOST, read_member, serving
 
 USERS = 32
 

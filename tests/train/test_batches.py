@@ -54,15 +54,6 @@ def lengths_of(count: int) -> np.ndarray:
     return np.random.default_rng(count).integers(3, 30, count)
 
 
-@given(st.integers(4, 40), st.integers(2, 4), seeds)
-def test_an_epoch_of_text_sees_every_row_at_most_once(count, batch_size, seed):
-    stream = text_stream(lengths_of(count), run_params(batch_size).train, seed)
-    epoch = list(itertools.islice(stream, count // batch_size))
-    rows = np.concatenate(epoch)
-    assert len(set(rows)) == len(rows) == count // batch_size * batch_size
-    assert all(len(batch) == batch_size for batch in epoch)
-
-
 @given(st.integers(60, 200), st.integers(2, 5), st.integers(2, 6), seeds)
 def test_buckets_bring_sentences_of_like_length_together(count, batch_size, buckets, seed):
     """Within each pool of batches no two batches overlap in length, and padding falls."""

@@ -16,8 +16,8 @@ from pipeline.student.encoder import SentenceEncoder
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import Checkpoint, run_fingerprint
 from pipeline.train.loop import Training
-from tests.train.test_loop import constant, run_params, train, weights
 from tests.train.test_loop import data as data  # noqa: PLC0414  # the fixture
+from tests.train.test_loop import run_params, train, weights
 
 STEPS = 9
 SETTING = {"steps": STEPS, "evaluate_every": 4, "pair_every": 2, "batch_size": 8,
@@ -163,8 +163,3 @@ def test_every_setting_makes_another_run(data, tmp_path, monkeypatch):
     prints.append(run_fingerprint(data, run_params(), 0, dev, encoder))
     assert prints[0] == prints[1]
     assert len(set(prints)) == len(prints) - 1
-
-
-def test_a_collapsed_dev_score_does_not_lose_the_first(data):
-    training, _ = train(data, run_params(train=SETTING), constant(1.0))
-    assert training.metrics["best_step"] == 4

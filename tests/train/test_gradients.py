@@ -45,7 +45,7 @@ def gradients(model: Distillation) -> dict[str, torch.Tensor]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-@pytest.mark.parametrize("size", [1, 3, 4, 7])
+@pytest.mark.parametrize("size", [1, 3])
 def test_mini_batches_give_the_gradient_of_the_whole_batch(size):
     """Without dropout the two are the same sums; negatives come from all mini-batches."""
     one, other = make_model().eval(), make_model().eval()

@@ -50,19 +50,6 @@ def test_false_negatives_are_not_sought(limit, seed):
     assert list(order) == expected_order(captions.float().numpy(), 4, 3, limit)
 
 
-def test_batches_get_harder():
-    images, captions = features(256, 0)
-
-    def hardness(order: np.ndarray) -> float:
-        unit = torch.nn.functional.normalize(images, dim=1)[order].reshape(-1, 16, 4)
-        scores = unit @ unit.transpose(1, 2) - 2 * torch.eye(16)
-        return float(scores.amax(dim=2).mean())
-
-    order = hard_negative_order(images, captions, batch_size=16, neighbours=1, noise=OFF)
-    assert sorted(order) == list(range(256))
-    assert hardness(order) > hardness(np.arange(256)) + 0.05
-
-
 @pytest.mark.parametrize("similarity", ["cross-modal", "image", "caption"])
 def test_the_filter_names_the_similarity(similarity):
     images, captions = features(9, 1)
@@ -94,12 +81,3 @@ def test_dot_products_decide_and_ties_go_to_the_first_row(limit, seed):
             left.remove(row)
             expected.append(row)
     assert list(order) == expected
-
-
-def test_captions_of_one_image_are_not_sought():
-    """Rows 0 and 1 are of one image, so that all its similarities are 1."""
-    images = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
-    order = hard_negative_order(
-        images, images, batch_size=4, neighbours=1, noise=OFF, image_rows=np.array([0, 0, 1, 2])
-    )
-    assert list(order[:2]) == [0, 3]

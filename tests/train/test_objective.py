@@ -100,9 +100,10 @@ def test_every_variant_is_the_sum_of_its_terms(encoder, teacher, kind, gate, com
     assert (float(loss.applied_margin) > 0) == (kind != "none")
 
 
-def test_every_term_is_told_as_it_is_with_filter_and_margins(encoder, teacher):
+@pytest.mark.parametrize(("kind", "threshold"), [("cosine", 0.1), ("percentile", 80.0)])
+def test_every_term_is_told_as_it_is_with_filter_and_margins(encoder, teacher, kind, threshold):
     """Both losses have a filter of their own, the text loss its own margin."""
-    noise = {"kind": "cosine", "similarity": "cross-modal", "drop": "above", "threshold": 0.1}
+    noise = {"kind": kind, "similarity": "cross-modal", "drop": "above", "threshold": threshold}
     setting = {
         "margin": 1.2,
         "gate": "shift",
@@ -114,8 +115,10 @@ def test_every_term_is_told_as_it_is_with_filter_and_margins(encoder, teacher):
     tokens = encoder.tokenize(SENTENCES)
     loss = model(tokens, teacher)
     v, t = (F.normalize(x, dim=1) for x in teacher)
-    keeps = {"image": t @ v.T <= 0.1, "caption": v @ t.T <= 0.1}
     off = ~torch.eye(len(v), dtype=torch.bool)
+    negatives = (t @ v.T)[off].sort().values
+    limit = 0.1 if kind == "cosine" else negatives[round(0.8 * (len(negatives) - 1))]
+    keeps = {"image": t @ v.T <= limit, "caption": v @ t.T <= limit}
     assert not torch.equal(keeps["image"] & off, keeps["caption"] & off)
     removed = sum(int((~keep & off).sum()) for keep in keeps.values())
     assert float(loss.masked_share) == pytest.approx(removed / (2 * int(off.sum())))

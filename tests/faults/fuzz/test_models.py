@@ -23,7 +23,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 
 from pipeline.core.checksums import CHECKSUMS, write_checksums
 from pipeline.download.records import read_pairs
-from pipeline.features.teacher import _PROBE_CAPTION, Teacher, _draw_probe
+from pipeline.features.teacher import Teacher
 from pipeline.index.format import Window
 from pipeline.params.teacher import TeacherParams
 from pipeline.search.searcher import Searcher
@@ -202,9 +202,25 @@ def test_a_file_of_a_student_that_has_no_checksum(student, student_reader, tmp_p
     check(broken(student, name, student_reader), tmp_path, times(4, 150))
 
 
+def draw_picture() -> bytes:
+    """A JPEG of gradients, edges and stripes."""
+    x, y = np.meshgrid(np.arange(600), np.arange(400))
+    channels = [x * 255 // 600, (x // 40 + y // 40) % 2 * 200, (x * y // 64) % 256]
+    stream = io.BytesIO()
+    Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8)).save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+PICTURE, CAPTION = draw_picture(), "A small dog's red ball, on 2 square metres of grass."
+
+
 def probe(name: str) -> np.ndarray:
     """Features of one picture and one caption, as unit vectors."""
-    return unit(Teacher(TeacherParams(model=name), CPU).probe())
+    teacher = Teacher(TeacherParams(model=name), CPU)
+    pixels = teacher.decode(PICTURE)
+    assert isinstance(pixels, torch.Tensor)
+    features = [teacher.encode_images(pixels[None]), teacher.encode_captions([CAPTION])]
+    return unit(torch.cat(features).numpy())
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -224,7 +240,7 @@ def test_a_teacher_of_transformers(tmp_path, name):
 def features_of_clip(folder: Path) -> np.ndarray:
     """What transformers itself makes of picture and caption."""
     pictures = AutoImageProcessor.from_pretrained(folder)([picture()], return_tensors="pt")
-    texts = AutoTokenizer.from_pretrained(folder)([_PROBE_CAPTION], return_tensors="pt")
+    texts = AutoTokenizer.from_pretrained(folder)([CAPTION], return_tensors="pt")
     with torch.inference_mode():
         found = CLIPModel.from_pretrained(folder).eval()(**pictures, **texts)
     return unit(torch.cat([found.image_embeds, found.text_embeds]).numpy())
@@ -235,7 +251,7 @@ _OTHER_RESIZING = 0.01
 
 
 def picture() -> Image.Image:
-    return Image.open(io.BytesIO(_draw_probe()))
+    return Image.open(io.BytesIO(PICTURE))
 
 
 @pytest.mark.slow
@@ -252,7 +268,7 @@ def features_of_open_clip(name: str) -> np.ndarray:
     """What open_clip itself makes of picture and caption."""
     model, _, transform = open_clip.create_model_and_transforms(name)
     model.eval()
-    tokens = open_clip.get_tokenizer(name)([_PROBE_CAPTION])
+    tokens = open_clip.get_tokenizer(name)([CAPTION])
     with torch.inference_mode():
         image, text = model.encode_image(transform(picture())[None]), model.encode_text(tokens)
     return unit(torch.cat([image, text]).numpy())
