@@ -125,9 +125,10 @@ def test_the_loss_is_the_sum_of_its_terms(data):
     heads = GroundingHeads(encoder.dim, data.pairs.features.dim, 8)
     model = Distillation(encoder, heads, params.loss)
     rows = np.arange(0, 24, 2)
-    images, captions = TeacherRows(data.pairs, torch.device("cpu"))(rows)
+    teacher = TeacherRows(data.pairs, torch.device("cpu"))(rows)
+    images, captions = teacher[:2]
     tokens = encoder.tokenize([data.pairs.captions[row] for row in rows])
-    loss = model(tokens, (images, captions))
+    loss = model(tokens, teacher)
 
     h = encoder(tokens)
     v, t = (x / x.norm(dim=1, keepdim=True) for x in (images, captions))
