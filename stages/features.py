@@ -1,5 +1,6 @@
 """Encode all images and captions with the frozen teacher, once."""
 
+import contextlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -12,16 +13,18 @@ from rich.table import Table
 from pipeline.core.device import choose_device
 from pipeline.core.errors import InputError, ParamsError
 from pipeline.core.files import write_csv, write_json
-from pipeline.download.records import read_pairs
+from pipeline.download.records import read_pairs, read_sentences
 from pipeline.features import cache as caches
 from pipeline.features.extract import TooManyRejectedError, make_engine, write_extraction
 from pipeline.features.teacher import Teacher
+from pipeline.features.text_teacher import open_text_teacher
 from stages import paths
 from stages._cli import note_times, read_params, run_stage
 
 
 def main(
     pairs: Path = paths.PAIRS,
+    text: Path = paths.TEXT,
     out: Path = paths.FEATURES,
     metrics: Path = paths.REPORTS / "features.json",
     rejected: Path = paths.REPORTS / "rejected.csv",
@@ -46,15 +49,21 @@ def main(
     if teacher:
         fix = "set teacher.model in params.yaml instead."
         raise ParamsError("--teacher is given without --prune.", fix)
-    params, corpus = read_params(), read_pairs(pairs)
-    frozen = Teacher(params.teacher, choose_device(), params.features.precision)
-    cache = caches.FeatureCache(store, frozen.identity, frozen.probe())
-    try:
-        with cache.in_use(), make_engine(params.features, frozen, cache) as engine:
-            extraction = write_extraction(out, corpus, engine, cache, params.features)
-    except TooManyRejectedError as error:
-        write_csv(rejected, error.rejected)
-        raise InputError(error.what, f"{rejected} lists them all; {error.fix}") from None
+    params, corpus, device = read_params(), read_pairs(pairs), choose_device()
+    with contextlib.ExitStack() as stack:
+        texts = None
+        if params.teacher.text.encoders:
+            opened = open_text_teacher(params.teacher.text, store, read_sentences(text), device)
+            texts = stack.enter_context(opened)
+        frozen = Teacher(params.teacher, device, params.features.precision)
+        cache = caches.FeatureCache(store, frozen.identity, frozen.probe())
+        stack.enter_context(cache.in_use())
+        engine = stack.enter_context(make_engine(params.features, frozen, cache))
+        try:
+            extraction = write_extraction(out, corpus, engine, cache, params.features, texts)
+        except TooManyRejectedError as error:
+            write_csv(rejected, error.rejected)
+            raise InputError(error.what, f"{rejected} lists them all; {error.fix}") from None
     write_csv(rejected, extraction.rejected)
     write_json(metrics, extraction.metrics)
     note_times(metrics, **extraction.times)

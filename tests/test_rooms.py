@@ -12,7 +12,7 @@ LEFT = {
     "download": {"params"},
     "student": {"params"},
     "results": {"params"},
-    "features": {"download"},
+    "features": {"download", "student"},
     "train": {"features", "student"},
     "evaluate": {"features", "student"},
     "index": {"features", "student"},

@@ -158,8 +158,8 @@ def captured(setting: Setting) -> Values:
     What a loop could reach whose host does nothing: batches do not change, of LONGEST tokens each.
     """
     stepper = Stepper(setting)
-    teacher = tuple(torch.randn(stepper.size, TEACHER_DIM, device="cuda") for _ in range(2))
-    replays = [stepper.capture(batch) for batch in (None, cast(TeacherBatch, teacher))]
+    sides = (torch.randn(stepper.size, TEACHER_DIM, device="cuda") for _ in range(2))
+    replays = [stepper.capture(batch) for batch in (None, TeacherBatch(*sides))]
     steps = 120
 
     def go() -> None:

@@ -6,15 +6,15 @@ A run that was killed therefore resumes with the same batches that it would have
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float16
+from jaxtyping import Bool, Float, Float16, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -101,24 +101,7 @@ class FeatureExtractor:
             ModelError: the teacher gives features that are not finite.
         """
         bar = counter("captions", "caption", captions.total, show=self._show)
-        tokenized = ahead(self._tokenize, captions, threads=1, depth=2)
-        with _Writer(self.cache, "captions") as writer, contextlib.closing(tokenized), bar:
-            for shard, tokens in tokenized:
-                writer.write(shard.keys, self._encode_tokens(tokens, bar))
-                yield ShardResult(shard.start, shard.keys, {}, len(shard.keys))
-
-    def _tokenize(self, shard: "CaptionShard") -> tuple["CaptionShard", Any]:
-        return shard, self.teacher.tokenize(shard.captions)
-
-    def _encode_tokens(self, tokens: Any, bar: "tqdm[Any]") -> Float16[np.ndarray, "rows dim"]:
-        """Encode captions sorted by length, so that batches are cut to captions of like length."""
-        lengths = self.teacher.lengths(tokens).tolist()
-        batches, parts = length_batches(lengths, self.params.batch_size), []
-        for rows in batches:
-            parts.append(_to_float16(self.teacher.encode_tokens(tokens, rows)))
-            bar.update(len(rows))
-        features: NDArray[np.float16] = np.concatenate(parts)
-        return features[np.argsort(np.concatenate(batches))]
+        yield from encode_texts(self.teacher, self.cache, captions, self.params.batch_size, bar)
 
     def _encode_shard(
         self, prepared: Iterator["_Prepared"], rows: int, known: KeySet
@@ -128,6 +111,51 @@ class FeatureExtractor:
             shard.take(row, item, known)
         shard.encode_pending()
         return shard
+
+
+@runtime_checkable
+class TextTower(Protocol):
+    """What encodes texts: a CLIP teacher, or a sentence encoder."""
+
+    def tokenize(self, captions: Sequence[str], /) -> Any:
+        """Token ids of texts."""
+        ...
+
+    def lengths(self, tokens: Any, /) -> Int64[np.ndarray, " captions"]:
+        """How many tokens of each text its feature depends on."""
+        ...
+
+    def encode_tokens(self, tokens: Any, rows: NDArray[np.intp], /) -> Float[Tensor, "batch dim"]:
+        """Features of these rows of `tokens`, on the CPU, float32."""
+        ...
+
+
+def encode_texts(
+    tower: TextTower,
+    cache: FeatureCache,
+    texts: "NewCaptions",
+    batch_size: int,
+    bar: "tqdm[Any]",
+) -> Iterator[ShardResult]:
+    """Cache the features of texts, shard by shard, while a thread tokenises the next ones.
+
+    Raises:
+        ModelError: a feature is not finite.
+    """
+
+    def tokenize(shard: CaptionShard) -> tuple[CaptionShard, Any]:
+        return shard, tower.tokenize(shard.captions)
+
+    tokenized = ahead(tokenize, texts, threads=1, depth=2)
+    with _Writer(cache, "captions") as writer, contextlib.closing(tokenized), bar:
+        for shard, tokens in tokenized:
+            batches, parts = length_batches(tower.lengths(tokens).tolist(), batch_size), []
+            for rows in batches:
+                parts.append(_to_float16(tower.encode_tokens(tokens, rows)))
+                bar.update(len(rows))
+            order = np.argsort(np.concatenate(batches))
+            writer.write(shard.keys, np.concatenate(parts)[order])
+            yield ShardResult(shard.start, shard.keys, {}, len(shard.keys))
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """The teacher's features of all rows: missing ones are encoded, then all are joined."""
 
 import contextlib
+import functools
 import time
-from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,9 +19,10 @@ from pipeline.download.records import Pairs
 from pipeline.features.cache import FeatureCache, Keys, KeySet, first_of_each, text_keys
 from pipeline.features.encode import FeatureExtractor, NewCaptions, ShardResult
 from pipeline.features.hdf5 import DamagedFeaturesError
-from pipeline.features.rows import Features
+from pipeline.features.rows import Features, StackedRows
 from pipeline.features.store import write_features
 from pipeline.features.teacher import Teacher
+from pipeline.features.text_teacher import TextTeacher
 from pipeline.params.features import FeaturesParams
 
 REJECTED = ("kind", "image_id", "caption_id", "archive", "member", "reason", "detail")
@@ -103,7 +105,11 @@ class _Encoded:
 
 
 def extract_features(
-    pairs: Pairs, engine: Engine, cache: FeatureCache, params: FeaturesParams
+    pairs: Pairs,
+    engine: Engine,
+    cache: FeatureCache,
+    params: FeaturesParams,
+    text: TextTeacher | None = None,
 ) -> Extraction:
     """Encode rows that the cache does not hold yet, and join all features of the pairs.
 
@@ -115,6 +121,7 @@ def extract_features(
         engine: encodes into the cache.
         cache: of the teacher.
         params: sizes, and the share of rows that may be rejected.
+        text: the text teacher with the text-only sentences, if there is one.
 
     Raises:
         TooManyRejectedError: the share of images or captions that cannot be used is above
@@ -126,7 +133,10 @@ def extract_features(
     _check_share(rejected_images, rejected_images, len(images.keys), params.max_rejected)
     kept_images = pairs.images[images.kept]
     table = pairs.captions[pairs.captions["image_id"].isin(kept_images["image_id"])]
-    captions = _encode_captions(table["caption"], engine, cache, params.shard_rows)
+    empty = np.array([not caption.strip() for caption in table["caption"]], dtype=bool)
+    captions = _encode_texts(
+        table["caption"], empty, engine.encode_captions, cache, params.shard_rows
+    )
     rejected_captions = _rejected_table("caption", table, captions.rejected)
     rejected = pd.concat([rejected_images, rejected_captions], ignore_index=True)
     _check_share(rejected_captions, rejected, len(captions.keys), params.max_rejected)
@@ -143,11 +153,21 @@ def extract_features(
     )
     repeated = _count_repeated(kept_images, images.keys[images.kept])
     metrics = _account(features, rejected) | repeated
-    return Extraction(features, rejected, metrics, _times(images=images, captions=captions))
+    times = _times(images=images, captions=captions)
+    if text is not None:
+        features, encoded = _add_text(features, kept_captions["caption"], text, params)
+        metrics |= {"sentences": len(text.sentences), "text_dim": text.dim}
+        times |= _times(texts=encoded)
+    return Extraction(features, rejected, metrics, times)
 
 
 def write_extraction(
-    out: Path, pairs: Pairs, engine: Engine, cache: FeatureCache, params: FeaturesParams
+    out: Path,
+    pairs: Pairs,
+    engine: Engine,
+    cache: FeatureCache,
+    params: FeaturesParams,
+    text: TextTeacher | None = None,
 ) -> Extraction:
     """Extract features and write them to `out`; damaged shards are computed again.
 
@@ -158,8 +178,10 @@ def write_extraction(
     dropped: set[Path] = set()
     while True:
         try:
-            extraction = extract_features(pairs, engine, cache, params)
-            write_features(out, extraction.features, cache.teacher, pairs.fingerprint())
+            extraction = extract_features(pairs, engine, cache, params, text)
+            attributes = None if text is None else text.attributes
+            corpus = pairs.fingerprint()
+            write_features(out, extraction.features, cache.teacher, corpus, attributes)
         except DamagedFeaturesError as error:
             if error.path in dropped:
                 raise
@@ -182,22 +204,52 @@ def _encode_images(pairs: Pairs, engine: Engine, cache: FeatureCache) -> _Encode
     return _Encoded(keys, rejected, computed, time.perf_counter() - started)
 
 
-def _encode_captions(
-    captions: "pd.Series[str]", engine: Engine, cache: FeatureCache, shard_rows: int
+def _encode_texts(
+    texts: "pd.Series[str]",
+    empty: Bool[np.ndarray, " texts"],
+    encode: Callable[[NewCaptions], Iterator[ShardResult]],
+    cache: FeatureCache,
+    shard_rows: int,
 ) -> _Encoded:
-    """Encode the captions that are neither empty, nor cached, nor duplicates of earlier ones."""
-    keys = np.zeros((len(captions), 16), np.uint8)
-    empty = np.zeros(len(captions), dtype=bool)
-    for start in range(0, len(captions), shard_rows):
-        texts = captions.iloc[start : start + shard_rows].tolist()
-        keys[start : start + len(texts)] = text_keys(texts)
-        empty[start : start + len(texts)] = [not text.strip() for text in texts]
+    """Encode the texts that are neither empty, nor cached, nor duplicates of earlier ones."""
+    keys = np.zeros((len(texts), 16), np.uint8)
+    for start in range(0, len(texts), shard_rows):
+        rows = slice(start, start + shard_rows)
+        keys[rows] = text_keys(texts.iloc[rows].tolist())
     new = first_of_each(keys) & ~empty & ~cache.known("captions").contains(keys)
     started = time.perf_counter()
-    results = engine.encode_captions(NewCaptions(captions, keys, new, shard_rows))
+    results = encode(NewCaptions(texts, keys, new, shard_rows))
     computed = sum(result.encoded for result in _each_row_once(results, int(new.sum())))
     rejected = dict.fromkeys(np.flatnonzero(empty).tolist(), _EMPTY)
     return _Encoded(keys, rejected, computed, time.perf_counter() - started)
+
+
+def _add_text(
+    features: Features, captions: "pd.Series[str]", text: TextTeacher, params: FeaturesParams
+) -> tuple[Features, _Encoded]:
+    """The features with the text teacher's rows of the captions and of the sentences."""
+    texts = pd.concat([captions, pd.Series(text.sentences, dtype="str")], ignore_index=True)
+    none = np.zeros(len(texts), dtype=bool)
+    encoded = [
+        _encode_texts(
+            texts,
+            none,
+            functools.partial(encoder.encode, cache, batch_size=params.batch_size),
+            cache,
+            params.shard_rows,
+        )
+        for encoder, cache in text.encoders
+    ]
+    keys = encoded[0].keys
+    sides = [
+        StackedRows([cache.rows("captions", side) for _, cache in text.encoders], text.shares)
+        for side in (keys[: len(captions)], keys[len(captions) :])
+    ]
+    computed, seconds = sum(one.computed for one in encoded), sum(one.seconds for one in encoded)
+    return (
+        replace(features, caption_text=sides[0], sentence_text=sides[1]),
+        _Encoded(keys, {}, computed, seconds),
+    )
 
 
 _EMPTY = Rejection("empty", "the caption holds no text")

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.core.checksums import hash_file, hash_strings
 from pipeline.core.errors import ModelError
 from pipeline.params.places import why_missing
+from pipeline.params.teacher import TextTeacherParams
 
 LOCAL_PREFIX = "local-dir:"
 TRANSFORMERS_PREFIX = "transformers:"
@@ -95,8 +96,36 @@ def hash_teacher_source(model: str) -> str:
         ModelError: a `local-dir:` folder does not exist.
     """
     folder = folder_of(model)
-    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder else []
+    return _hash_files(folder.iterdir()) if folder else ""
+
+
+def _hash_files(paths: Iterable[Path]) -> str:
+    files = sorted(path for path in paths if path.is_file())
     return hash_strings(p for path in files for p in (path.name, hash_file(path))) if files else ""
+
+
+def hash_encoder_source(name: str) -> str:
+    """A hash over the files of a sentence encoder in a folder; empty for names on a hub."""
+    folder = Path(name)
+    within = ("*", "*/*.json", "*/*.safetensors", "*/pytorch_model.bin")
+    return _hash_files(path for pattern in within for path in folder.glob(pattern))
+
+
+def describe_text_teacher(params: TextTeacherParams) -> dict[str, str]:
+    """The text teacher of a feature file; empty texts where there is none."""
+    shares = zip(params.shares, params.encoders, strict=True)
+    named = " + ".join(f"{share:g} {name}" for share, name in shares)
+    pooled = f" ({params.pooling} where they do not say)" if named and params.pooling else ""
+    sources = [hash_encoder_source(name) for name in params.encoders]
+    return {
+        "text_teacher": named + pooled,
+        "text_source": hash_strings(sources) if any(sources) else "",
+    }
+
+
+def hash_sentences(sentences: Sequence[str]) -> str:
+    """The fingerprint of the text-only sentences."""
+    return hash_strings(sentences)
 
 
 def hash_architecture(model: nn.Module, config: Mapping[str, Any] | None = None) -> str:

@@ -64,7 +64,50 @@ class JoinedRows:
             yield places, self[places]
 
 
-FeatureRows = Float16[np.ndarray, "_ _"] | JoinedRows
+class StackedRows:
+    """Vectors of several encoders side by side, each of length 1 times the root of its share.
+
+    The dot product of two rows is then the average of the encoders' cosines, by their shares.
+
+    Args:
+        parts: the rows of each encoder.
+        shares: their shares of the average, whose sum is 1.
+    """
+
+    def __init__(self, parts: Sequence[JoinedRows], shares: Sequence[float]) -> None:
+        self._parts = parts
+        self._roots = np.sqrt(np.array(shares, np.float32))
+
+    def __len__(self) -> int:
+        return len(self._parts[0])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return len(self), sum(part.shape[1] for part in self._parts)
+
+    def __getitem__(self, rows: slice | NDArray[np.integer]) -> Float16[np.ndarray, "chosen dim"]:
+        """The rows of a slice, or those at the given places, as a new array."""
+        return self._stack([part[rows] for part in self._parts])
+
+    def pieces(self, size: int) -> Iterator[tuple[Places, Float16[np.ndarray, "chosen dim"]]]:
+        """As `JoinedRows.pieces`, in the order of the first encoder's files."""
+        first, *others = self._parts
+        for places, piece in first.pieces(size):
+            yield places, self._stack([piece, *(part[places] for part in others)])
+
+    def _stack(self, parts: Sequence[NDArray[np.float16]]) -> NDArray[np.float16]:
+        columns = []
+        for part, root in zip(parts, self._roots, strict=True):
+            wide = part.astype(np.float32)
+            lengths = np.linalg.norm(wide, axis=1, keepdims=True)
+            columns.append(wide * (root / np.maximum(lengths, _SMALLEST)))
+        return np.concatenate(columns, axis=1).astype(np.float16)
+
+
+_SMALLEST = np.float32(1e-12)
+
+FeatureRows = Float16[np.ndarray, "_ _"] | JoinedRows | StackedRows
 """Features, in memory, mapped from a file, or joined from many; slices and places give arrays."""
 
 
@@ -81,6 +124,10 @@ class Features:
     """sha256 over the weights that made them; empty where that is not recorded."""
     digest: str = ""
     """sha256 of the file they were read from; empty where they were never in a file."""
+    caption_text: FeatureRows | None = None
+    """The text teacher's rows of the captions, where there is one."""
+    sentence_text: FeatureRows | None = None
+    """And of the text-only sentences, in their order."""
 
     @property
     def dim(self) -> int:

@@ -7,6 +7,13 @@
     /caption/image       (captions,) int64, row of the caption's image in /image
     attributes           schema, the teacher's identity, corpus fingerprint, normalised
 
+and, where there is a text teacher (teacher.text),
+
+    /caption/text_features   (captions, width) float16, vectors of its encoders side by side:
+                             the dot product of rows is the average of the encoders' cosines
+    /sentence/text_features  (sentences, width) float16, of text-only sentences, in order
+    attributes               text_teacher, text_source, sentences: names, files, fingerprint
+
 All tables are contiguous: reading random rows of a compressed file is hundreds of times slower, and
 features that take more than IN_MEMORY bytes are mapped, so that only rows in use are read. The file
 is written whole under a temporary name, synced and renamed; equal content gives equal bytes. Its
@@ -16,7 +23,7 @@ last line is its sha256, which is verified before anything else is read (`hdf5.p
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +39,13 @@ from pipeline.core.files import atomic_file
 from pipeline.core.progress import counter
 from pipeline.core.redact import one_line
 from pipeline.features.hdf5 import offset_of, open_verified, table_of
-from pipeline.features.identity import TeacherIdentity, hash_teacher_source
-from pipeline.features.rows import FeatureRows, Features, JoinedRows, Places
+from pipeline.features.identity import (
+    TeacherIdentity,
+    describe_text_teacher,
+    hash_sentences,
+    hash_teacher_source,
+)
+from pipeline.features.rows import FeatureRows, Features, JoinedRows, Places, StackedRows
 from pipeline.params.teacher import TeacherParams
 
 if TYPE_CHECKING:
@@ -41,9 +53,10 @@ if TYPE_CHECKING:
 
 SCHEMA = 5
 IN_MEMORY = 1 << 30
-"""Features of images and captions together that are read into memory, bytes."""
+"""All features together that are read into memory, bytes."""
 
 _FEATURES = ("image/features", "caption/features")
+_TEXT = ("caption/text_features", "sentence/text_features")
 _IDS = ("image/ids", "caption/ids", "caption/image")
 _BLOCK = 1 << 22
 """Bytes of rows that are looked at together."""
@@ -55,7 +68,13 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REDO = "run `dvc repro -f features`."
 
 
-def write_features(path: Path, features: Features, teacher: TeacherIdentity, corpus: str) -> None:
+def write_features(
+    path: Path,
+    features: Features,
+    teacher: TeacherIdentity,
+    corpus: str,
+    text: Mapping[str, str] | None = None,
+) -> None:
     """Write features with the identity of their teacher and the corpus fingerprint.
 
     Every shard of joined rows is read once, which verifies it, whatever the order of the rows.
@@ -65,18 +84,21 @@ def write_features(path: Path, features: Features, teacher: TeacherIdentity, cor
         features: rows may be in memory, or joined from the cache.
         teacher: made them.
         corpus: fingerprint of their pairs.
+        text: attributes of the text teacher, where there is one (`TextTeacher.attributes`).
 
     Raises:
         DamagedFeaturesError: a shard of the cache is damaged; nothing is written then.
         ResourceError: a shard cannot be read, or the file cannot be written.
     """
-    tables = dict(zip(_FEATURES, (features.images, features.captions), strict=True))
+    tables = _tables_of(features)
     columns = (features.image_ids, features.caption_ids, features.caption_image)
     rows = sum(map(len, tables.values()))
+    values = sum(len(table) * table.shape[1] for table in tables.values())
     with atomic_file(path) as temporary, counter("joined", "row", rows) as bar:
-        _reserve(temporary, _SLACK + 8 * 3 * rows + 2 * rows * features.dim)
+        _reserve(temporary, _SLACK + 8 * 3 * rows + 2 * values)
         with h5py.File(temporary, "r+", locking=False) as file:
             file.attrs.update(schema=SCHEMA, corpus=corpus, normalised=False, **asdict(teacher))
+            file.attrs.update(text or {})
             for name, column in zip(_IDS, columns, strict=True):
                 file[name] = column
             offsets = {name: _make_table(file, name, table) for name, table in tables.items()}
@@ -85,31 +107,37 @@ def write_features(path: Path, features: Features, teacher: TeacherIdentity, cor
         add_checksum(temporary)
 
 
-def read_features(path: Path, teacher: TeacherParams, corpus: str) -> Features:
+def read_features(
+    path: Path, teacher: TeacherParams, corpus: str, sentences: Sequence[str] | None = None
+) -> Features:
     """Read features, or map them, after verifying the file.
 
     Args:
         path: the HDF5 file.
         teacher: the teacher that must have made them.
         corpus: fingerprint of the pairs that they must belong to.
+        sentences: the text-only sentences that the text teacher's rows must belong to, where there
+            is one; None: those rows are not used.
 
     Raises:
         MissingArtifactError: there is no such file.
         InputError: it is damaged, not a feature file, or holds values that are not finite.
         ResourceError: it cannot be read.
-        StaleArtifactError: another teacher or corpus made it.
+        StaleArtifactError: another teacher, corpus or text made it.
     """
     with open_verified(path) as (file, digest):
-        _check_identity(path, dict(file.attrs), teacher, corpus)
+        _check_identity(path, dict(file.attrs), teacher, corpus, sentences)
         ids = [table_of(file, name, np.int64, 1)[()] for name in _IDS]
-        tables = [table_of(file, name, np.float16, 2) for name in _FEATURES]
-        lengths = [len(table) for table in (*ids, *tables)]
-        if lengths != [lengths[0], lengths[1], lengths[1], lengths[0], lengths[1]]:
+        names = (*_FEATURES, *(_TEXT if teacher.text.encoders else ()))
+        tables = [table_of(file, name, np.float16, 2) for name in names]
+        lengths = [len(table) for table in (*ids, *tables[:3])]
+        images, captions = lengths[:2]
+        if lengths != [images, captions, captions, images, captions, captions][: len(lengths)]:
             raise ValueError("it has tables of unequal length")
         is_mapped = sum(table.nbytes for table in tables) > IN_MEMORY
-        images, captions = (_map(path, table) if is_mapped else table[()] for table in tables)
+        rows = [_map(path, table) if is_mapped else table[()] for table in tables]
         weights = str(file.attrs["weights"])
-    features = Features(images, ids[0], captions, ids[1], ids[2], weights, digest)
+    features = Features(rows[0], ids[0], rows[1], ids[1], ids[2], weights, digest, *rows[2:])
     _check_rows(path, features)
     if not is_mapped:
         _check_finite(path, features)
@@ -128,6 +156,12 @@ def read_identity(path: Path) -> TeacherIdentity:
         return TeacherIdentity(
             **{field.name: str(file.attrs[field.name]) for field in fields(TeacherIdentity)}
         )
+
+
+def _tables_of(features: Features) -> dict[str, FeatureRows]:
+    rows = (features.images, features.captions, features.caption_text, features.sentence_text)
+    named = zip((*_FEATURES, *_TEXT), rows, strict=True)
+    return {name: table for name, table in named if table is not None}
 
 
 def blocks(rows: FeatureRows) -> Iterator[tuple[int, Float16[np.ndarray, "block dim"]]]:
@@ -175,7 +209,7 @@ def _copy_rows(rows: FeatureRows, path: Path, offset: int, bar: "tqdm[Any]") -> 
 
 
 def _pieces(rows: FeatureRows) -> Iterator[tuple[Places | slice, Float16[np.ndarray, "piece dim"]]]:
-    if isinstance(rows, JoinedRows):
+    if isinstance(rows, JoinedRows | StackedRows):
         yield from rows.pieces(max(1, _PIECE // (2 * max(1, rows.shape[1]))))
     else:
         yield slice(None), rows
@@ -186,16 +220,25 @@ def _map(path: Path, table: h5py.Dataset) -> NDArray[np.float16]:
     return np.asarray(np.memmap(path, np.float16, "c", offset_of(table), table.shape))
 
 
-def _check_identity(path: Path, found: dict[str, Any], teacher: TeacherParams, corpus: str) -> None:
+def _check_identity(
+    path: Path,
+    found: dict[str, Any],
+    teacher: TeacherParams,
+    corpus: str,
+    sentences: Sequence[str] | None,
+) -> None:
     wanted = {
         "schema": SCHEMA,
         "model": teacher.model,
         "pretrained": teacher.pretrained or "",
         "source": hash_teacher_source(teacher.model),
         "corpus": corpus,
+        **describe_text_teacher(teacher.text),
     }
+    if teacher.text.encoders and sentences is not None:
+        wanted["sentences"] = hash_sentences(sentences)
     for key, value in wanted.items():
-        if found.get(key) != value:
+        if found.get(key, "") != value:
             raise StaleArtifactError(
                 f"{path} was made by another {_MEANING[key]}: "
                 f"{_short(found.get(key))} instead of {_short(value)}.",
@@ -209,6 +252,9 @@ _MEANING = {
     "pretrained": "teacher (teacher.pretrained)",
     "source": "teacher: the files in its folder changed since, hash",
     "corpus": "set of images and captions, hash",
+    "text_teacher": "text teacher (teacher.text)",
+    "text_source": "text teacher: the files in its folders changed since, hash",
+    "sentences": "set of text-only sentences, hash",
 }
 
 
@@ -226,7 +272,7 @@ def _check_rows(path: Path, features: Features) -> None:
 
 
 def _check_finite(path: Path, features: Features) -> None:
-    for name, rows in zip(_FEATURES, (features.images, features.captions), strict=True):
+    for name, rows in _tables_of(features).items():
         for start, block in blocks(rows):
             finite = (block.view(np.uint16) & _EXPONENT) != _EXPONENT
             if not finite.all():

@@ -1,7 +1,8 @@
 """Image-caption pairs of one split with the teacher's features, and these features by batch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from pipeline.core.errors import InputError
-from pipeline.features.rows import Features
+from pipeline.features.rows import FeatureRows, Features
 
 if TYPE_CHECKING:
     from pipeline.download.records import Pairs
@@ -18,8 +19,15 @@ _SHARE_OF_DEVICE = 0.5
 """Of the device's free memory, that features may take."""
 
 RowIndices = Int64[np.ndarray, " rows"]
-TeacherBatch = tuple[Float[Tensor, "batch teacher"], Float[Tensor, "batch teacher"]]
-"""Features of images and of their captions."""
+
+
+class TeacherBatch(NamedTuple):
+    """What the teachers say of a batch of pairs."""
+
+    images: Float[Tensor, "batch teacher"]
+    captions: Float[Tensor, "batch teacher"]
+    text: Float[Tensor, "batch text"] | None = None
+    """The text teacher's rows of the captions, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -56,33 +64,63 @@ def pairs_of_split(pairs: "Pairs", features: Features, split: str) -> SplitPairs
     return SplitPairs(captions, rows[known], features.caption_image[rows[known]], features)
 
 
-class TeacherRows:
-    """The teacher's features of captions and of their images, float32 on a device.
+class _Tables:
+    """Tables of features whose rows are gathered by batch, float32 on a device.
 
-    All features stay in the memory of a GPU where they take no more than half of what is free
-    there; otherwise the rows of a batch are gathered in the host's memory and sent.
+    They stay in the memory of a GPU where they take no more than half of what is free there;
+    otherwise the rows of a batch are gathered in the host's memory and sent.
     """
 
-    def __init__(self, pairs: SplitPairs, device: torch.device) -> None:
-        self._rows = (pairs.image_rows, pairs.caption_rows)
-        self._tables = (pairs.features.images, pairs.features.captions)
+    def __init__(self, tables: Sequence[FeatureRows], device: torch.device) -> None:
+        self._tables = tables
         self._device = device
         self._resident: list[Tensor] = []
         if device.type == "cuda":
-            size = sum(2 * len(table) * table.shape[1] for table in self._tables)
+            size = sum(2 * len(table) * table.shape[1] for table in tables)
             if size < _SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]:
-                self._resident = [torch.from_numpy(table[:]).to(device) for table in self._tables]
+                self._resident = [torch.from_numpy(table[:]).to(device) for table in tables]
+
+    def gather(self, number: int, rows: RowIndices) -> Float[Tensor, "batch dim"]:
+        if self._resident:
+            return self._resident[number][to_device(torch.from_numpy(rows), self._device)].float()
+        return to_device(torch.from_numpy(self._tables[number][rows]), self._device).float()
+
+
+class TeacherRows:
+    """The teachers' features of captions and of their images, float32 on a device."""
+
+    def __init__(self, pairs: SplitPairs, device: torch.device) -> None:
+        features, captions = pairs.features, pairs.caption_rows
+        tables = [(features.images, pairs.image_rows), (features.captions, captions)]
+        if features.caption_text is not None:
+            tables.append((features.caption_text, captions))
+        self._rows = [rows for _, rows in tables]
+        self._tables = _Tables([table for table, _ in tables], device)
 
     def __call__(self, rows: RowIndices) -> TeacherBatch:
-        """Features (B, D_teacher) of the images and captions of the pairs in `rows`."""
-        images, captions = (self._gather(side, rows) for side in (0, 1))
-        return images, captions
+        """Features of the images and captions of the pairs in `rows`, (B, D) each."""
+        sides = enumerate(self._rows)
+        return TeacherBatch(*(self._tables.gather(side, of[rows]) for side, of in sides))
 
-    def _gather(self, side: int, rows: RowIndices) -> Float[Tensor, "batch teacher"]:
-        rows = self._rows[side][rows]
-        if self._resident:
-            return self._resident[side][to_device(torch.from_numpy(rows), self._device)].float()
-        return to_device(torch.from_numpy(self._tables[side][rows]), self._device).float()
+
+class SentenceRows:
+    """The text teacher's features of the text-only sentences, float32 on a device.
+
+    Raises:
+        InputError: the features have none.
+    """
+
+    def __init__(self, features: Features, device: torch.device) -> None:
+        if features.sentence_text is None:
+            raise InputError(
+                "the features have no text teacher's rows.",
+                "name encoders in teacher.text.encoders, and run `dvc repro features`.",
+            )
+        self._tables = _Tables([features.sentence_text], device)
+
+    def __call__(self, rows: RowIndices) -> Float[Tensor, "batch text"]:
+        """Features of the sentences in `rows`, (B, D_text)."""
+        return self._tables.gather(0, rows)
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

@@ -198,7 +198,7 @@ def _group(
     for start in range(0, len(batches), settings.pool):
         pool = batches[start : start + settings.pool].ravel()
         order = hard_negative_order(
-            *teacher(pool),
+            *teacher(pool)[:2],
             batch_size=size,
             neighbours=settings.hard_negatives,
             noise=params.loss.filter,

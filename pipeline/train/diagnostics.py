@@ -87,7 +87,7 @@ def draw_sample(pairs: SplitPairs, seed: int) -> Sample:
     rng = np.random.default_rng([seed, 2])
     drawn = rng.permutation(images)[:SAMPLE_IMAGES]
     rows = np.flatnonzero(np.isin(pairs.image_rows, drawn))
-    features = TeacherRows(pairs, torch.device("cpu"))(rows)
+    features = TeacherRows(pairs, torch.device("cpu"))(rows)[:2]
     image = torch.from_numpy(pairs.image_rows[rows])
     return Sample(
         pairs,
@@ -243,7 +243,7 @@ def _terms(
         model.eval()
     first, second = (torch.cat(side) for side in zip(*views, strict=True))
     text = cosines(model.heads.text(first), model.heads.text(second))
-    host = TeacherRows(pairs, torch.device("cpu"))(rows)
+    host = TeacherRows(pairs, torch.device("cpu"))(rows)[:2]
     images, captions = (side.to(first.device) for side in host)
     alphas = teacher_cosines(images, captions)
     grounded = model.heads.ground_sentences(first)

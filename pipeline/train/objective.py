@@ -64,7 +64,7 @@ class _Side:
 
     @classmethod
     def read(cls, teacher: TeacherBatch, loss: LossParams) -> "_Side":
-        images, captions = teacher
+        images, captions = teacher[:2]
         scores = teacher_cosines(images, captions)
         return cls(
             images, captions, scores, filter_negatives(images, captions, loss.filter, scores)

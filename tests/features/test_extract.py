@@ -1,11 +1,12 @@
 """Extraction with the demo teacher: every row once, whatever happens during the run."""
 
+import contextlib
 import functools
 import io
 import multiprocessing
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +24,9 @@ from pipeline.features.cache import FeatureCache, read_shard
 from pipeline.features.encode import FeatureExtractor
 from pipeline.features.extract import Extraction, TooManyRejectedError, write_extraction
 from pipeline.features.teacher import Teacher
+from pipeline.features.text_teacher import TextEncoder, open_text_teacher
 from pipeline.params.features import FeaturesParams
-from pipeline.params.teacher import TeacherParams
+from pipeline.params.teacher import TeacherParams, TextTeacherParams
 from tests.conftest import TINY, make_bomb
 
 PARAMS = FeaturesParams(
@@ -35,6 +37,7 @@ PARAMS = FeaturesParams(
     shard_rows=4,
     max_rejected=0.9,
 )
+TEXT = TextTeacherParams(encoders=[TINY["student"]["encoder"]], pooling="mean")
 TOLERANCE = {"rtol": 2e-3, "atol": 2e-3}
 Calls = Counter[str]
 
@@ -111,12 +114,16 @@ def extract(
     work: Path,
     out: str = "features.h5",
     engine: type[FeatureExtractor] = FeatureExtractor,
+    sentences: Sequence[str] = (),
     **changes: object,
 ) -> Extraction:
+    """Also with a text teacher, where there are sentences."""
     params = PARAMS.model_copy(update=changes)
     cache = FeatureCache(work / "store", teacher.identity, probe_of(teacher))
     extractor = engine(teacher, cache, params, show_progress=False)
-    return write_extraction(work / out, pairs, extractor, cache, params)
+    opened = open_text_teacher(TEXT, work / "store", sentences, torch.device("cpu"))
+    with opened if sentences else contextlib.nullcontext() as text:
+        return write_extraction(work / out, pairs, extractor, cache, params, text)
 
 
 def rows_of(work: Path, name: str = "features.h5") -> Iterator[np.ndarray]:
@@ -246,15 +253,16 @@ def test_data_sets_share_their_images_and_captions(tmp_path, teacher, pngs, call
     assert calls == {"images": 1, "captions": 1}
 
 
-@pytest.mark.parametrize("fails_at", [1, 3, 5, 6, 9])
+@pytest.mark.parametrize("fails_at", [2, 4, 7, 12, 24, 33])
 def test_a_stopped_run_resumes_with_equal_bytes(tmp_path, teacher, pngs, monkeypatch, fails_at):
     contents = [*pngs[:7], pngs[2], b"rot", *pngs[7:]]
     pairs = make_pairs(tmp_path / "pairs", contents)
-    extract(pairs, teacher, tmp_path / "whole")
+    sentences = ["a text", "caption of 3", "", *(f"sentence {n}" for n in range(9))]
+    extract(pairs, teacher, tmp_path / "whole", sentences=sentences)
     left = [fails_at]
 
-    def stop_at(name):
-        whole = getattr(teacher, name)
+    def stop_at(encoder, name):
+        whole = getattr(encoder, name)
 
         def counting(*arguments):
             left[0] -= 1
@@ -262,14 +270,15 @@ def test_a_stopped_run_resumes_with_equal_bytes(tmp_path, teacher, pngs, monkeyp
                 raise InterruptedRunError("features was stopped", "run it again")
             return whole(*arguments)
 
-        monkeypatch.setattr(teacher, name, counting)
+        monkeypatch.setattr(encoder, name, counting)
 
-    stop_at("encode_images")
-    stop_at("encode_tokens")
+    stop_at(teacher, "encode_images")
+    stop_at(teacher, "encode_tokens")
+    stop_at(TextEncoder, "encode_tokens")
     with pytest.raises(InterruptedRunError):
-        extract(pairs, teacher, tmp_path / "stopped")
+        extract(pairs, teacher, tmp_path / "stopped", sentences=sentences)
     assert not (tmp_path / "stopped/features.h5").exists()
-    extract(pairs, teacher, tmp_path / "stopped")
+    extract(pairs, teacher, tmp_path / "stopped", sentences=sentences)
     whole, stopped = (tmp_path / name / "features.h5" for name in ("whole", "stopped"))
     assert stopped.read_bytes() == whole.read_bytes()
 

@@ -6,12 +6,19 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
+from pipeline.download.records import read_pairs, read_sentences
+from pipeline.features.store import read_features
 from pipeline.features.teacher import Teacher
+from pipeline.params.block import load_params
+from pipeline.params.schema import Params
 from tests.conftest import ROOT, TINY, assert_clear_error, invoke, merge, write_params
 
 SMALL = merge(TINY, {"download": {"scenes": {"images": 100, "sentences": 100}}})
@@ -147,6 +154,71 @@ def test_the_cache_is_shown_and_freed(scratch):
     assert json.loads(run("features", "--prune", "--teacher", shown["name"], "--json")) == [shown]
     assert json.loads(run("features", "--status", "--json")) == []
     assert Path("data/features.h5").is_file()
+
+
+def save_encoder(folder: Path) -> str:
+    """A random BERT that says, unlike the demo's, how it pools."""
+    config = BertConfig(vocab_size=271, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                        intermediate_size=64, max_position_embeddings=16)  # fmt: skip
+    torch.manual_seed(3)
+    BertModel(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(TINY["student"]["encoder"]).save_pretrained(folder)
+    (folder / "1_Pooling").mkdir()
+    settings = {"pooling_mode_cls_token": True, "word_embedding_dimension": 32}
+    (folder / "1_Pooling/config.json").write_text(json.dumps(settings))
+    return str(folder)
+
+
+def cosines_of(name: str, texts: list[str], pooling: str, length: int) -> np.ndarray:
+    """By plain transformers, one text at a time."""
+    model = AutoModel.from_pretrained(name).eval()
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    vectors = []
+    for text in texts:
+        tokens = tokenizer(text, truncation=True, max_length=length, return_tensors="pt")
+        with torch.inference_mode():
+            states = model(**tokens).last_hidden_state[0].double()
+        vectors.append((states[0] if pooling == "cls" else states.mean(dim=0)).numpy())
+    unit = np.stack([vector / np.sqrt((vector**2).sum()) for vector in vectors])
+    return unit @ unit.T
+
+
+def test_a_text_teacher_is_the_weighted_average_of_its_encoders(scratch, calls):
+    plain = Path("data/features.h5").read_bytes()
+    other = save_encoder(scratch / "other")
+    names = [TINY["student"]["encoder"], other]
+    text = {"encoders": names, "pooling": "mean", "weights": [1, 3]}
+    write_params(scratch, SMALL, {"teacher": {"text": text}})
+    run("features")
+    assert not calls  # of the CLIP teacher
+    params, corpus = load_params(Path("params.yaml"), Params), read_pairs(Path("data/pairs"))
+    sentences = read_sentences(Path("data/text"))
+    features = read_features(
+        Path("data/features.h5"), params.teacher, corpus.fingerprint(), sentences
+    )
+    captions = corpus.captions.set_index("caption_id")["caption"][features.caption_ids].tolist()
+    assert features.caption_text.shape == (len(captions), 128 + 32)
+    assert features.sentence_text.shape == (100, 128 + 32)
+    found = np.concatenate([features.caption_text[:15], features.sentence_text[-15:]])
+    texts = captions[:15] + sentences[-15:]
+    expected = 0.25 * cosines_of(names[0], texts, "mean", 256)
+    expected += 0.75 * cosines_of(other, texts, "cls", 16)
+    np.testing.assert_allclose(found.astype(np.float64) @ found.T, expected, atol=2e-3)
+    times = json.loads(Path("reports/times/features.json").read_text())
+    assert times["texts_encoded"] == 2 * len({*captions, *sentences})
+    run("features")
+    assert json.loads(Path("reports/times/features.json").read_text())["texts_encoded"] == 0
+    assert len(json.loads(run("features", "--status", "--json"))) == 3
+    (scratch / "other/1_Pooling/config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    assert_clear_error(invoke("train"), "the files in its folders changed", "dvc repro -f features")
+    write_params(scratch, SMALL, {"teacher": {"text": text | {"encoders": []}}})
+    assert_clear_error(invoke("features"), "weights must be one for each of the 0 encoders")
+    write_params(scratch, SMALL, {"teacher": {"text": {"encoders": names}}})
+    assert_clear_error(invoke("features"), "does not say how it pools", "teacher.text.pooling")
+    write_params(scratch, SMALL)
+    assert_clear_error(invoke("train"), "another text teacher", "instead of none")
+    run("features")
+    assert Path("data/features.h5").read_bytes() == plain
 
 
 def test_a_teacher_is_named_for_pruning_only(scratch):

@@ -2,7 +2,7 @@
 
 import resource
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import h5py
@@ -21,9 +21,13 @@ from pipeline.core.errors import (
 from pipeline.features import store
 from pipeline.features.cache import FeatureCache, text_keys
 from pipeline.features.hdf5 import DamagedFeaturesError
-from pipeline.features.identity import hash_teacher_source
+from pipeline.features.identity import (
+    describe_text_teacher,
+    hash_sentences,
+    hash_teacher_source,
+)
 from pipeline.features.store import Features, read_features, read_identity, write_features
-from pipeline.params.teacher import TeacherParams
+from pipeline.params.teacher import TeacherParams, TextTeacherParams
 from tests.faults.ledger import record, times
 from tests.features.tiny_teachers import IDENTITY
 
@@ -74,6 +78,45 @@ def assert_equal(found: Features, expected: Features) -> None:
 
 def is_mapped(rows: np.ndarray) -> bool:
     return isinstance(rows, np.memmap) or isinstance(rows.base, np.memmap)
+
+
+def test_the_tables_and_attributes_without_a_text_teacher(out):
+    names: list[str] = []
+    with h5py.File(out) as file:
+        file.visit(names.append)
+        attributes = set(file.attrs)
+    assert names == [
+        "caption", "caption/features", "caption/ids", "caption/image",
+        "image", "image/features", "image/ids",
+    ]  # fmt: skip
+    assert attributes == {"schema", "corpus", "normalised", *asdict(IDENTITY)}
+
+
+@MAPPED_OR_NOT
+def test_the_rows_of_a_text_teacher(features, tmp_path, monkeypatch, in_memory):
+    monkeypatch.setattr(store, "IN_MEMORY", in_memory)
+    rng, out = np.random.default_rng(1), tmp_path / "features.h5"
+    caption, sentence = (rng.standard_normal((n, 6)).astype(np.float16) for n in (5, 2))
+    with_text = replace(features, caption_text=caption, sentence_text=sentence)
+    named = TextTeacherParams(encoders=["hub/a", "hub/b"], weights=[3, 1])
+    sentences = ["one", "two"]
+    attributes = describe_text_teacher(named) | {"sentences": hash_sentences(sentences)}
+    write_features(out, with_text, IDENTITY, "corpus", attributes)
+    teacher = TEACHER.model_copy(update={"text": named})
+    found = read_features(out, teacher, "corpus", sentences)
+    assert_equal(found, with_text)
+    np.testing.assert_array_equal(found.caption_text, caption)
+    np.testing.assert_array_equal(found.sentence_text, sentence)
+    assert is_mapped(found.sentence_text) == is_mapped(found.images) == (in_memory == 0)
+    assert read_features(out, teacher, "corpus").digest == found.digest
+    with pytest.raises(StaleArtifactError, match="another set of text-only sentences"):
+        read_features(out, teacher, "corpus", ["one", "other"])
+    for change in ({"weights": [1, 1]}, {"encoders": ["hub/b", "hub/a"]}, {"pooling": "cls"}):
+        other = teacher.model_copy(update={"text": named.model_copy(update=change)})
+        with pytest.raises(StaleArtifactError, match=r"another text teacher .*0\.75 hub/a"):
+            read_features(out, other, "corpus", sentences)
+    with pytest.raises(StaleArtifactError, match=r"another text teacher .* instead of none"):
+        read(out)
 
 
 @MAPPED_OR_NOT

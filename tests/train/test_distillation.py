@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from pipeline.features.teacher_rows import TeacherBatch
 from pipeline.params.loss import ConsistencyParams, DistillationParams, LossParams
 from pipeline.student.encoder import GroundingHeads, SentenceEncoder
 from pipeline.train.losses import (
@@ -160,7 +161,7 @@ def test_sentences_are_pulled_towards_the_rows_of_the_target(
     model = build(encoder, weight=0.5, target=target, space=space, kind=kind, **setting)
     v, t, s, a, b = features
     views = model.encode_views([encoder.tokenize(SENTENCES), encoder.tokenize(SENTENCES[::-1])])
-    loss = model.loss_of_views(views, [(v, t), (v, s)], [a, b])
+    loss = model.loss_of_views(views, [TeacherBatch(v, t), TeacherBatch(v, s)], [a, b])
     first, second = map(model.heads.text, views) if space == "head" else views
     seen = cosines(first, second).detach().double().numpy()
     teacher = rows_of(target, features).double().numpy()
@@ -182,7 +183,7 @@ def test_text_batches_have_rows_only_where_there_is_a_text_teacher(encoder, feat
 def test_caption_to_image_rows_follow_both_sides_of_the_teacher(encoder, features):
     model = build(encoder, cross_weight=0.5, temperature=0.45, teacher_temperature=0.5)
     v, t, *_ = features
-    loss = model([encoder.tokenize(SENTENCES)] * 2, [(v, t)] * 2)
+    loss = model([encoder.tokenize(SENTENCES)] * 2, [TeacherBatch(v, t)] * 2)
     h = model.encoder(encoder.tokenize(SENTENCES))
     seen = (model.heads.ground_sentences(h) @ model.heads.ground_images(v).T).detach().double()
     v, t = F.normalize(v.double(), dim=-1), F.normalize(t.double(), dim=-1)
@@ -200,7 +201,7 @@ def test_consistency_is_added_with_its_weight(encoder, features, kind):
     v, t, *_ = features
     tokens = [encoder.tokenize(SENTENCES), encoder.tokenize(SENTENCES[::-1])]
     views = model.encode_views(tokens)
-    loss = model.loss_of_views(views, [(v, t)] * 2)
+    loss = model.loss_of_views(views, [TeacherBatch(v, t)] * 2)
     if kind == "views":
         heads = map(model.heads.text, views)
         expected = view_divergence(cosines(*heads), temperature=0.05)
@@ -220,7 +221,7 @@ def test_three_views_are_compared_with_the_first(encoder, features):
     v, t, s, *_ = features
     tokens = [encoder.tokenize(some) for some in (SENTENCES, SENTENCES, SENTENCES[::-1])]
     views = model.encode_views(tokens)
-    loss = model.loss_of_views(views, [(v, t), (v, t), (v, s)])
+    loss = model.loss_of_views(views, [TeacherBatch(v, t)] * 2 + [TeacherBatch(v, s)])
     z = [model.heads.text(view) for view in views]
     text = [simcse_loss(z[0], other, temperature=0.05) for other in z[1:]]
     torch.testing.assert_close(loss.text, torch.stack(text).mean())

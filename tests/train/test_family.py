@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pipeline.features.teacher_rows import TeacherBatch
 from pipeline.params.changes import apply_changes
 from pipeline.params.presets import Method, read_preset
 from pipeline.params.schema import Params
@@ -52,7 +53,7 @@ class World:
             {key: F.pad(value, (0, width - value.shape[1])) for key, value in one.items()}
             for one in tokens
         ]
-        teacher = [(self.images, self.captions)] * 2 if pairs else None
+        teacher = [TeacherBatch(self.images, self.captions)] * 2 if pairs else None
         return self.model(padded, teacher, [self.text] * 2)
 
 
