@@ -14,9 +14,9 @@ from pipeline.download.records import read_pairs
 from pipeline.features.store import read_features
 from pipeline.features.teacher_rows import pairs_of_split
 from pipeline.params.block import load_params
-from pipeline.params.loss import FilterParams, Similarity
+from pipeline.params.loss import FilterParams, LossParams, Similarity, TermSimilarity
 from pipeline.params.schema import Params
-from pipeline.train.diagnostics import draw_sample, filter_effect
+from pipeline.train.diagnostics import draw_sample, filter_effects
 from stages import paths
 
 PERCENTILES = (80, 95, 99, 99.9)
@@ -34,11 +34,9 @@ def main() -> None:
     settings += [("cosine", value) for value in COSINES]
     for similarity in get_args(Similarity):
         for kind, threshold in settings:
-            noise = FilterParams(
-                kind=kind, similarity=similarity, drop="above", threshold=threshold
-            )
-            effect = filter_effect(sample, noise)
-            assert effect is not None
+            both = TermSimilarity(image=similarity, caption=similarity)
+            noise = FilterParams(kind=kind, similarity=both, drop="above", threshold=threshold)
+            effect = filter_effects(sample, LossParams(filter=noise))["image"]
             numbers = (effect.share, effect.recall, effect.precision)
             cells = " | ".join(f"{100 * number:.3g} %" for number in numbers)
             print(f"| {similarity} | {kind} {threshold:g} | {cells} |")

@@ -310,7 +310,7 @@ TEXT_ONLY = {"train.objective": "simcse", "train.pair_every": NO_PAIRS}
 PAIRED = {
     "train.objective": "kdmcse",
     "train.pair_every": PAPER_PAIR_EVERY,
-    "loss.filter.kind": "off",
+    "loss.filter.kind": "none",
     "loss.margin_kind": "adaptive",
 }
 TRAINERS: dict[str, tuple[Train, dict[str, Any]]] = {

@@ -22,6 +22,7 @@ from benchmarks.gpu.worlds import draw_data, draw_sentences, pack_pictures, save
 from benchmarks.gpu.worlds import run_params as params_of
 from pipeline.core.errors import InterruptedRunError
 from pipeline.features.teacher import Teacher
+from pipeline.features.teacher_rows import TeacherBatch
 from pipeline.params.teacher import TeacherParams
 from pipeline.student.encoder import SentenceEncoder
 from pipeline.train import loop
@@ -55,10 +56,11 @@ class Problem:
         """Loss, and the gradient of all weights as one vector, in float64 on the CPU."""
         model = self.model.to(device, dtype)
         model.zero_grad()
-        images, captions = (side.to(device, dtype) for side in self.teacher)
+        teacher = TeacherBatch(*(side.to(device, dtype) for side in self.teacher))
         with autocast():
             first, second = (model.encoder(model.encoder.tokenize(view)) for view in self.views)
-            loss = model.loss_of_views((_widen(first), _widen(second)), (images, captions)).total
+            views = _widen(first), _widen(second)
+            loss = model.loss_of_views(views, [teacher, teacher]).total
         torch.autograd.backward(loss)
         # A compiled model gives unused weights a gradient of 0, others none.
         parts = [torch.zeros_like(w) if w.grad is None else w.grad for w in model.parameters()]

@@ -28,7 +28,7 @@ from pipeline.features.teacher_rows import TeacherBatch
 from pipeline.student.encoder import SentenceEncoder, Tokens, run_padded
 from pipeline.train import loop
 from pipeline.train.batches import TrainingData
-from pipeline.train.gradients import add_gradients
+from pipeline.train.gradients import Batch, add_gradients
 from pipeline.train.objective import build_model
 from pipeline.train.precision import autocast_of, choose_precision
 from pipeline.train.run_params import RunParams
@@ -192,7 +192,8 @@ class Stepper:
     def step(self, teacher: TeacherBatch | None) -> None:
         """Take it."""
         self._optimiser.zero_grad()
-        add_gradients(self._model, self._tokens, teacher, autocast=self._autocast)
+        batch = Batch([self._tokens] * 2, None if teacher is None else [teacher] * 2)
+        add_gradients(self._model, batch, autocast=self._autocast)
         clip_grad_norm_(self._model.parameters(), 1.0)
         self._optimiser.step()
 

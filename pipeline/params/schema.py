@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pydantic import model_validator
+
 from pipeline.params.block import NUMBER_TEXT, Block
 from pipeline.params.download import DownloadParams
 from pipeline.params.evaluate import EvaluateParams
@@ -24,6 +26,21 @@ class Params(Block):
     train: TrainParams = TrainParams()
     evaluate: EvaluateParams = EvaluateParams()
     index: IndexParams = IndexParams()
+
+    @model_validator(mode="after")
+    def _rows_have_a_teacher(self) -> "Params":
+        rows, consistency = self.loss.distillation, self.loss.consistency
+        if rows.weight and rows.target == "text" and not self.teacher.text.encoders:
+            msg = "loss.distillation.target text needs encoders in teacher.text.encoders"
+            raise ValueError(msg)
+        is_grounded = rows.cross_weight or (consistency.weight and consistency.kind == "pairs")
+        if self.train.objective == "simcse" and is_grounded:
+            msg = (
+                "train.objective simcse has no use for loss.distillation.cross_weight and for "
+                "loss.consistency.kind pairs, which compare sentences with pictures"
+            )
+            raise ValueError(msg)
+        return self
 
 
 def params_schema() -> dict[str, Any]:

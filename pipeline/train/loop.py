@@ -19,7 +19,7 @@ from pipeline.core.device import choose_device
 from pipeline.core.errors import InterruptedRunError, TrainingError
 from pipeline.core.progress import counter, log
 from pipeline.core.signals import defers_signals
-from pipeline.features.teacher_rows import TeacherRows, to_device
+from pipeline.features.teacher_rows import SentenceRows, TeacherRows, to_device
 from pipeline.params.train import TrainParams
 from pipeline.student.encoder import SentenceEncoder, Student, Tokens
 from pipeline.train.batches import (
@@ -192,6 +192,10 @@ class TrainingRun:
         self._text = text_stream(self._text_tokens.lengths, self._params.train, self._seed)
         self._pairs = pair_stream(pairs, self._pair_tokens.lengths, self._params, self._seed)
         self._siblings = Siblings(pairs.image_rows, self._seed)
+        is_taught = (
+            self._params.loss.distillation.weight and pairs.features.sentence_text is not None
+        )
+        self._sentence_rows = SentenceRows(pairs.features, self._device) if is_taught else None
 
     def _say_what_is_paired(self) -> None:
         paired, loss = self._schedule.paired_steps(self._steps), self._params.loss
@@ -280,7 +284,11 @@ class TrainingRun:
 
     def _text_batch(self) -> Batch:
         rows = next(self._text)
-        return Batch(self._read(self._text_tokens, [rows, rows]))
+        tokens = self._read(self._text_tokens, [rows, rows])
+        if self._sentence_rows is None:
+            return Batch(tokens)
+        text = self._sentence_rows(self._context.teacher_rows(rows))
+        return Batch(tokens, text=[text, text])
 
     def _pair_batch(self) -> Batch:
         rows, positives = next(self._pairs), self._params.loss.positives
@@ -292,7 +300,8 @@ class TrainingRun:
             of_rows if view is rows else self._teacher(self._context.teacher_rows(view))
             for view in views
         ]
-        return Batch(self._read(self._pair_tokens, views), teacher)
+        text = [one.text for one in teacher if one.text is not None]
+        return Batch(self._read(self._pair_tokens, views), teacher, text or None)
 
     def _read(self, tokens: PackedTokens, views: Sequence[Rows]) -> list[Tokens]:
         """The sentences of all views, padded to the longest of all."""

@@ -135,7 +135,8 @@ class Distillation(nn.Module):
         text: Sequence[TextRows] | None = None,
     ) -> StepLoss:
         """The loss of a batch's sentence vectors; see `forward`."""
-        read = {id(one): _Side.read(one, self.loss) for one in teacher or ()}
+        distinct = {id(one): one for one in teacher or ()}  # two dropout views share their features
+        read = {key: _Side.read(one, self.loss) for key, one in distinct.items()}
         sides = [read[id(one)] for one in teacher or ()]
         targets = self._rows_to_distil(sides, text)
         return _average([self._loss(_shorten(views, d), sides, targets) for d in self.dimensions])

@@ -135,7 +135,7 @@ UNFIT: dict[str, tuple[dict, str]] = {
 """Params that are valid, and what the line says of them."""
 
 THRESHOLDS = {
-    "off": st.floats(-1e6, 1e6),
+    "none": st.floats(-1e6, 1e6),
     "cosine": st.floats(-1, 1),
     "dot": st.floats(-1e6, 1e6),
     "percentile": st.floats(0, 100),

@@ -124,8 +124,8 @@ def test_a_missing_key_is_named_although_blocks_have_defaults(tmp_path, key):
         ("learning_rate: 1e-3", "learning_rate: 1.0E-05", "train.learning_rate", 1e-5),
         ("text_margin: 0.0", "text_margin: *m", "loss.text_margin", 0.15),
         ("# yaml-language", "\ufeff# yaml-language", "loss.margin", 0.15),
-        ("kind: off ", "kind: 'off' ", "loss.filter.kind", "off"),
-        ("kind: off ", "kind: off  ", "loss.filter.kind", "off"),
+        ("kind: none ", "kind: 'none' ", "loss.filter.kind", "none"),
+        ("kind: none ", "kind: none  ", "loss.filter.kind", "none"),
     ],
 )
 def test_ways_to_write_a_value(tmp_path, old, new, key, value):

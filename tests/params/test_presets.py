@@ -27,21 +27,21 @@ ALL = list(itertools.product(DATA, METHODS))
 PUBLISHED: dict[str, dict[str, Any]] = {
     "paper": {
         "teacher.model": "ViT-B-32", "train.objective": "kdmcse", "loss.margin": 0.125,
-        "loss.margin_kind": "adaptive", "loss.text_margin": 0.0, "loss.combine": "average",
+        "loss.margin_kind": "adaptive", "loss.text_margin": 0.0,
         "loss.filter.kind": "cosine", "loss.filter.drop": "above",
         "train.pairs.captions": "one", "train.pairs.unique_images": True,
     },
     "released": {
         "teacher.model": "ViT-L-14", "train.objective": "kdmcse", "loss.margin": 0.15,
-        "loss.margin_kind": "adaptive", "loss.text_margin": 0.15, "loss.combine": "sum",
-        "loss.filter.kind": "off", "loss.filter.threshold": 0.8, "loss.gate": "margin",
+        "loss.margin_kind": "adaptive", "loss.text_margin": 0.15,
+        "loss.filter.kind": "none", "loss.filter.threshold": 0.8, "loss.gate": "margin",
         "train.pairs.captions": "all", "train.pairs.unique_images": False,
     },
     "mcse": {
         "train.objective": "mcse", "loss.margin_kind": "none", "loss.text_margin": 0.0,
-        "loss.terms": ["image"], "loss.filter.kind": "off", "train.pairs.captions": "one",
+        "loss.terms": ["image"], "loss.filter.kind": "none", "train.pairs.captions": "one",
     },
-    "simcse": {"train.objective": "simcse", "loss.text_margin": 0.0, "loss.filter.kind": "off"},
+    "simcse": {"train.objective": "simcse", "loss.text_margin": 0.0, "loss.filter.kind": "none"},
 }  # fmt: skip
 PUBLISHED_BY_ALL = {
     "teacher.pretrained": "openai", "student.encoder": "bert-base-uncased",
@@ -95,7 +95,7 @@ def test_every_combination_is_written_valid_and_whole_and_leads_back(params):
         written, before = values_of(params.read_text()), values_of(TEXT)
         assert list(written) == list(before)
         assert written == {**before, **read_preset(data, method)}
-        run("demo", "default", "--write")
+        run("demo", "best", "--write")
         assert params.read_text() == TEXT, (data, method)
 
 
@@ -131,7 +131,7 @@ def assert_only_values_change(before: str, after: str, changed: dict[str, Any]) 
 
 def test_only_values_change_and_comments_keep_their_column_where_there_is_room():
     for data, method in ALL:
-        if (data, method) != ("demo", "default"):
+        if (data, method) != ("demo", "best"):
             changed = read_preset(data, method)
             assert_only_values_change(TEXT, edit_params(TEXT, changed), changed)
     after = edit_params(TEXT, {"loss.margin": 0.125, "train.steps": 5, "index.kind": "x" * 40})
@@ -217,7 +217,7 @@ def test_equal_in_meaning_is_no_change(params):
     mine = mine.replace("threshold: 0.9", "threshold: 9.0e-1")
     for text in (TEXT, mine):
         params.write_text(text)
-        result = run("demo", "default", "--write")
+        result = run("demo", "best", "--write")
         assert result.stdout == ""
         assert "nothing changes" in result.stderr
         assert params.read_text() == text

@@ -302,7 +302,7 @@ def test_parameters_are_those_of_dvc_lock(published):
     assert table_row(done.card.text, "`loss.margin`")[1] == "`0.125`"  # params.yaml has 0.15
     assert done.facts["parameters"]["train.batch_size"] == 48
     assert done.facts["parameters"]["train.seeds"] == [0, 1]  # the summary's, not the student's
-    assert done.facts["parameters"]["loss.filter.kind"] == "off"
+    assert done.facts["parameters"]["loss.filter.kind"] == "none"
     assert table_row(done.card.text, "`train.steps`")[1] == "`null`"
     assert table_row(done.card.text, "`loss.terms`")[1] == '`["image", "caption"]`'
     missing = done.facts["parameters_unrecorded"]

@@ -155,7 +155,7 @@ def test_hard_negatives_are_near_their_anchor_and_of_another_image():
     near, same = {}, {}
     for hard in (0, 1):
         settings = {"unique_images": False, "hard_negatives": hard, "pool": 20}
-        params = run_params(4, train={"pairs": settings}, loss={"filter": {"kind": "off"}})
+        params = run_params(4, train={"pairs": settings}, loss={"filter": {"kind": "none"}})
         epoch = np.array(list(itertools.islice(pair_stream(pairs, lengths_of(80), params, 0), 20)))
         assert sorted(epoch.ravel()) == list(range(80))
         images = pairs.image_rows[epoch[:, :2]]

@@ -8,11 +8,13 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline.params.loss import FilterParams
+from pipeline.params.loss import FilterParams, LossParams
 from pipeline.train.diagnostics import (
+    FilterEffect,
+    Sample,
     angles_and_margins,
     draw_sample,
-    filter_effect,
+    filter_effects,
     masked_pairs,
     similarity_histograms,
     warn_of_useless_filter,
@@ -24,8 +26,14 @@ from tests.train.test_loop import run_params
 
 
 def make_filter(**settings: object) -> FilterParams:
-    base = {"kind": "cosine", "similarity": "caption", "drop": "above", "threshold": 0.9}
+    similarity = {"image": "cross-modal", "caption": "caption"}
+    base = {"kind": "cosine", "similarity": similarity, "drop": "above", "threshold": 0.9}
     return FilterParams(**base | settings)
+
+
+def filter_effect(sample: Sample, noise: FilterParams) -> FilterEffect:
+    """On the caption loss, where captions are compared."""
+    return filter_effects(sample, LossParams(filter=noise))["caption"]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +89,8 @@ def test_the_filters_effect_is_counted_pair_by_pair(pairs, sample, drop):
     assert effect.share == pytest.approx(np.mean(masked[False]))
     hits = sum(masked[True])  # the sample is the whole split, so its own precision is the split's
     assert effect.precision == pytest.approx(hits / (hits + sum(masked[False])))
-    assert set(effect.metrics()) == {"filter_share", "filter_recall", "filter_precision"}
+    names = {"filter_caption_share", "filter_caption_recall", "filter_caption_precision"}
+    assert set(effect.metrics("caption")) == names
 
 
 @pytest.mark.parametrize("kind", ["cosine", "dot"])
@@ -99,23 +108,26 @@ def test_the_suggested_threshold_masks_five_percent(sample, kind, drop):
         ({"threshold": -1.0}, True),
         ({"threshold": 0.7}, False),
         ({"kind": "percentile", "threshold": 95.0}, False),
-        ({"kind": "off"}, False),
+        ({"kind": "none"}, False),
     ],
 )
 def test_a_useless_filter_warns_once(sample, settings, warns, caplog):
     caplog.set_level(logging.WARNING, "kdmcse")
     noise = make_filter(**settings)
-    warn_of_useless_filter(filter_effect(sample, noise), noise)
+    loss = LossParams(terms=["caption"], filter=noise)
+    warn_of_useless_filter(filter_effects(sample, loss), noise)
     assert len(caplog.records) == warns
     if warns:
+        assert "of the caption loss; loss.filter.threshold" in caplog.text
         assert "would mask 5 %" in caplog.text
 
 
 def test_the_table_of_masked_pairs_can_be_read(pairs, sample):
     noise = make_filter(threshold=0.7)
-    table = masked_pairs(sample, filter_effect(sample, noise), noise, {7: "seven.jpg"})
+    table = masked_pairs(sample, {"caption": filter_effect(sample, noise)}, noise, {7: "seven.jpg"})
     assert 10 < len(table) <= 100
     assert table["score"].is_monotonic_decreasing
+    assert set(table["loss"]) == {"caption"}
     for row in table.itertuples():
         first, second = (int(text.split()[1]) for text in (row.caption_1, row.caption_2))
         assert row.score > 0.7
@@ -124,7 +136,7 @@ def test_the_table_of_masked_pairs_can_be_read(pairs, sample):
         assert row.same_image == (images[0] == images[1])
         names = ["seven.jpg" if image == 7 else str(image) for image in images]
         assert [row.image_1, row.image_2] == names
-    assert masked_pairs(sample, None, make_filter(kind="off"), {}).empty
+    assert masked_pairs(sample, {}, make_filter(kind="none"), {}).empty
 
 
 @pytest.mark.slow

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.features.teacher_rows import TeacherBatch
 from pipeline.params.schema import Params
 from pipeline.student.encoder import GroundingHeads, SentenceEncoder
 from pipeline.train.distributed import DistributedContext
-from pipeline.train.gradients import add_gradients
+from pipeline.train.gradients import Batch, add_gradients
 from pipeline.train.objective import Distillation
 from tests.conftest import ROOT, find_port, merge, read_default_params
 
@@ -23,6 +24,7 @@ SENTENCES = [
     for shape in ("circle", "square above a green one")
 ]
 TEACHER_DIM = 16
+ALL = slice(None)
 
 
 def make_model(**loss: object) -> Distillation:
@@ -34,10 +36,24 @@ def make_model(**loss: object) -> Distillation:
     return Distillation(encoder, heads, params.loss, (32,))
 
 
-def make_teacher() -> tuple[torch.Tensor, torch.Tensor]:
+def make_batch(
+    encoder: SentenceEncoder, mine: slice | list[int] = ALL, whole: slice | list[int] = ALL
+) -> Batch:
+    """Three views, of which the last one reads other captions.
+
+    Args:
+        encoder: tokenises.
+        mine: the sentences that are encoded.
+        whole: the samples that the loss reads.
+    """
     rng = np.random.default_rng(0)
-    images, captions = rng.standard_normal((2, len(SENTENCES), TEACHER_DIM)).astype(np.float32)
-    return torch.from_numpy(images), torch.from_numpy(captions)
+    size = (3, len(SENTENCES), TEACHER_DIM)
+    images, captions, siblings = torch.from_numpy(rng.standard_normal(size).astype(np.float32))
+    tokens = encoder.tokenize(SENTENCES)
+    others = {key: value.flip(0) for key, value in tokens.items()}
+    views = [{key: value[mine] for key, value in one.items()} for one in (tokens, tokens, others)]
+    teacher = TeacherBatch(images[whole], captions[whole])
+    return Batch(views, [teacher, teacher, TeacherBatch(images[whole], siblings[whole])])
 
 
 def gradients(model: Distillation) -> dict[str, torch.Tensor]:
@@ -49,9 +65,9 @@ def gradients(model: Distillation) -> dict[str, torch.Tensor]:
 def test_mini_batches_give_the_gradient_of_the_whole_batch(size):
     """Without dropout the two are the same sums; negatives come from all mini-batches."""
     one, other = make_model().eval(), make_model().eval()
-    tokens = one.encoder.tokenize(SENTENCES)
-    whole = add_gradients(one, tokens, make_teacher(), scale=0.5)
-    parts = add_gradients(other, tokens, make_teacher(), scale=0.5, mini_batch_size=size)
+    batch = make_batch(one.encoder)
+    whole = add_gradients(one, batch, scale=0.5)
+    parts = add_gradients(other, batch, scale=0.5, mini_batch_size=size)
     torch.testing.assert_close(whole.total, parts.total)
     expected, found = gradients(one), gradients(other)
     assert expected.keys() == found.keys()
@@ -62,12 +78,12 @@ def test_mini_batches_give_the_gradient_of_the_whole_batch(size):
 def test_both_passes_of_a_mini_batch_have_the_same_dropout():
     """The gradient in mini-batches, with dropout, against finite differences of the same draws."""
     model = make_model().train()
-    tokens = model.encoder.tokenize(SENTENCES)
+    batch = make_batch(model.encoder)
 
     def loss() -> float:
         torch.manual_seed(5)
         model.zero_grad()
-        return float(add_gradients(model, tokens, make_teacher(), mini_batch_size=3).total.detach())
+        return float(add_gradients(model, batch, mini_batch_size=3).total.detach())
 
     loss()
     weight = model.get_parameter("encoder.backbone.encoder.layer.0.output.dense.weight")
@@ -88,14 +104,15 @@ def test_both_passes_of_a_mini_batch_have_the_same_dropout():
 def test_the_draws_after_a_batch_do_not_depend_on_mini_batches():
     """The second pass repeats the draws of the first, and the next batch draws new ones."""
     model = make_model().train()
-    tokens = model.encoder.tokenize(SENTENCES)
+    batch = make_batch(model.encoder)
     torch.manual_seed(1)
     with torch.no_grad():
         for start in (0, 4):
-            model.two_views({key: value[start : start + 4] for key, value in tokens.items()})
+            some = [{k: v[start : start + 4] for k, v in view.items()} for view in batch.tokens]
+            model.encode_views(some)
     expected = torch.get_rng_state()
     torch.manual_seed(1)
-    add_gradients(model, tokens, make_teacher(), mini_batch_size=4)
+    add_gradients(model, batch, mini_batch_size=4)
     assert torch.equal(torch.get_rng_state(), expected)
 
 
@@ -112,15 +129,14 @@ import sys, torch
 from accelerate import PartialState
 from pipeline.train.distributed import find_context
 from pipeline.train.gradients import add_gradients
-from tests.train.test_gradients import CASES, SENTENCES, gradients, make_model, make_teacher
+from tests.train.test_gradients import CASES, SENTENCES, gradients, make_batch, make_model
 
 rows = list(range(len(SENTENCES)))
 for name, (gathers, size) in CASES.items():
     context = find_context(len(SENTENCES), torch.device("cpu"), gathers=gathers)
     model = make_model().eval()
-    tokens = model.encoder.tokenize([SENTENCES[row] for row in context.share(rows)])
-    teacher = tuple(side[context.teacher_rows(rows)] for side in make_teacher())
-    loss = add_gradients(model, tokens, teacher, mini_batch_size=size, gather=context.gather)
+    batch = make_batch(model.encoder, context.share(rows), context.teacher_rows(rows))
+    loss = add_gradients(model, batch, mini_batch_size=size, gather=context.gather)
     context.reduce_gradients(model)
     found = loss.total.detach(), gradients(model)
     torch.save(found, f"{sys.argv[1]}/{name}-{context.rank}.pt")
@@ -156,8 +172,7 @@ def test_two_processes_give_the_gradient_of_one(folder, name):
     losses = [
         add_gradients(
             model,
-            model.encoder.tokenize(SENTENCES[rows]),
-            tuple(side[rows] for side in make_teacher()),
+            make_batch(model.encoder, rows, rows),
             scale=1 / len(batches),
         ).total.detach()
         for rows in batches

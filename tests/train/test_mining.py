@@ -6,10 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.params.loss import FilterParams
+from pipeline.params.loss import FilterParams, TermSimilarity
 from pipeline.train.mining import hard_negative_order
 
-OFF = FilterParams(kind="off", similarity="image", drop="above", threshold=0.0)
+OFF = FilterParams(
+    kind="none", similarity={"image": "image", "caption": "image"}, drop="above", threshold=0.0
+)
 
 
 def features(pool: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,7 +47,12 @@ def test_neighbours_follow_their_anchor(size, batches, neighbours, seed):
 @given(st.floats(-0.5, 0.9), st.integers(0, 10_000))
 def test_false_negatives_are_not_sought(limit, seed):
     images, captions = features(12, seed)
-    noise = FilterParams(kind="cosine", similarity="caption", drop="above", threshold=limit)
+    noise = FilterParams(
+        kind="cosine",
+        similarity={"image": "caption", "caption": "caption"},
+        drop="above",
+        threshold=limit,
+    )
     order = hard_negative_order(images, captions, batch_size=4, neighbours=3, noise=noise)
     assert list(order) == expected_order(captions.float().numpy(), 4, 3, limit)
 
@@ -56,7 +63,9 @@ def test_the_filter_names_the_similarity(similarity):
     v, t = images.numpy(), captions.numpy()
     scores = {"cross-modal": (t, v), "image": (v, v), "caption": (t, t)}[similarity]
     nearest = max(range(1, 9), key=lambda row: cosine(scores[0][0], scores[1][row]))
-    noise = OFF.model_copy(update={"similarity": similarity})
+    noise = OFF.model_copy(
+        update={"similarity": TermSimilarity(image=similarity, caption=similarity)}
+    )
     order = hard_negative_order(images, captions, batch_size=9, neighbours=1, noise=noise)
     assert list(order[:2]) == [0, nearest]
 
@@ -66,7 +75,9 @@ def test_dot_products_decide_and_ties_go_to_the_first_row(limit, seed):
     """Of small whole numbers: many are equal, and exact in float32."""
     images = np.random.default_rng(seed).integers(-2, 3, (48, 2)).astype(np.float32)
     rows = np.random.default_rng(seed).integers(0, 40, 48)
-    noise = FilterParams(kind="dot", similarity="image", drop="above", threshold=limit)
+    noise = FilterParams(
+        kind="dot", similarity={"image": "image", "caption": "image"}, drop="above", threshold=limit
+    )
     order = hard_negative_order(
         torch.from_numpy(images), torch.from_numpy(images[::-1].copy()),
         batch_size=6, neighbours=5, noise=noise, image_rows=rows,

@@ -17,7 +17,11 @@ def features() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def make_filter(**settings: object) -> FilterParams:
-    return FilterParams(**{"drop": "above", "similarity": "image"} | settings)
+    similarity = settings.pop("similarity", "image")
+    both = (
+        {"image": similarity, "caption": similarity} if isinstance(similarity, str) else similarity
+    )
+    return FilterParams(**{"drop": "above"} | settings, similarity=both)
 
 
 def cosine(u: torch.Tensor, v: torch.Tensor) -> float:
@@ -64,7 +68,7 @@ def test_the_limit_is_of_all_negatives_and_no_other(size, threshold, seed):
 
 
 def test_off_keeps_everything(features):
-    params = make_filter(kind="off", similarity="image", threshold=0.5)
+    params = make_filter(kind="none", similarity="image", threshold=0.5)
     assert filter_negatives(*features, params) is None
 
 

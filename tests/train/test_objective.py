@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.core.errors import ParamsError
+from pipeline.features.teacher_rows import TeacherBatch
 from pipeline.params.schema import Params
 from pipeline.student.encoder import GroundingHeads, SentenceEncoder
 from pipeline.train.losses import adap_acse_loss, simcse_loss
@@ -25,10 +26,10 @@ def encoder() -> SentenceEncoder:
 
 
 @pytest.fixture(scope="module")
-def teacher() -> tuple[torch.Tensor, torch.Tensor]:
+def teacher() -> TeacherBatch:
     generator = torch.Generator().manual_seed(0)
     images, captions = torch.randn(2, len(SENTENCES), DIM, generator=generator)
-    return images * 19, captions
+    return TeacherBatch(images * 19, captions)
 
 
 def run_params(objective="kdmcse", student=None, **loss: object) -> RunParams:
@@ -46,8 +47,8 @@ def build(encoder, objective="kdmcse", matryoshka=(), **loss) -> Distillation:
 def expected_terms(model: Distillation, teacher, **setting) -> dict[str, torch.Tensor]:
     """The text loss and both grounded ones, by their definitions."""
     h = model.encoder(model.encoder.tokenize(SENTENCES))
-    images, captions = teacher
-    v, t = (F.normalize(x, dim=1) for x in teacher)
+    images, captions, _ = teacher
+    v, t = (F.normalize(x, dim=1) for x in teacher[:2])
     adaptive = setting.pop("adaptive", True)
     p = model.heads.ground_sentences(h)
     z = model.heads.text(h)
@@ -63,27 +64,25 @@ def expected_terms(model: Distillation, teacher, **setting) -> dict[str, torch.T
 
 
 @pytest.mark.parametrize(
-    ("kind", "gate", "combine", "terms"),
+    ("kind", "gate", "terms"),
     list(
         itertools.product(
             ["none", "fixed", "adaptive"],
             ["margin", "shift"],
-            ["sum", "average"],
             [["image", "caption"], ["caption"], ["image"]],
         )
     ),
 )
-def test_every_variant_is_the_sum_of_its_terms(encoder, teacher, kind, gate, combine, terms):
+def test_every_variant_is_the_sum_of_its_terms(encoder, teacher, kind, gate, terms):
     model = build(
         encoder,
         margin=0.3,
         margin_kind=kind,
         gate=gate,
-        combine=combine,
         terms=terms,
         grounding_weight=0.7,
     )
-    loss = model(encoder.tokenize(SENTENCES), teacher)
+    loss = model([encoder.tokenize(SENTENCES)] * 2, [teacher] * 2)
     expected = expected_terms(
         model,
         teacher,
@@ -93,8 +92,7 @@ def test_every_variant_is_the_sum_of_its_terms(encoder, teacher, kind, gate, com
         adaptive=kind == "adaptive",
     )
     grounded = sum(expected[term] for term in terms)
-    share = len(terms) if combine == "average" else 1
-    torch.testing.assert_close(loss.total, expected["text"] + 0.7 * grounded / share)
+    torch.testing.assert_close(loss.total, expected["text"] + 0.7 * grounded)
     for term in ("image", "caption"):
         assert (getattr(loss, term) is not None) == (term in terms)
     assert (float(loss.applied_margin) > 0) == (kind != "none")
@@ -103,7 +101,12 @@ def test_every_variant_is_the_sum_of_its_terms(encoder, teacher, kind, gate, com
 @pytest.mark.parametrize(("kind", "threshold"), [("cosine", 0.1), ("percentile", 80.0)])
 def test_every_term_is_told_as_it_is_with_filter_and_margins(encoder, teacher, kind, threshold):
     """Both losses have a filter of their own, the text loss its own margin."""
-    noise = {"kind": kind, "similarity": "cross-modal", "drop": "above", "threshold": threshold}
+    noise = {
+        "kind": kind,
+        "similarity": {"image": "cross-modal", "caption": "cross-modal"},
+        "drop": "above",
+        "threshold": threshold,
+    }
     setting = {
         "margin": 1.2,
         "gate": "shift",
@@ -111,10 +114,10 @@ def test_every_term_is_told_as_it_is_with_filter_and_margins(encoder, teacher, k
         "grounding_weight": 0.7,
         "filter": noise,
     }
-    model = build(encoder, **setting, combine="sum", terms=["image", "caption"])
+    model = build(encoder, **setting, terms=["image", "caption"])
     tokens = encoder.tokenize(SENTENCES)
-    loss = model(tokens, teacher)
-    v, t = (F.normalize(x, dim=1) for x in teacher)
+    loss = model([tokens] * 2, [teacher] * 2)
+    v, t = (F.normalize(x, dim=1) for x in teacher[:2])
     off = ~torch.eye(len(v), dtype=torch.bool)
     negatives = (t @ v.T)[off].sort().values
     limit = 0.1 if kind == "cosine" else negatives[round(0.8 * (len(negatives) - 1))]
@@ -144,8 +147,8 @@ def test_every_term_is_told_as_it_is_with_filter_and_margins(encoder, teacher, k
 def test_a_grounded_loss_is_the_mean_over_both_views(encoder, teacher):
     model = build(encoder, terms=["image"], grounding_weight=1.0)
     views = torch.randn(2, len(SENTENCES), encoder.dim, generator=torch.Generator().manual_seed(1))
-    first, second = (model.loss_of_views((view, view), teacher).image for view in views)
-    both = model.loss_of_views((views[0], views[1]), teacher)
+    first, second = (model.loss_of_views((view, view), [teacher] * 2).image for view in views)
+    both = model.loss_of_views((views[0], views[1]), [teacher] * 2)
     torch.testing.assert_close(both.image, (first + second) / 2)
     assert float((first - second).abs().detach()) > 0.01
     z = [model.heads.text(view) for view in views]
@@ -153,18 +156,22 @@ def test_a_grounded_loss_is_the_mean_over_both_views(encoder, teacher):
 
 
 def test_mcse_is_kdmcse_without_margin_filter_and_captions(encoder, teacher):
-    noise = {"kind": "percentile", "similarity": "image", "threshold": 50}
+    noise = {
+        "kind": "percentile",
+        "similarity": {"image": "image", "caption": "image"},
+        "threshold": 50,
+    }
     mcse = build(encoder, "mcse", margin=0.3, text_margin=0.2, filter=noise)
     special = build(encoder, margin_kind="none", terms=["image"])
-    tokens = encoder.tokenize(SENTENCES)
-    torch.testing.assert_close(mcse(tokens, teacher).total, special(tokens, teacher).total)
-    assert mcse(tokens, teacher).masked_share is None
+    batch = [encoder.tokenize(SENTENCES)] * 2, [teacher] * 2
+    torch.testing.assert_close(mcse(*batch).total, special(*batch).total)
+    assert mcse(*batch).masked_share is None
 
 
 def test_simcse_reads_no_teacher(encoder, teacher):
     model = build(encoder, "simcse", text_margin=0.2)
-    tokens = encoder.tokenize(SENTENCES)
-    with_teacher, without = model(tokens, teacher), model(tokens)
+    tokens = [encoder.tokenize(SENTENCES)] * 2
+    with_teacher, without = model(tokens, [teacher] * 2), model(tokens)
     torch.testing.assert_close(with_teacher.total, without.total)
     torch.testing.assert_close(without.total, expected_terms(model, teacher, margin=0.0,
                                                              temperature=0.05)["text"])  # fmt: skip
@@ -174,7 +181,7 @@ def test_two_views_are_one_forward_pass_each_in_the_order_of_the_rows(encoder):
     """Without dropout both are the encoder's vectors."""
     model = build(encoder)
     tokens = encoder.tokenize([*SENTENCES, SENTENCES[0]])
-    first, second = model.two_views(tokens)
+    first, second = model.encode_views([tokens, tokens])
     torch.testing.assert_close(first, encoder(tokens), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(second, encoder(tokens), rtol=1e-4, atol=1e-5)
 
@@ -182,25 +189,26 @@ def test_two_views_are_one_forward_pass_each_in_the_order_of_the_rows(encoder):
 @pytest.mark.parametrize("sizes", [(32,), (32, 16)])
 def test_matryoshka_is_the_mean_over_shortened_vectors(encoder, teacher, sizes):
     tokens = encoder.tokenize(SENTENCES)
-    whole = build(encoder)(tokens, teacher)
+    batch = [tokens] * 2, [teacher] * 2
+    whole = build(encoder)(*batch)
     model = build(encoder, matryoshka=sizes)
     totals = [whole.total]
     for size in sizes:
         cut = build(encoder)
         h = encoder(tokens) * (torch.arange(encoder.dim) < size)
-        cut.two_views = lambda _, h=h: (h, h)
-        totals.append(cut(tokens, teacher).total)
-    torch.testing.assert_close(model(tokens, teacher).total, torch.stack(totals).mean())
+        cut.encode_views = lambda _, h=h: (h, h)
+        totals.append(cut(*batch).total)
+    torch.testing.assert_close(model(*batch).total, torch.stack(totals).mean())
     assert len({float(total.detach()) for total in totals}) == 1 + len(sizes)
 
 
 def test_bf16_gives_finite_float32_losses(encoder, teacher):
     """Duplicates too: two equal sentences, and teacher features that are equal."""
     model = build(encoder, margin=0.15).train()
-    images, captions = (x[[0, 0, 1, 2]] for x in teacher)
+    images, captions = (x[[0, 0, 1, 2]] for x in teacher[:2])
     tokens = encoder.tokenize([SENTENCES[0], *SENTENCES[:3]])
     with torch.autocast("cpu", torch.bfloat16):
-        loss = model(tokens, (images, captions))
+        loss = model([tokens] * 2, [TeacherBatch(images, captions)] * 2)
     loss.total.backward()
     assert loss.total.dtype == torch.float32
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -209,7 +217,7 @@ def test_bf16_gives_finite_float32_losses(encoder, teacher):
     model.eval()
 
 
-@pytest.mark.parametrize("kind", ["off", "cosine", "percentile", "dot"])
+@pytest.mark.parametrize("kind", ["none", "cosine", "percentile", "dot"])
 def test_a_step_takes_no_product_of_a_batch_twice(encoder, teacher, kind):
     """One of the text loss, one a view and term, three of the teacher; its filter may need others.
 
@@ -225,10 +233,10 @@ def test_a_step_takes_no_product_of_a_batch_twice(encoder, teacher, kind):
             return result
 
     model = build(encoder, margin=0.3, filter={"kind": kind, "threshold": 0.5})
-    views = model.two_views(encoder.tokenize(SENTENCES))
+    views = model.encode_views([encoder.tokenize(SENTENCES)] * 2)
     views = views[0], views[1] + 0.1 * torch.randn_like(views[1])
     with torch.no_grad(), Count():
-        loss = model.loss_of_views(views, teacher)
+        loss = model.loss_of_views(views, [teacher] * 2)
     assert len(products) == 1 + 2 * 2 + 3 * (2 if kind == "dot" else 1)
     assert len(set(products)) == len(products)
     anchors, targets = (

@@ -5,11 +5,12 @@ import torch
 from torch.optim import AdamW
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipeline.features.teacher_rows import TeacherBatch
 from pipeline.params.schema import Params
 from pipeline.student.encoder import GroundingHeads
 from pipeline.train import unpadded
 from pipeline.train.curves import Curves
-from pipeline.train.gradients import add_gradients
+from pipeline.train.gradients import Batch, add_gradients
 from pipeline.train.objective import Distillation
 from pipeline.train.unpadded import take_masks_unseen
 from tests.conftest import merge, read_default_params
@@ -17,7 +18,7 @@ from tests.train.test_unpadded import draw_tokens, make_encoder
 
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2")
 """Operators whose result, or its shape, the host must know."""
-FILTERS = {"off": 0.0, "cosine": 0.9, "dot": 2.0, "percentile": 80.0}
+FILTERS = {"none": 0.0, "cosine": 0.9, "dot": 2.0, "percentile": 80.0}
 
 
 class Waits(TorchDispatchMode):
@@ -54,7 +55,8 @@ def distillation(encoder, kind: str) -> Distillation:
 
 
 def take_step(model: Distillation, tokens, teacher, optimiser, curves: Curves) -> None:
-    curves.add([add_gradients(model, tokens, teacher)])
+    batch = Batch([tokens] * 2, teacher and [teacher] * 2)
+    curves.add([add_gradients(model, batch)])
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimiser.step()
     optimiser.zero_grad()
@@ -80,7 +82,7 @@ def test_a_step_never_waits(kind, is_paired, on_gpu):
     model, tokens = distillation(encoder, kind), draw_tokens(encoder, [5, 9, 3, 9])
     assert take_masks_unseen(encoder)
     optimiser = AdamW(model.parameters(), lr=1e-3, fused=True)
-    teacher = (torch.randn(4, 8), torch.randn(4, 8)) if is_paired else None
+    teacher = TeacherBatch(torch.randn(4, 8), torch.randn(4, 8)) if is_paired else None
     with Waits() as waits:
         take_step(model, tokens, teacher, optimiser, Curves())
     assert not waits.seen
