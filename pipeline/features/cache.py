@@ -89,13 +89,10 @@ class KeySet:
 
 
 class FeatureCache:
-    """The cached features of one teacher.
+    """The cached features of one teacher, in the folder `root` of all teachers.
 
-    Args:
-        root: the folder of all teachers.
-        teacher: computes the features.
-        probe: its features of the fixed probe, (2, dim). If those in the cache differ by more than
-            rounding, another version of a library computed them, and a separate folder is used.
+    If the features of the fixed probe, (2, dim), differ by more than rounding from those in the
+    cache, another version of a library computed them, and a separate folder is used.
     """
 
     def __init__(

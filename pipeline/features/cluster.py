@@ -61,23 +61,17 @@ class ImageShard:
     members: list[str]
 
 
+@dataclass(frozen=True)
 class RayEngine:
-    """The workers of the cluster that this process is connected to; an `Engine`.
+    """The workers of the cluster that this process is connected to; an `Engine`."""
 
-    Args:
-        params: sizes of batches and shards, threads of a worker.
-        teacher: the teachers of the workers must equal it.
-        cache: the workers write into it.
-        marker: a new file in the cache; a node that sees it sees this cache.
-    """
-
-    def __init__(
-        self, params: FeaturesParams, teacher: Teacher, cache: FeatureCache, marker: Path
-    ) -> None:
-        self._params = params
-        self._identity = teacher.identity
-        self._cache = cache
-        self._marker = marker
+    params: FeaturesParams
+    identity: TeacherIdentity
+    """The teachers of the workers must equal it."""
+    cache: FeatureCache
+    """The workers write into it."""
+    marker: Path
+    """A new file in the cache; a node that sees it sees this cache."""
 
     def encode_images(self, images: PackedImages, known: KeySet) -> Iterator[ShardResult]:
         """As `FeatureExtractor.encode_images`, in the order in which workers finish.
@@ -89,7 +83,7 @@ class RayEngine:
             ResourceError: a node does not see the cache or the archives, a shard ends its workers,
                 or the cluster fails.
         """
-        starts = range(len(images))[:: self._params.shard_rows]
+        starts = range(len(images))[:: self.params.shard_rows]
         shards = (
             ImageShard(
                 start,
@@ -106,15 +100,15 @@ class RayEngine:
 
         Errors as `encode_images`.
         """
-        shards, job = list(captions), self._job(self._cache.folder)
+        shards, job = list(captions), self._job(self.cache.folder)
         yield from self._encode(
             "captions", iter(shards), len(shards), captions.total, job, KeySet()
         )
 
     def _job(self, folder: Path) -> "_Job":
         """What a worker has to know to read images of this folder."""
-        teacher, cache = _teacher_of(self._identity), self._cache.folder.resolve()
-        return _Job(self._params, teacher, self._identity, cache, self._marker, folder)
+        teacher, cache = _teacher_of(self.identity), self.cache.folder.resolve()
+        return _Job(self.params, teacher, self.identity, cache, self.marker, folder)
 
     def _encode(
         self,
@@ -155,7 +149,7 @@ def ray_engine(
     """
     folder = cache.folder.resolve()
     with _connected(), tempfile.NamedTemporaryFile(prefix=".cluster-", dir=folder) as marker:
-        yield RayEngine(params, teacher, cache, Path(marker.name))
+        yield RayEngine(params, teacher.identity, cache, Path(marker.name))
 
 
 def _spread(

@@ -8,7 +8,7 @@ A run that was killed therefore resumes with the same batches that it would have
 import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -23,13 +23,16 @@ from pipeline.core.errors import ModelError
 from pipeline.core.progress import counter, progress
 from pipeline.download.packed_images import PackedImages, Rejection
 from pipeline.features.cache import FeatureCache, Keys, KeySet, Kind, content_key
-from pipeline.features.images import Decoder
 from pipeline.features.teacher import Teacher
 from pipeline.params.features import FeaturesParams
 
 if TYPE_CHECKING:
     import pandas as pd
     from tqdm import tqdm
+
+
+Prepared = Rejection | tuple[Keys, Tensor | None]
+"""An image that was read: its key, and its pixels if they are to be encoded."""
 
 
 @dataclass(frozen=True)
@@ -46,28 +49,16 @@ class ShardResult:
     """Rows that the teacher had to encode."""
 
 
+@dataclass(frozen=True)
 class FeatureExtractor:
-    """A teacher with its cache.
+    """A teacher with its cache, and the sizes of batches and shards."""
 
-    Args:
-        teacher: computes features.
-        cache: keeps them.
-        params: sizes of batches and shards.
-        show_progress: whether to show rate and time left on stderr.
-    """
-
-    def __init__(
-        self,
-        teacher: Teacher,
-        cache: FeatureCache,
-        params: FeaturesParams,
-        *,
-        show_progress: bool = True,
-    ) -> None:
-        self.teacher = teacher
-        self.cache = cache
-        self.params = params
-        self._show = show_progress
+    teacher: Teacher
+    cache: FeatureCache
+    params: FeaturesParams
+    _: KW_ONLY
+    show_progress: bool = True
+    """Rate and time left, on stderr."""
 
     def encode_images(self, images: PackedImages, known: KeySet) -> Iterator[ShardResult]:
         """Cache the features of all images, shard by shard.
@@ -80,19 +71,65 @@ class FeatureExtractor:
             InputError: an archive is missing or damaged as a whole.
             ModelError: the teacher gives features that are not finite.
         """
+
+        def prepare(row: int) -> Prepared:
+            content = images.read(row)
+            if isinstance(content, Rejection):
+                return content
+            key = content_key(content)[None]
+            if known.contains(key)[0]:
+                return key, None
+            decoded = self.teacher.decode(content)
+            return decoded if isinstance(decoded, Rejection) else (key, decoded)
+
         rows, size = range(len(images)), self.params.shard_rows
         prepared = ahead(
-            _Prepare(images, self.teacher.decode, known),
-            progress(rows, what="images", unit="image", show=self._show),
+            prepare,
+            progress(rows, what="images", unit="image", show=self.show_progress),
             threads=self.params.workers,
             depth=2 * self.params.batch_size + self.params.workers,
         )
         with _Writer(self.cache, "images") as writer, contextlib.closing(prepared):
             for start in rows[::size]:
-                shard = self._encode_shard(prepared, len(rows[start : start + size]), known)
-                known.add(shard.new_keys)
-                writer.write(shard.new_keys, shard.features)
-                yield ShardResult(start, shard.keys, shard.rejected, len(shard.new_keys))
+                keys = np.zeros((len(rows[start : start + size]), 16), np.uint8)
+                new, features, rejected = self._encode_shard(prepared, keys, known)
+                known.add(keys[new])
+                writer.write(keys[new], features)
+                yield ShardResult(start, keys, rejected, len(new))
+
+    def _encode_shard(
+        self, prepared: Iterator[Prepared], keys: Keys, known: KeySet
+    ) -> tuple[list[int], Float16[np.ndarray, "new dim"], dict[int, Rejection]]:
+        """Take as many images as there are keys, which are filled in; encode the new ones.
+
+        Returns:
+            The rows of the new images, their features, and why the rejected ones have none.
+        """
+        new: dict[bytes, int] = {}
+        rejected: dict[int, Rejection] = {}
+        features: list[NDArray[np.float16]] = []
+        waiting: list[Tensor] = []
+        for row, item in zip(range(len(keys)), prepared, strict=False):
+            if isinstance(item, Rejection):
+                rejected[row] = item
+                continue
+            key, pixels = item
+            keys[row] = key[0]
+            if pixels is None or key.tobytes() in new or known.contains(key)[0]:
+                continue
+            new[key.tobytes()] = row
+            waiting.append(pixels)
+            if len(waiting) == self.params.batch_size:
+                features.append(self._encode_batch(waiting))
+        if waiting:
+            features.append(self._encode_batch(waiting))
+        return list(new.values()), np.concatenate(features or [_NONE]), rejected
+
+    def _encode_batch(self, waiting: list[Tensor]) -> Float16[np.ndarray, "batch dim"]:
+        """Encode the images that wait, and empty the list."""
+        features = _to_float16(self.teacher.encode_images(torch.stack(waiting)))
+        waiting.clear()
+        return features
 
     def encode_captions(self, captions: "NewCaptions") -> Iterator[ShardResult]:
         """Cache the features of captions, shard by shard.
@@ -100,17 +137,8 @@ class FeatureExtractor:
         Raises:
             ModelError: the teacher gives features that are not finite.
         """
-        bar = counter("captions", "caption", captions.total, show=self._show)
+        bar = counter("captions", "caption", captions.total, show=self.show_progress)
         yield from encode_texts(self.teacher, self.cache, captions, self.params.batch_size, bar)
-
-    def _encode_shard(
-        self, prepared: Iterator["_Prepared"], rows: int, known: KeySet
-    ) -> "_ImageShard":
-        shard = _ImageShard(self.teacher, self.params.batch_size, rows)
-        for row, item in zip(range(rows), prepared, strict=False):
-            shard.take(row, item, known)
-        shard.encode_pending()
-        return shard
 
 
 @runtime_checkable
@@ -167,109 +195,28 @@ class CaptionShard:
     keys: Keys
 
 
+@dataclass(frozen=True)
 class NewCaptions:
-    """Captions to be encoded, as shards; each is of `shard_rows` consecutive rows of the table.
+    """Captions to be encoded, as shards; each is of `shard_rows` consecutive rows of the table."""
 
-    Args:
-        captions: the whole column.
-        keys: of all rows.
-        wanted: which rows are to be encoded.
-        shard_rows: rows of the table that a shard covers.
-    """
+    captions: "pd.Series[str]"
+    """The whole column."""
+    keys: Keys
+    """Of all rows."""
+    wanted: Bool[np.ndarray, " rows"]
+    """Which rows are to be encoded."""
+    shard_rows: int
 
-    def __init__(
-        self,
-        captions: "pd.Series[str]",
-        keys: Keys,
-        wanted: Bool[np.ndarray, " rows"],
-        shard_rows: int,
-    ) -> None:
-        self.total = int(wanted.sum())
-        self._captions = captions
-        self._keys = keys
-        self._wanted = wanted
-        self._shard_rows = shard_rows
+    @property
+    def total(self) -> int:
+        """How many are to be encoded."""
+        return int(self.wanted.sum())
 
     def __iter__(self) -> Iterator[CaptionShard]:
-        for start in range(0, len(self._captions), self._shard_rows):
-            rows = start + np.flatnonzero(self._wanted[start : start + self._shard_rows])
+        for start in range(0, len(self.captions), self.shard_rows):
+            rows = start + np.flatnonzero(self.wanted[start : start + self.shard_rows])
             if len(rows):
-                captions = self._captions.iloc[rows].tolist()
-                yield CaptionShard(start, captions, self._keys[rows])
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """An image that was read: its key, and its pixels if they are to be encoded."""
-
-    key: Keys | None = None
-    pixels: Tensor | None = None
-    rejection: Rejection | None = None
-
-
-class _Prepare:
-    """Reads, hashes and decodes one image; runs in threads."""
-
-    def __init__(self, images: PackedImages, decode: Decoder, known: KeySet) -> None:
-        self._images = images
-        self._decode = decode
-        self._known = known
-
-    def __call__(self, row: int) -> _Prepared:
-        content = self._images.read(row)
-        if isinstance(content, Rejection):
-            return _Prepared(rejection=content)
-        key = content_key(content)[None]
-        if self._known.contains(key)[0]:
-            return _Prepared(key)
-        decoded = self._decode(content)
-        if isinstance(decoded, Rejection):
-            return _Prepared(rejection=decoded)
-        return _Prepared(key, decoded)
-
-
-class _ImageShard:
-    """Collects the rows of one shard and encodes the new ones, batch by batch."""
-
-    def __init__(self, teacher: Teacher, batch_size: int, rows: int) -> None:
-        self.keys: Keys = np.zeros((rows, 16), np.uint8)
-        self.rejected: dict[int, Rejection] = {}
-        self._teacher = teacher
-        self._batch_size = batch_size
-        self._new: dict[bytes, int] = {}
-        self._pending: list[Tensor] = []
-        self._features: list[Float16[np.ndarray, "batch dim"]] = []
-
-    @property
-    def new_keys(self) -> Keys:
-        """The keys of the rows that were encoded."""
-        return self.keys[list(self._new.values())]
-
-    @property
-    def features(self) -> Float16[np.ndarray, "new dim"]:
-        """And their features."""
-        return np.concatenate(self._features or [np.empty((0, 0), np.float16)])
-
-    def take(self, row: int, item: _Prepared, known: KeySet) -> None:
-        """Take the next row; it is encoded if it is neither cached nor in this shard already."""
-        if item.rejection is not None or item.key is None:
-            self.rejected[row] = item.rejection or Rejection("unreadable", "")
-            return
-        self.keys[row] = item.key[0]
-        name = item.key.tobytes()
-        if item.pixels is None or name in self._new or known.contains(item.key)[0]:
-            return
-        self._new[name] = row
-        self._pending.append(item.pixels)
-        if len(self._pending) == self._batch_size:
-            self.encode_pending()
-
-    def encode_pending(self) -> None:
-        """Encode the images that wait, as one batch."""
-        if self._pending:
-            features = self._teacher.encode_images(torch.stack(self._pending))
-            self._features.append(_to_float16(features))
-            self._pending = []
+                yield CaptionShard(start, self.captions.iloc[rows].tolist(), self.keys[rows])
 
 
 class _Writer:
@@ -299,6 +246,9 @@ class _Writer:
     def _wait(self) -> None:
         if self._pending is not None:
             self._pending.result()
+
+
+_NONE = np.empty((0, 0), np.float16)
 
 
 def _to_float16(features: Float[Tensor, "batch dim"]) -> Float16[np.ndarray, "batch dim"]:

@@ -151,8 +151,14 @@ def extract_features(
         .get_indexer(pd.Index(kept_captions["image_id"]))
         .astype(np.int64),
     )
-    repeated = _count_repeated(kept_images, images.keys[images.kept])
-    metrics = _account(features, rejected) | repeated
+    metrics = {
+        "images": len(features.images),
+        "captions": len(features.captions),
+        "rejected": len(rejected),
+        "rejected_by_reason": rejected["reason"].value_counts().to_dict(),
+        "dim": features.dim,
+        **_count_repeated(kept_images, images.keys[images.kept]),
+    }
     times = _times(images=images, captions=captions)
     if text is not None:
         features, encoded = _add_text(features, kept_captions["caption"], text, params)
@@ -294,14 +300,7 @@ def _name_row(row: Mapping[Hashable, Any]) -> str:
 
 
 def _check_share(found: pd.DataFrame, rejected: pd.DataFrame, rows: int, limit: float) -> None:
-    """Refuse too many rejected images, or captions.
-
-    Args:
-        found: rejected rows of one kind.
-        rejected: rejected rows of both kinds so far.
-        rows: how many rows of that kind there are.
-        limit: the largest share that may be rejected.
-    """
+    """Refuse too many rejected rows of one kind; `rejected` are those of both so far."""
     if not rows:
         raise InputError(
             "there are no images or no captions to encode.",
@@ -310,27 +309,23 @@ def _check_share(found: pd.DataFrame, rejected: pd.DataFrame, rows: int, limit: 
     if not len(found):
         return
     first = dict(found.iloc[0])
-    what = f"{first['kind']}s"
     why = f"the first, {_name_row(first)}: {first['reason']} ({first['detail']})"
     if len(found) == rows:
-        raise TooManyRejectedError(
-            f"all {rows} {what} were rejected, {why}.", "check the source of the pairs.", rejected
-        )
-    if len(found) > limit * rows:
-        raise TooManyRejectedError(
-            f"{len(found)} of {rows} {what} were rejected, more than features.max_rejected = "
-            f"{limit:g} allows, {why}.",
-            "repair the source of the pairs, or raise features.max_rejected.",
-            rejected,
-        )
+        what, fix = f"all {rows} {first['kind']}s were rejected", "check the source of the pairs."
+    elif len(found) > limit * rows:
+        what = f"{len(found)} of {rows} {first['kind']}s were rejected, more than "
+        what += f"features.max_rejected = {limit:g} allows"
+        fix = "repair the source of the pairs, or raise features.max_rejected."
+    else:
+        return
+    raise TooManyRejectedError(f"{what}, {why}.", fix, rejected)
 
 
 def _count_repeated(images: pd.DataFrame, keys: Keys) -> dict[str, int]:
     """How many pictures are equal to an earlier one, and how many are in several splits."""
     _, first, which = np.unique(keys.view(np.uint64)[:, 0], return_index=True, return_inverse=True)
-    splits = pd.factorize(images["split"])[0]
-    placed = np.unique(which.astype(np.int64) * _MOST_SPLITS + splits)
-    across = np.flatnonzero(np.bincount(placed // _MOST_SPLITS) > 1)
+    splits = images["split"].groupby(which).nunique()
+    across = np.flatnonzero(splits > 1)
     if across.size:
         row = images.iloc[first[across[0]]]
         log.warning(
@@ -343,20 +338,6 @@ def _count_repeated(images: pd.DataFrame, keys: Keys) -> dict[str, int]:
     return {
         "images_repeated": len(which) - len(first),
         "images_in_several_splits": int(across.size),
-    }
-
-
-_MOST_SPLITS = 4
-
-
-def _account(features: Features, rejected: pd.DataFrame) -> dict[str, Any]:
-    """Counts that do not depend on what the cache held."""
-    return {
-        "images": len(features.images),
-        "captions": len(features.captions),
-        "rejected": len(rejected),
-        "rejected_by_reason": rejected["reason"].value_counts().to_dict(),
-        "dim": features.dim,
     }
 
 

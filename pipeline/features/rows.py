@@ -11,46 +11,34 @@ from numpy.typing import NDArray
 Places = Int64[np.ndarray, " chosen"]
 
 
+@dataclass(frozen=True, eq=False)
 class JoinedRows:
-    """A table of rows in files, which are read when rows are asked for.
+    """A table of rows in files, which are read when rows are asked for."""
 
-    Args:
-        paths: the files.
-        file: for each row of the table, the number of its file.
-        row: and its row there.
-        dim: columns.
-        read: gives all rows of a file; it may keep some files.
-    """
-
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        file: Int64[np.ndarray, " rows"],
-        row: Int64[np.ndarray, " rows"],
-        dim: int,
-        read: Callable[[Path], Float16[np.ndarray, "_ dim"]],
-    ) -> None:
-        self._paths = paths
-        self._file = file
-        self._row = row
-        self._dim = dim
-        self._read = read
+    paths: Sequence[Path]
+    file: Int64[np.ndarray, " rows"]
+    """For each row of the table, the number of its file,"""
+    row: Int64[np.ndarray, " rows"]
+    """and its row there."""
+    dim: int
+    read: Callable[[Path], Float16[np.ndarray, "_ dim"]]
+    """Gives all rows of a file; it may keep some files."""
 
     def __len__(self) -> int:
-        return len(self._file)
+        return len(self.file)
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
-        return len(self), self._dim
+        return len(self), self.dim
 
     def __getitem__(self, rows: slice | NDArray[np.integer]) -> Float16[np.ndarray, "chosen dim"]:
         """The rows of a slice, or those at the given places, as a new array."""
-        file, row = self._file[rows], self._row[rows]
-        chosen = np.empty((len(file), self._dim), np.float16)
+        file, row = self.file[rows], self.row[rows]
+        chosen = np.empty((len(file), self.dim), np.float16)
         for number in np.unique(file):
             is_there = file == number
-            chosen[is_there] = self._read(self._paths[number])[row[is_there]]
+            chosen[is_there] = self.read(self.paths[number])[row[is_there]]
         return chosen
 
     def pieces(self, size: int) -> Iterator[tuple[Places, Float16[np.ndarray, "chosen dim"]]]:
@@ -58,48 +46,46 @@ class JoinedRows:
 
         Pieces are in the order of the files: where `read` keeps the last file, each is read once.
         """
-        order = np.argsort(self._file, kind="stable")
+        order = np.argsort(self.file, kind="stable")
         for start in range(0, len(order), size):
             places = np.sort(order[start : start + size])
             yield places, self[places]
 
 
+@dataclass(frozen=True, eq=False)
 class StackedRows:
     """Vectors of several encoders side by side, each of length 1 times the root of its share.
 
     The dot product of two rows is then the average of the encoders' cosines, by their shares.
-
-    Args:
-        parts: the rows of each encoder.
-        shares: their shares of the average, whose sum is 1.
     """
 
-    def __init__(self, parts: Sequence[JoinedRows], shares: Sequence[float]) -> None:
-        self._parts = parts
-        self._roots = np.sqrt(np.array(shares, np.float32))
+    parts: Sequence[JoinedRows]
+    """The rows of each encoder."""
+    shares: Sequence[float]
+    """Of the average; their sum is 1."""
 
     def __len__(self) -> int:
-        return len(self._parts[0])
+        return len(self.parts[0])
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
-        return len(self), sum(part.shape[1] for part in self._parts)
+        return len(self), sum(part.shape[1] for part in self.parts)
 
     def __getitem__(self, rows: slice | NDArray[np.integer]) -> Float16[np.ndarray, "chosen dim"]:
         """The rows of a slice, or those at the given places, as a new array."""
-        return self._stack([part[rows] for part in self._parts])
+        return self._stack([part[rows] for part in self.parts])
 
     def pieces(self, size: int) -> Iterator[tuple[Places, Float16[np.ndarray, "chosen dim"]]]:
         """As `JoinedRows.pieces`, in the order of the first encoder's files."""
-        first, *others = self._parts
+        first, *others = self.parts
         for places, piece in first.pieces(size):
             yield places, self._stack([piece, *(part[places] for part in others)])
 
     def _stack(self, parts: Sequence[NDArray[np.float16]]) -> NDArray[np.float16]:
         columns = []
-        for part, root in zip(parts, self._roots, strict=True):
-            wide = part.astype(np.float32)
+        for part, share in zip(parts, self.shares, strict=True):
+            wide, root = part.astype(np.float32), np.float32(share) ** 0.5
             lengths = np.linalg.norm(wide, axis=1, keepdims=True)
             columns.append(wide * (root / np.maximum(lengths, _SMALLEST)))
         return np.concatenate(columns, axis=1).astype(np.float16)

@@ -138,7 +138,10 @@ def read_features(
         rows = [_map(path, table) if is_mapped else table[()] for table in tables]
         weights = str(file.attrs["weights"])
     features = Features(rows[0], ids[0], rows[1], ids[1], ids[2], weights, digest, *rows[2:])
-    _check_rows(path, features)
+    if not images or not captions:
+        raise InputError(f"{path} has no rows.", _REDO)
+    if ids[2].min() < 0 or ids[2].max() >= images:
+        raise InputError(f"{path}: /caption/image names a row that /image does not have.", _REDO)
     if not is_mapped:
         _check_finite(path, features)
     return features
@@ -262,13 +265,6 @@ def _short(value: object) -> str:
     """Hashes by their first digits, everything else up to a sane length."""
     text = str(value)
     return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else one_line(text, 300) or "none"
-
-
-def _check_rows(path: Path, features: Features) -> None:
-    if not len(features.captions) or not len(features.images):
-        raise InputError(f"{path} has no rows.", _REDO)
-    if features.caption_image.min() < 0 or features.caption_image.max() >= len(features.images):
-        raise InputError(f"{path}: /caption/image names a row that /image does not have.", _REDO)
 
 
 def _check_finite(path: Path, features: Features) -> None:

@@ -253,7 +253,7 @@ def test_data_sets_share_their_images_and_captions(tmp_path, teacher, pngs, call
     assert calls == {"images": 1, "captions": 1}
 
 
-@pytest.mark.parametrize("fails_at", [2, 4, 7, 12, 24, 33])
+@pytest.mark.parametrize("fails_at", [4, 12, 33])
 def test_a_stopped_run_resumes_with_equal_bytes(tmp_path, teacher, pngs, monkeypatch, fails_at):
     contents = [*pngs[:7], pngs[2], b"rot", *pngs[7:]]
     pairs = make_pairs(tmp_path / "pairs", contents)

@@ -150,6 +150,7 @@ def test_the_cache_is_shown_and_freed(scratch):
     assert shown["bytes"] == sum(path.stat().st_size for path in Path("data/store").rglob("*.h5"))
     table = run("features", "--status")
     assert shown["name"][:8] in table
+    assert_clear_error(invoke("features", "--teacher", "x"), "without --prune")
     assert_clear_error(invoke("features", "--prune", "--teacher", "zzz"), "zzz", "--status")
     assert json.loads(run("features", "--prune", "--teacher", shown["name"], "--json")) == [shown]
     assert json.loads(run("features", "--status", "--json")) == []
@@ -219,10 +220,6 @@ def test_a_text_teacher_is_the_weighted_average_of_its_encoders(scratch, calls):
     assert_clear_error(invoke("train"), "another text teacher", "instead of none")
     run("features")
     assert Path("data/features.h5").read_bytes() == plain
-
-
-def test_a_teacher_is_named_for_pruning_only(scratch):
-    assert_clear_error(invoke("features", "--teacher", "x"), "without --prune")
 
 
 def test_the_cache_may_be_in_another_place(scratch, monkeypatch, calls):
