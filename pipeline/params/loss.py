@@ -87,7 +87,7 @@ class ConsistencyParams(Block):
     """A loss that makes what should be equal agree."""
 
     weight: Weight = 0.0
-    """Of it in the total; 0: off."""
+    """Of it in the total loss, no unit; 0: off."""
     kind: Literal["views", "pairs"] = "views"
     """views: the divergence of the rows of a sentence's two views (RankCSE); pairs: captions agree
     with their image, and not with another (DALR)."""

@@ -66,7 +66,8 @@ def test_a_truncated_zip(scratch, monkeypatch, stage):
         archive.parent.mkdir()
         with zipfile.ZipFile(archive, "w") as writer:
             writer.writestr("dataset_flickr8k.json", "{}" * 5000)
-        (archive.parent / "Flickr8k_Dataset.zip").touch()
+        with zipfile.ZipFile(archive.parent / "Flickr8k_Dataset.zip", "w") as writer:
+            writer.writestr("Flicker8k_Dataset/1.jpg", b"")
         write_params(scratch, TINY, {"download": {"pairs": "flickr8k"}})
         monkeypatch.setenv("DATA_MIRROR", str(archive.parent))
     content = archive.read_bytes()

@@ -64,7 +64,7 @@ def test_an_address_that_cannot_be_used_is_named(host, port, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--index", "no/index"), "no/index does not exist"),
+        (("--index", "no/index"), "no/index/manifest.json does not exist"),
         (("--pairs", "no/pairs"), "no/pairs/images.parquet does not exist"),
         (("--beside-index", "data/index"), "--beside-model is missing"),
         (("--beside-model", "data/models/0"), "--beside-index is missing"),

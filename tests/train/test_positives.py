@@ -92,7 +92,7 @@ def test_a_step_reads_the_captions_and_features_of_its_views(positives, data, mo
     wanted = {"a": rows, "b": Siblings(pairs.image_rows, seed=0)(rows, 0)}
     assert (wanted["a"] != wanted["b"]).all()
     assert len(batch.tokens) == len(batch.teacher) == len(views)
-    for view, tokens, (images, captions) in zip(views, batch.tokens, batch.teacher, strict=True):
+    for view, tokens, (images, captions, _) in zip(views, batch.tokens, batch.teacher, strict=True):
         chosen = wanted[view]
         texts = [pairs.captions[row] for row in chosen]
         expected = tokenizer(texts, padding="longest", return_tensors="pt")["input_ids"]
