@@ -62,8 +62,8 @@ sbom: .venv/dev ## Write dist/sbom.json (CycloneDX)
 demo: .venv/base ## Rebuild the embedded teacher and student (data/demo)
 	$(BIN)/python -m stages.demo
 
-clean: ## Remove the virtual environments and caches; data stays
-	rm -rf .base .venv build .mypy_cache .pytest_cache .ruff_cache .hypothesis mutants site
+clean: ## Remove the virtual environment and caches; data stays
+	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache .hypothesis mutants site
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
