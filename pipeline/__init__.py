@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from pipeline.search.search_index import search_index
     from pipeline.student.encoder import Student
     from pipeline.train.adapacse_loss import AdapACSELoss
-    from pipeline.train.losses import adap_acse_loss, applied_margins, cosines, simcse_loss
+    from pipeline.train.losses import (
+        adap_acse_loss,
+        applied_margins,
+        cosines,
+        distillation_loss,
+        simcse_loss,
+    )
 
 __all__ = [
     "AdapACSELoss",
@@ -24,6 +30,7 @@ __all__ = [
     "adap_acse_loss",
     "applied_margins",
     "cosines",
+    "distillation_loss",
     "evaluate_sts",
     "evaluate_transfer",
     "search_index",
@@ -38,6 +45,7 @@ _MODULES = {
     "adap_acse_loss": "train.losses",
     "applied_margins": "train.losses",
     "cosines": "train.losses",
+    "distillation_loss": "train.losses",
     "evaluate_sts": "evaluate.api",
     "evaluate_transfer": "evaluate.api",
     "search_index": "search.search_index",
