@@ -1,5 +1,6 @@
 """The state of an unfinished training run, on disk."""
 
+import contextlib
 import hashlib
 import os
 import time
@@ -75,10 +76,17 @@ class Checkpoint:
     def save(self, state: State) -> None:
         """Replace the file.
 
+        Where another process of the very same run ends at this moment, it removes what is being
+        written; this one then goes on without.
+
         Raises:
             ResourceError: the disk is full, or the place cannot be written; the old file stays.
         """
-        with atomic_file(self._path) as temporary, output_file(temporary) as stream:
+        with (
+            contextlib.suppress(FileNotFoundError),
+            atomic_file(self._path) as temporary,
+            output_file(temporary) as stream,
+        ):
             torch.save(state, cast(IO[bytes], stream))
         self._saved = time.monotonic()
 

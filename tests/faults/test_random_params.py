@@ -57,6 +57,7 @@ TINY_VALUES: dict[str, st.SearchStrategy] = {
         lambda dimensions: sorted(dimensions, reverse=True)
     ),
     "loss.temperature": st.floats(0.01, 10),
+    "loss.distillation.target": st.sampled_from(["caption", "image", "cross-modal", "mean"]),
     "loss.grounding_weight": st.one_of(st.floats(0, 1), st.floats(0, 1000)),
     "train.seeds": st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=2, unique=True),
     "train.steps": st.integers(1, 6),
@@ -154,6 +155,8 @@ def params_that_run(draw: st.DrawFn) -> dict:
     if index["kind"] not in {"auto", "flat"}:  # which alone find all of the nearest rows
         index["target_recall"] = min(index["target_recall"], 0.9)
     if changes["train"]["objective"] == "simcse":  # knows no images
+        changes["loss"]["distillation"]["cross_weight"] = 0.0
+        changes["loss"]["consistency"]["kind"] = "views"
         add(index["items"], "captions")
         add(changes["evaluate"]["tasks"], "sts")
     index["texts"] = TEXTS if "texts" in index["items"] else None

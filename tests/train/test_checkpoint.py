@@ -163,3 +163,21 @@ def test_every_setting_makes_another_run(data, tmp_path, monkeypatch):
     prints.append(run_fingerprint(data, run_params(), 0, dev, encoder))
     assert prints[0] == prints[1]
     assert len(set(prints)) == len(prints) - 1
+
+
+def test_the_end_of_the_same_run_elsewhere_does_not_stop_a_save(tmp_path, monkeypatch):
+    """Two processes train the same; one removes the checkpoint while the other saves."""
+    mine, other = (Checkpoint(tmp_path, "run", every=0.0) for _ in range(2))
+    save = torch.save
+
+    def save_and_end(state, stream) -> None:
+        save(state, stream)
+        other.remove()
+
+    mine.save({"step": 1})
+    monkeypatch.setattr(torch, "save", save_and_end)
+    mine.save({"step": 2})
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    mine.save({"step": 3})
+    assert other.load() == {"step": 3}
