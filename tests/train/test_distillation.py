@@ -1,6 +1,7 @@
 """Distillation of similarity rows, recomputed in float64 from the formulas, one row at a time."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,11 @@ from torch.nn import functional as F
 
 from pipeline.features.teacher_rows import TeacherBatch
 from pipeline.params.loss import ConsistencyParams, DistillationParams, LossParams
+from pipeline.params.schema import Params
 from pipeline.student.encoder import GroundingHeads, SentenceEncoder
+from pipeline.train.batches import TrainingData, pair_stream, text_stream
+from pipeline.train.gradients import add_gradients
+from pipeline.train.loop import TrainingRun
 from pipeline.train.losses import (
     CONSISTENCY_MARGIN,
     cosines,
@@ -21,7 +26,9 @@ from pipeline.train.losses import (
     view_divergence,
 )
 from pipeline.train.objective import Distillation
-from tests.conftest import TINY
+from pipeline.train.run_params import RunParams
+from tests.conftest import TINY, merge, read_default_params
+from tests.train.test_loop import data as data  # noqa: PLC0414  # the fixture
 
 KINDS = ("kl", "listnet", "listmle")
 SENTENCES = ["a red circle", "a blue square above a green star", "two small circles", "a star"]
@@ -178,6 +185,8 @@ def test_text_batches_have_rows_only_where_there_is_a_text_teacher(encoder, feat
     assert alone.distillation is None
     torch.testing.assert_close(alone.total, alone.text)
     torch.testing.assert_close(taught.total, taught.text + 2 * taught.distillation)
+    text_only = build(encoder, weight=2.0, target="text")
+    assert text_only(tokens, [TeacherBatch(*features[:2])] * 2).distillation is None
 
 
 def test_caption_to_image_rows_follow_both_sides_of_the_teacher(encoder, features):
@@ -232,3 +241,38 @@ def test_three_views_are_compared_with_the_first(encoder, features):
         for view, teacher in ((views[1], t @ t.T), (views[2], t @ s.T))
     ]
     torch.testing.assert_close(loss.distillation, torch.stack(rows).mean())
+
+
+@pytest.mark.parametrize("pair_every", [1, 10**9])
+def test_a_step_reads_the_text_teachers_rows_of_its_sentences(data, monkeypatch, pair_every):
+    """Of captions in a batch of pairs, of sentences in a batch of text."""
+    batches = []
+
+    def look(model, batch, **settings):
+        batches.append(batch)
+        return add_gradients(model, batch, **settings)
+
+    monkeypatch.setattr("pipeline.train.loop.add_gradients", look)
+    rng, pairs = np.random.default_rng(0), data.pairs
+    of_captions, of_sentences = (
+        rng.standard_normal((size, 4)).astype(np.float16)
+        for size in (len(pairs.features.captions), len(data.sentences))
+    )
+    features = replace(pairs.features, caption_text=of_captions, sentence_text=of_sentences)
+    taught = TrainingData(data.sentences, replace(pairs, features=features))
+    changes = {
+        "loss": {"distillation": {"weight": 1.0}},
+        "train": {"objective": "simcse", "steps": 1, "pair_every": pair_every},
+    }
+    params = Params.model_validate(merge(merge(read_default_params(), TINY), changes))
+    run_params = RunParams(params.student, params.loss, params.train)
+    metrics = TrainingRun(taught, run_params, 0).train(lambda _: {"sts_dev": 0.0})
+    assert "loss_distillation" in {name for _, name, _ in metrics.curves}
+    if pair_every == 1:
+        rows = next(pair_stream(pairs, np.zeros(len(pairs), np.int64), run_params, 0))
+        expected = of_captions[pairs.caption_rows[rows]]
+    else:
+        lengths = np.zeros(len(data.sentences), np.int64)
+        expected = of_sentences[next(text_stream(lengths, params.train, 0))]
+    for view in batches[0].text:
+        torch.testing.assert_close(view, torch.from_numpy(expected).float())
