@@ -34,9 +34,7 @@ def main(
     list_: Annotated[bool, typer.Option("--list", help="List the known sources and exit.")] = False,
     dry_run: Annotated[
         bool,
-        typer.Option(
-            help="Show rows, counts and warnings of your own data, copy nothing and exit."
-        ),
+        typer.Option("--dry-run", help="Show your own data as they are read, copy nothing, exit."),
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print --list or --dry-run as JSON.")
