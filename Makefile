@@ -77,7 +77,7 @@ clean: ## Remove the virtual environment and caches; data stays
 	@$(BIN)/python -m stages.plots 2> /dev/null
 
 .venv/dev: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) --editable '.[dev,repro,app,cluster,milvus]'
+	$(INSTALL) --editable '.[dev,repro,app,cluster,heic,milvus]'
 	@# milvus-lite asks for faiss-cpu, whose files replace those of faiss-gpu
 	@if $(BIN)/python -m pip show --quiet faiss-gpu 2> /dev/null; then \
 	  $(INSTALL) --force-reinstall --no-deps faiss-gpu; fi

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.core.files import write_json
+from pipeline.core.redact import one_line
 from pipeline.download.corpora import Fetcher, make_evaluation, make_pairs, make_text
 from pipeline.download.fetch import MIRROR_VARIABLE
+from pipeline.download.preview import Part, Rows, preview
 from pipeline.download.sources import OWN_KINDS, SOURCES
 from pipeline.params.places import expanded
 from stages import paths
@@ -29,13 +32,23 @@ def main(
     ] = paths.DOWNLOADS,
     metrics: Path = paths.REPORTS / "download.json",
     list_: Annotated[bool, typer.Option("--list", help="List the known sources and exit.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print --list as JSON.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show your own data as they are read, copy nothing, exit."),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print --list or --dry-run as JSON.")
+    ] = False,
 ) -> None:
     """Fetch or make the corpora: pairs, text and evaluation."""
     if list_:
         _print_sources(as_json=as_json)
         return
     params = read_params().download
+    if dry_run:
+        parts = preview(params, downloads, (lambda _rows: None) if as_json else _print_rows)
+        _print_parts(parts, as_json=as_json)
+        return
     fetcher = Fetcher(downloads, expanded(os.environ.get(MIRROR_VARIABLE, "")))
     counts = {
         "pairs": make_pairs(pairs, params, fetcher),
@@ -44,6 +57,28 @@ def main(
     }
     write_json(metrics, counts)
     note_times(metrics)
+
+
+def _print_rows(rows: Rows) -> None:
+    """As they were read; the counts may take longer."""
+    console = Console(markup=False, emoji=False, highlight=False)
+    console.width = console.width if console.is_terminal else 160
+    table = Table(*rows[0], box=None)
+    for row in rows:
+        table.add_row(*(one_line(cell, 100) for cell in row.values()))
+    console.print(table, "")
+
+
+def _print_parts(parts: Mapping[str, Part], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({name: asdict(part) for name, part in parts.items()}, indent=2))
+        return
+    for name, part in parts.items():
+        counts = ", ".join(f"{key} {count:,}" for key, count in part.counts.items())
+        note = "" if part.is_read else " (not yours, nothing was read)"
+        typer.echo(f"{name}: {part.source}{note}{': ' if counts else ''}{counts}")
+        for warning in part.warnings:
+            typer.echo(f"  warning: {warning}")
 
 
 def _print_sources(*, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""Reader of a table of images and captions: separated fields, JSONL or Parquet, row by row.
+"""Reader of tables: separated fields, JSON, JSONL or Parquet, row by row.
 
 Fields are read by Python's csv, not pyarrow.csv, which names rows but not lines, accepts text after
 a closing quote and quotes that are never closed, and refuses rows that are longer than a block.
@@ -7,31 +7,49 @@ Objects are read by json, not pyarrow.json, which wants all captions to be of on
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel, ValidationError
+
 from pipeline.core.errors import InputError
 from pipeline.core.files import reports_unreadable
-from pipeline.core.plaintext import LONGEST_LINE, is_blank, read_lines
-from pipeline.core.redact import first_line
+from pipeline.core.plaintext import LONGEST_LINE, decode, is_blank, read_lines
+from pipeline.core.redact import first_line, one_line
 from pipeline.download.pairing import is_missing, read_captions
-from pipeline.download.parquet import ParquetRows, has_text, require_column
+from pipeline.download.parquet import Columns, ParquetRows, find_columns, has_text
 from pipeline.params.download import FolderParams
 from pipeline.params.places import why_missing
 
 _BLOCK = "download.folder"
-_SEPARATORS = ",\t;|"
+_SEPARATORS = (",", "\t", ";", "|")
+_TOKEN = re.compile(r"([^\t]*[^\t\s])#\d+\t(.*)", re.DOTALL)
+"""A line of Flickr8k.token.txt: name of the image, number, caption."""
 
-Cells = tuple[str, Mapping[str, Any]]
-"""Where a row is, for messages, and its cells by column."""
+Cells = tuple[str, dict[str, dict[str, Any]]]
+"""Where a row is, for messages, and for each param its cells by column."""
 
-Columns = Mapping[str, str]
-"""The columns that are read, by the param that names them."""
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is read of a table."""
+
+    file: str
+    """The param that names the table."""
+    columns: Columns
+    separator: str | None = None
+    """Of fields; None: it is recognised."""
+
+    def pick(self, where: str, row: Mapping[str, Any]) -> Cells:
+        """The cells of a row that has columns of its own."""
+        return where, pick(row, find_columns(where, list(row), self.columns))
 
 
 class Row(NamedTuple):
-    """One row of the table."""
+    """One row of a table of captions."""
 
     where: str
     """File and line, or row, for messages."""
@@ -44,46 +62,83 @@ class Row(NamedTuple):
 
 
 def read_rows(path: Path, params: FolderParams) -> Iterator[Row]:
-    """The rows of the table whose columns `params` names, in order.
+    """The rows of the table of captions whose columns `params` names, in order."""
+    image, caption, split = (f"{_BLOCK}.{of}_column" for of in ("image", "caption", "split"))
+    columns: Columns = {image: params.image_column, caption: as_list(params.caption_column)}
+    if params.split_column is not None:
+        columns = {**columns, split: params.split_column}
+    separator = "\t" if params.separator == "tab" else params.separator
+    wanted = Wanted(f"{_BLOCK}.captions", columns, separator)
+    for where, cells in read_cells(path, wanted):
+        yield Row(
+            where,
+            image=_text(cells[image], where),
+            captions=join_captions(cells[caption], where),
+            split=_text(cells[split], where) if split in cells else None,
+        )
+
+
+def pick(row: Mapping[str, Any], columns: Mapping[str, list[str]]) -> dict[str, dict[str, Any]]:
+    """The cells of a row for each param."""
+    return {key: {column: row[column] for column in several} for key, several in columns.items()}
+
+
+def as_list(columns: str | list[str]) -> list[str]:
+    """Columns that may be several."""
+    return [columns] if isinstance(columns, str) else columns
+
+
+def join_captions(cells: Mapping[str, Any], where: str) -> list[str]:
+    """The captions of one column, or of several without empty cells; [""] where all are empty."""
+    found = [
+        text for name, cell in cells.items() for text in read_captions(cell, f"{where}: {name}")
+    ]
+    return found if len(cells) == 1 else [text for text in found if not is_blank(text)] or [""]
+
+
+def read_cells(path: Path, wanted: Wanted) -> Iterator[Cells]:
+    """The rows of a table, in order.
 
     A .csv, .tsv or .txt has a header and fields quoted as in CSV, separated by commas, tabs,
-    semicolons or bars; .jsonl has an object a line. Errors count the lines of text files from 1,
-    rows of Parquet from 0.
+    semicolons or bars, or lines as in Flickr8k.token.txt; .jsonl has an object a line; .json has a
+    list of objects, or is COCO's. The last two kinds of lines have the columns `image` and
+    `caption`. Errors count the lines of text files from 1, rows of Parquet and entries of lists
+    from 0.
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(
             f"{path} is none of {', '.join(READERS)} by its ending.",
-            f"name an uncompressed table of one of these formats as {_BLOCK}.captions.",
+            f"name an uncompressed table of one of these formats as {wanted.file}.",
         )
+    require_file(path, wanted.file)
+    yield from reader(path, wanted)
+
+
+def require_file(path: Path, key: str) -> None:
+    """Refuse a path, named by a param, at which there is no file."""
     with reports_unreadable(path):
-        is_there = path.is_file()
-    if not is_there:
-        raise InputError(*why_missing(str(path), f"{_BLOCK}.captions"))
-    image, caption, split = params.image_column, params.caption_column, params.split_column
-    columns = {f"{_BLOCK}.image_column": image, f"{_BLOCK}.caption_column": caption}
-    if split is not None:
-        columns[f"{_BLOCK}.split_column"] = split
-    for where, cells in reader(path, columns):
-        yield Row(
-            where,
-            image=_text(cells[image], f"{where}: {image}"),
-            captions=read_captions(cells[caption], f"{where}: {caption}"),
-            split=_text(cells[split], f"{where}: {split}") if split else None,
-        )
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "does not exist"
+            raise InputError(*why_missing(str(path), key, what))
 
 
-def _text(value: object, where: str) -> str:
+def _text(cells: Mapping[str, Any], where: str) -> str:
+    ((column, value),) = cells.items()
     if isinstance(value, str) and not is_blank(value):
         return value
     empty = is_missing(value) or isinstance(value, str)
     shown = "empty" if empty else f"{value!r:.60}, not text"
-    raise InputError(f"{where} is {shown}.", "fix the row, or remove it.")
+    raise InputError(f"{where}: {column} is {shown}.", "fix the row, or remove it.")
 
 
-def _read_fields(path: Path, columns: Columns) -> Iterator[Cells]:
+def _read_fields(path: Path, wanted: Wanted) -> Iterator[Cells]:
     csv.field_size_limit(LONGEST_LINE)  # for the whole process; a long caption exceeds the default
-    separator = _separator(path, columns)
+    first = next((line for _, line in _lines(path) if line.strip()), "")
+    if wanted.separator in {None, "\t"} and _TOKEN.fullmatch(first.rstrip("\n")):
+        yield from _read_tokens(path, wanted)
+        return
+    separator, columns = _separator(path, wanted)
     records = _records(path, separator)
     _, header = next(records)
     for line, fields in records:
@@ -94,21 +149,34 @@ def _read_fields(path: Path, columns: Columns) -> Iterator[Cells]:
                 f"{separator!r}.",
                 f"complete the row, quote fields that hold {separator!r}, or use .jsonl.",
             )
-        yield where, dict(zip(header, fields, strict=True))
+        yield where, pick(dict(zip(header, fields, strict=True)), columns)
 
 
-def _separator(path: Path, columns: Columns) -> str:
-    """The separator by which the header has the columns that are read."""
-    first = {one: next(_records(path, one, strict=False), None) for one in _SEPARATORS}
-    headers = {one: record[1] if record else [] for one, record in first.items()}
-    wanted = set(columns.values())
-    fitting = (one for one, header in headers.items() if wanted <= set(header))
-    separator = next(fitting, None) or max(headers, key=lambda one: len(headers[one]))
-    table = f"{path}, separated by {separator!r}," if headers[separator] else f"{path}"
+def _read_tokens(path: Path, wanted: Wanted) -> Iterator[Cells]:
+    for number, line in _lines(path):
+        where, found = f"{path} line {number:,}", _TOKEN.fullmatch(line.rstrip("\n"))
+        if found:
+            yield wanted.pick(where, {"image": found[1], "caption": found[2]})
+        elif line.strip():
+            raise InputError(
+                f"{where} is not NAME#NUMBER, a tab and a caption, as the first line is.",
+                "fix the line, or remove it.",
+            )
+
+
+def _separator(path: Path, wanted: Wanted) -> tuple[str, dict[str, list[str]]]:
+    """The separator by which the header has the columns that are read, and these."""
     hint = ", or write a first line with the names of the columns if there is none"
-    for key, column in columns.items():
-        require_column(table, headers[separator], key, column, hint)
-    return separator
+    refusals: list[tuple[int, InputError]] = []
+    for one in [wanted.separator] if wanted.separator else _SEPARATORS:
+        record = next(_records(path, one, strict=False), None)
+        header = record[1] if record else []
+        table = f"{path}, separated by {one!r}," if header else f"{path}"
+        try:
+            return one, find_columns(table, header, wanted.columns, hint)
+        except InputError as error:
+            refusals.append((len(header), error))
+    raise max(refusals, key=lambda refusal: refusal[0])[1]
 
 
 def _records(path: Path, separator: str, *, strict: bool = True) -> Iterator[tuple[int, list[str]]]:
@@ -128,28 +196,88 @@ def _records(path: Path, separator: str, *, strict: bool = True) -> Iterator[tup
             yield line, [field.strip() for field in fields]
 
 
-def _read_jsonl(path: Path, columns: Columns) -> Iterator[Cells]:
+def _read_jsonl(path: Path, wanted: Wanted) -> Iterator[Cells]:
     for number, line in _lines(path):
         if line.strip():
             where = f"{path} line {number:,}"
-            cells = _object(line, where)
-            for key, column in columns.items():
-                require_column(where, list(cells), key, column)
-            yield where, cells
+            yield wanted.pick(where, _object(_parse(line, where), where))
 
 
-def _object(line: str, where: str) -> Mapping[str, Any]:
-    problem = "an object"
+def _read_json(path: Path, wanted: Wanted) -> Iterator[Cells]:
+    with reports_unreadable(path):
+        content = path.read_bytes()
+    found = _parse(decode(content, str(path)), str(path))
+    if isinstance(found, dict) and {"images", "annotations"} <= found.keys():
+        for number, cells in enumerate(_read_coco(found, path)):
+            yield wanted.pick(f"{path} annotation {number:,}", cells)
+        return
+    if not isinstance(found, list):
+        keys = one_line(", ".join(map(str, found)), 120) if isinstance(found, dict) else "no keys"
+        raise InputError(
+            f"{path} is neither a list of objects nor COCO's images and annotations; it "
+            f"has {keys}.",
+            "write a list of objects, or one object a line as .jsonl.",
+        )
+    for number, cells in enumerate(found):
+        where = f"{path} entry {number:,}"
+        yield wanted.pick(where, _object(cells, where))
+
+
+class _CocoImage(BaseModel):
+    id: int | str
+    file_name: str
+
+
+class _CocoCaption(BaseModel):
+    image_id: int | str
+    caption: str
+
+
+class _Coco(BaseModel):
+    images: list[_CocoImage]
+    annotations: list[_CocoCaption]
+
+
+def _read_coco(content: Mapping[str, Any], path: Path) -> Iterator[dict[str, str]]:
+    """The captions of a file such as captions_train2014.json, each with the name of its image."""
     try:
-        cells = json.loads(line)
-        if isinstance(cells, dict):
-            return cells
+        coco = _Coco.model_validate(content, strict=True)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        key = one_line(".".join(map(str, fault["loc"])), 60)
+        raise InputError(
+            f"{path} has no usable {key}: {one_line(fault['msg'], 120)}.",
+            "name one of COCO's files of captions, such as captions_train2014.json.",
+        ) from None
+    names = {image.id: image.file_name for image in coco.images}
+    for number, one in enumerate(coco.annotations):
+        if one.image_id not in names:
+            raise InputError(
+                f"{path} annotation {number:,} is of the image {one.image_id!r:.60}, which is none "
+                "of its images.",
+                "add the image, or remove the annotation.",
+            )
+        yield {"image": names[one.image_id], "caption": one.caption}
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        problem = f"JSON: {first_line(error, 120)}"
-    raise InputError(
+        raise _malformed(where, f"JSON: {first_line(error, 120)}") from None
+
+
+def _object(cells: Any, where: str) -> Mapping[str, Any]:
+    if isinstance(cells, dict):
+        return cells
+    raise _malformed(where, "an object")
+
+
+def _malformed(where: str, problem: str) -> InputError:
+    return InputError(
         f"{where} is not {problem}.",
-        "write one object a line, without a comma after it; `jq -c '.[]' OLD > NEW` makes that of "
-        "one list of objects.",
+        "write .jsonl as one object a line, without a comma after it, and .json as one list of "
+        "objects; `jq -c '.[]' OLD > NEW` makes the first of the second.",
     )
 
 
@@ -158,18 +286,20 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         yield from read_lines(stream, str(path))
 
 
-def _read_parquet(path: Path, columns: Columns) -> Iterator[Cells]:
+def _read_parquet(path: Path, wanted: Wanted) -> Iterator[Cells]:
     table = ParquetRows(path, str(path))
-    for key, column in columns.items():
-        table.require(key, column, has_text)
-    for row, cells in table.rows(list(columns.values()), at_once=4096):
-        yield f"{path} row {row:,}", cells
+    found = table.find(wanted.columns, has_text)
+    columns = [column for several in found.values() for column in several]
+    for row, cells in table.rows(columns, at_once=4096):
+        yield f"{path} row {row:,}", pick(cells, found)
 
 
-READERS: Mapping[str, Callable[[Path, Columns], Iterator[Cells]]] = {
+READERS: Mapping[str, Callable[[Path, Wanted], Iterator[Cells]]] = {
     ".csv": _read_fields,
     ".tsv": _read_fields,
     ".txt": _read_fields,
+    ".token": _read_fields,
+    ".json": _read_json,
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
 }

@@ -6,24 +6,26 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.core.errors import InputError
-from pipeline.core.files import atomic_folder, reports_unreadable
-from pipeline.core.plaintext import is_blank, read_lines
+from pipeline.core.files import atomic_folder
 from pipeline.core.progress import log
 from pipeline.download import records
 from pipeline.download.fetch import fetch
 from pipeline.download.folder import write_folder_pairs
 from pipeline.download.hub import write_hub_pairs
 from pipeline.download.karpathy import read_karpathy
-from pipeline.download.pairing import write_rows_to
+from pipeline.download.pairing import PairRows, write_rows_to
 from pipeline.download.scenes.tables import make_sentences, make_sts, write_scene_pairs
 from pipeline.download.scenes.transfer_tasks import make_transfer
+from pipeline.download.sentences import read_own_sentences, read_sentences_file
 from pipeline.download.senteval import read_cased_benchmark, read_senteval
 from pipeline.download.sources import BY_NAME, OWN_KINDS, SCENES
 from pipeline.download.webdataset import write_webdataset_pairs
 from pipeline.params.download import DownloadParams
 
 Metrics = dict[str, int]
+
+_FEW = 100
+"""Fewer images of test are warned of."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ def make_pairs(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metric
         if params.pairs == SCENES:
             write_scene_pairs(target, params.scenes)
         elif params.pairs in OWN_KINDS:
-            left_out = _write_own_pairs(target, params, fetcher.folder)
+            with write_rows_to(target, params.splits) as rows:
+                add_own_pairs(rows, params, fetcher.folder)
+            left_out = dict(rows.left_out)
         else:
             splits, *archives = fetcher(params.pairs)
             records.write_pairs(target, *read_karpathy(splits, params.pairs, archives))
@@ -58,16 +62,22 @@ def make_pairs(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metric
     return _account(params.pairs, records.count_pairs(folder)) | left_out
 
 
-def _write_own_pairs(target: Path, params: DownloadParams, downloads: Path) -> Metrics:
-    with write_rows_to(target, params.splits) as rows:
-        match params.pairs:
-            case "folder":
-                write_folder_pairs(rows, params.folder)
-            case "webdataset":
-                write_webdataset_pairs(rows, params.webdataset, downloads)
-            case _:
-                write_hub_pairs(rows, params.hub)
-    return dict(rows.left_out)
+def add_own_pairs(rows: PairRows, params: DownloadParams, downloads: Path) -> None:
+    """Add one's own images and captions."""
+    match params.pairs:
+        case "folder":
+            write_folder_pairs(rows, params.folder)
+        case "webdataset":
+            write_webdataset_pairs(rows, params.webdataset, downloads)
+        case _:
+            write_hub_pairs(rows, params.hub)
+    if rows.in_split["test"] < _FEW:
+        log.warning(
+            "%d of %d images are in test, too few for retrieval scores that mean much; "
+            "download.splits.test is their share where the splits are drawn",
+            rows.in_split["test"],
+            rows.images,
+        )
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -79,24 +89,23 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def make_text(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metrics:
-    """Write the text-only sentences that `params.text` names; returns their count."""
+    """Write the text-only sentences that `params.text` names, which may be none; counts them."""
     with atomic_folder(folder) as target:
-        if params.text == SCENES:
-            sentences = make_sentences(params.scenes)
-        else:
-            sentences = read_sentences_file(fetcher(params.text)[0])
+        sentences, left_out = _read_text(params, fetcher)
         records.write_sentences(target, sentences)
-    return _account(params.text, {"sentences": len(sentences)})
+    return _account(params.text, {"sentences": len(sentences)}) | left_out
 
 
-def read_sentences_file(path: Path) -> list[str]:
-    """The sentences of a text file, one a line, without surrounding white space and empty lines."""
-    with reports_unreadable(path), path.open("rb") as stream:
-        lines = (line.strip() for _, line in read_lines(stream, str(path)))
-        sentences = [line for line in lines if not is_blank(line)]
-    if not sentences:
-        raise InputError(f"{path} holds no sentence.", "fetch the file again.")
-    return sentences
+def _read_text(params: DownloadParams, fetcher: Fetcher) -> tuple[list[str], Metrics]:
+    match params.text:
+        case "scenes":
+            return make_sentences(params.scenes), {}
+        case "file":
+            return read_own_sentences(params)
+        case "none":
+            return [], {}
+        case source:
+            return read_sentences_file(fetcher(source)[0], "fetch the file again."), {}
 
 
 def make_evaluation(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metrics:

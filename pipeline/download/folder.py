@@ -1,4 +1,4 @@
-"""Source `folder`: a folder of images and a table of captions, packed into one zip."""
+"""Source `folder`: images and their captions in a table, beside them, or in one Parquet file."""
 
 import difflib
 import itertools
@@ -8,18 +8,21 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.core.errors import InputError
 from pipeline.core.files import reports_unreadable
+from pipeline.core.plaintext import decode
 from pipeline.core.progress import log, progress
-from pipeline.download.archives import MAX_MEMBER_BYTES, Packer, pack
+from pipeline.download.archives import MAX_MEMBER_BYTES, Packer
 from pipeline.download.caption_table import Row, read_rows
-from pipeline.download.pairing import PairRows, draw_split, named_split
+from pipeline.download.image_tables import PARQUET, add_tables, configs_of, local_files
+from pipeline.download.packed_images import IMAGE_ENDINGS
+from pipeline.download.pairing import PairRows, draw_split, named_split, read_caption_lines
+from pipeline.download.parquet import ParquetRows
 from pipeline.params.download import FolderParams
 from pipeline.params.places import why_missing
 
 ARCHIVE = "images.zip"
-IMAGE_ENDINGS = frozenset({"avif", "bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp"})
-"""What makes a file an image, where only its name tells."""
 
 _KEY = "download.folder.images"
+_TABLE = "download.folder.captions"
 _WARNINGS = 5
 _COMPARED = 1000
 """Images of the folder that are compared with a path that leads nowhere."""
@@ -29,18 +32,51 @@ def write_folder_pairs(rows: PairRows, params: FolderParams) -> None:
     """Pack the images that the table names, in its order, and add its rows.
 
     A missing image is kept with its name as member; `features` rejects it. Where the table has no
-    splits, they are drawn.
+    splits, they are drawn. Without a table, an image's captions are the lines of the .txt beside
+    it; without a folder, the table holds the images.
     """
-    folder, table = Path(params.images or ""), Path(params.captions or "")
+    if params.images is None:
+        _add_parquet(rows, params)
+        return
+    folder = Path(params.images)
     with reports_unreadable(folder):
         is_there = folder.is_dir()
     if not is_there:
-        raise InputError(*why_missing(params.images or "", _KEY, "is not a folder"))
-    with pack(rows.folder / ARCHIVE) as packer:
+        raise InputError(*why_missing(params.images, _KEY, "is not a folder"))
+    found = read_rows(Path(params.captions), params) if params.captions else _read_beside(folder)
+    with rows.pack(ARCHIVE) as packer:
         images = _Images(folder, packer, rows)
-        for row in progress(read_rows(table, params), what="captions and images", unit="row"):
+        for row in progress(found, what="captions and images", unit="row"):
             rows.add_captions(images.take(row), row.captions)
-        images.finish(table)
+        images.finish(params.captions)
+
+
+def _add_parquet(rows: PairRows, params: FolderParams) -> None:
+    root, files = local_files(params.captions or "", _TABLE)
+    tables = [file for file in files if file.lower().endswith(PARQUET)]
+    if not tables:
+        raise InputError(
+            f"{params.captions} holds no .parquet file, and {_KEY} is null.",
+            f"set {_KEY} to the folder of the images.",
+        )
+    if len(configs := configs_of(tables)) > 1:
+        raise InputError(
+            f"{params.captions} has Parquet files in several folders: {', '.join(configs[:5])}; "
+            "they may hold the same pictures in other splits.",
+            f"name one of these folders as {_TABLE}.",
+        )
+    add_tables(rows, (ParquetRows(root / file, file) for file in tables), params)
+
+
+def _read_beside(folder: Path) -> Iterator[Row]:
+    """The images that have a .txt of their name beside them, in the order of their names."""
+    for image in sorted(_image_files(folder)):
+        text = (folder / image).with_suffix(".txt")
+        with reports_unreadable(text):
+            if not text.is_file():
+                continue
+            written = decode(text.read_bytes(), str(text))
+        yield Row(str(text), image, read_caption_lines(written, str(text)) or [""], split=None)
 
 
 class _Images:
@@ -68,10 +104,17 @@ class _Images:
             )
         return image_id
 
-    def finish(self, table: Path) -> None:
+    def finish(self, table: str | None) -> None:
         """Count what was left out; refuse a table without rows or without any image."""
         if not self._known:
-            raise InputError(f"{table} has no rows.", "check download.folder.captions.")
+            what = (
+                f"{table} has no rows"
+                if table
+                else f"no image of {self._folder} has a .txt beside it"
+            )
+            raise InputError(
+                f"{what}.", f"check {_TABLE}; null: captions are in DOGS.txt beside DOGS.jpg."
+            )
         if not self._packer.members:
             first = next(iter(self._known))
             names = list(itertools.islice(_image_files(self._folder), _COMPARED))

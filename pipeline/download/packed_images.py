@@ -1,9 +1,11 @@
 """Images that stay packed: their bytes by row, decoded to upright RGB, or why there are none.
 
 Nothing that a file contains raises here. Running out of memory does: that is not the file's fault.
-Decoders run in threads and in other processes; none of them needs torch.
+Decoders run in threads and in other processes; none of them needs torch. HEIC is decoded by
+pillow-heif, where it is installed.
 """
 
+import functools
 import io
 import math
 import re
@@ -15,7 +17,7 @@ from threading import Lock
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from pipeline.core.errors import InputError
 from pipeline.download.archives import Archive
@@ -27,8 +29,16 @@ Reason = Literal["missing", "unreadable", "truncated", "mode", "huge", "empty"]
 early; of a pixel type without a meaning as RGB; of more pixels than are safe to decode; no text."""
 
 _OPEN_ARCHIVES = 4
+IMAGE_ENDINGS = frozenset(
+    {"avif", "bmp", "gif", "heic", "heif", "jpeg", "jpg", "png", "tif", "tiff", "webp"}
+)
+"""What makes a file an image, where only its name tells."""
+
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
 """All others are unreadable, among them EPS, which Pillow passes to another program."""
+_AVIF = {b"avif", b"avis"}
+_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+"""What formats call themselves, bytes 8 to 12 of a file (ISO 14496-12, 4.3)."""
 
 _GAP = 2
 """A JPEG is scaled by its decoder as long as it stays this many times larger than it will be."""
@@ -120,16 +130,37 @@ def decode_image(content: bytes, side: int, transform: Callable[[Image.Image], T
     try:
         return transform(_read(content, side))
     except Exception as error:  # noqa: BLE001  # decoders raise whatever hostile bytes make them
-        return _reject(error)
+        return _reject(error, content)
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """What is decoded, with HEIC where its decoder is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return _FORMATS
+    register_heif_opener(decode_threads=1)
+    return (*_FORMATS, "HEIF")
+
+
+def _why_unknown(content: bytes) -> str:
+    brand = content[8:12] if content[4:8] == b"ftyp" else b""
+    if brand in _HEIC and "HEIF" not in _formats():
+        return "HEIC, which needs pillow-heif: run `pip install -e '.[heic]'`"
+    if brand in _AVIF and not features.check("avif"):
+        return "AVIF, which needs a Pillow that is built with it"
+    return "no known image format"
 
 
 def _read(content: bytes, side: int) -> Image.Image:
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+    with Image.open(io.BytesIO(content), formats=_formats()) as image:
         _require_safe(image.width * image.height, f"{image.width} x {image.height} pixels")
         # Numbers that are not a brightness between black and white.
         if image.mode in {"I", "F"} or (image.mode.startswith("I;") and image.format != "PNG"):
             raise _UnfitError("mode", f"pixels of type {image.mode} in a {image.format} file")
-        image.draft(None, (_GAP * side, _GAP * side))
+        if image.format != "HEIF":  # a thumbnail, made in whatever way
+            image.draft(None, (_GAP * side, _GAP * side))
         image.load()
         picture = _make_upright(_to_rgb(image), image)
     # Strips that would have many gigapixels once their short side is scaled up.
@@ -160,11 +191,11 @@ def _make_upright(picture: Image.Image, source: Image.Image) -> Image.Image:
     return picture if turn is None else picture.transpose(turn)
 
 
-def _reject(error: Exception) -> Rejection:
+def _reject(error: Exception, content: bytes) -> Rejection:
     if isinstance(error, _UnfitError):
         return error.rejection
     if isinstance(error, UnidentifiedImageError):
-        return Rejection("unreadable", "no known image format")
+        return Rejection("unreadable", _why_unknown(content))
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     if isinstance(error, MemoryError):
         # Raises once more where the machine, not the file, is to blame: as much memory as the

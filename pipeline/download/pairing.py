@@ -12,19 +12,20 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.core.errors import InputError
 from pipeline.core.files import reports_unreadable
 from pipeline.core.plaintext import MARK, is_blank
+from pipeline.download.archives import Packer, pack
 from pipeline.download.records import (
     ARCHIVES,
     CAPTIONS,
     ELSEWHERE,
     IMAGES,
-    TableWriter,
     open_table,
     write_table,
 )
@@ -68,6 +69,13 @@ def read_captions(cell: object, where: str) -> list[str]:
             raise InputError(f"{where} is {caption!r:.60}, not text.", "fix the row, or remove it.")
         captions.append("" if is_missing(caption) else str(caption))
     return captions
+
+
+def read_caption_lines(text: str, where: str) -> list[str]:
+    """The captions of a text: one a line that is not empty, or a list of captions."""
+    captions = read_captions(text.strip(), where)
+    lines = (line for caption in captions for line in caption.split("\n"))
+    return [line for line in lines if not (is_blank(line) or is_missing(line))]
 
 
 def is_missing(value: object) -> bool:
@@ -131,6 +139,13 @@ def named_split(name: object, where: str) -> str:
     return split
 
 
+class Table(Protocol):
+    """Takes rows one by one, as `TableWriter`."""
+
+    def add(self, *cells: Any) -> None:
+        """Add one row."""
+
+
 class PairRows:
     """Numbers images and captions in the order of their source, on their way to the tables.
 
@@ -138,14 +153,14 @@ class PairRows:
     splits of images whose source names none.
     """
 
-    def __init__(
-        self, folder: Path, splits: SplitsParams, images: TableWriter, captions: TableWriter
-    ) -> None:
+    def __init__(self, folder: Path, splits: SplitsParams, images: Table, captions: Table) -> None:
         self.folder = folder
         self.splits = splits
         self.left_out: Counter[str] = Counter(captions_empty=0, captions_cut=0)
         """What was left out of the tables or changed, by name of the metric."""
         self.images = self.captions = 0
+        self.in_split: Counter[str] = Counter(train=0, val=0, test=0)
+        """Images of each split."""
         self.archives: dict[str, tuple[int, int]] = {}
         """Bytes and time of archives that are not in the folder of the tables."""
         self._image_table = images
@@ -160,8 +175,17 @@ class PairRows:
         image_id = self.images
         self._image_table.add(image_id, split, archive, member)
         self.images += 1
+        self.in_split[split] += 1
         self.add_captions(image_id, captions)
         return image_id
+
+    def pack(self, name: str) -> AbstractContextManager[Packer]:
+        """Write a zip of images into the folder."""
+        return pack(self.folder / name)
+
+    def to_fetch(self, files: Sequence[str]) -> Sequence[str]:
+        """Which of the files that have to be fetched are read: all."""
+        return files
 
     def add_captions(self, image_id: int, captions: Iterable[str]) -> None:
         """Add captions of an image; empty ones too, for `features` to account for."""

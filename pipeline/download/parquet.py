@@ -1,7 +1,8 @@
 """Reading columns of other people's Parquet files, a few rows at a time."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import fnmatch
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import pyarrow.parquet as pq
 from pipeline.core.errors import InputError
 from pipeline.core.files import refusal
 from pipeline.core.redact import first_line, one_line
+
+Columns = Mapping[str, str | list[str]]
+"""The columns that are read, by the param that names them; in a list, captions_* is a pattern."""
 
 
 def has_text(kind: pa.DataType) -> bool:
@@ -45,17 +49,19 @@ class ParquetRows:
         """Whether there is one column of this name, of a type that fits."""
         return self.columns.count(column or "") == 1 and fits(self._schema.field(column).type)
 
-    def require(self, key: str, column: str, fits: Callable[[pa.DataType], bool]) -> None:
-        """Refuse a file without a column that fits (`has_text` or `has_images`); see below."""
-        require_column(self.name, self.columns, key, column)
-        if not self.has(column, fits):
-            kind = one_line(str(self._schema.field(column).type), 120)
-            text, images = ("text", "text"), ("images", "bytes, or as {bytes, path}")
-            what, stored = text if fits is has_text else images
-            raise InputError(
-                f"{self.name} has a column {column} of {kind}, not {what}.",
-                f"name another column as {key}, or store it as {stored}.",
-            )
+    def find(self, wanted: Columns, fits: Callable[[pa.DataType], bool]) -> dict[str, list[str]]:
+        """The columns of each param, which must fit (`has_text` or `has_images`); see below."""
+        found = find_columns(self.name, self.columns, wanted)
+        for key, column in ((key, column) for key, columns in found.items() for column in columns):
+            if not self.has(column, fits):
+                kind = one_line(str(self._schema.field(column).type), 120)
+                text, images = ("text", "text"), ("images", "bytes, or as {bytes, path}")
+                what, stored = text if fits is has_text else images
+                raise InputError(
+                    f"{self.name} has a column {column} of {kind}, not {what}.",
+                    f"name another column as {key}, or store it as {stored}.",
+                )
+        return found
 
     def rows(self, columns: Sequence[str], at_once: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """The cells of each row by column, with its number from 0; `at_once` are in memory."""
@@ -90,15 +96,28 @@ class ParquetRows:
             ) from None
 
 
-def require_column(
-    table: str, columns: Sequence[str], key: str, wanted: str, hint: str = ""
-) -> None:
-    """Refuse a table without a column, or with several of its name; `key` is the param of it."""
-    if columns.count(wanted) == 1:
-        return
-    problem = "has several columns" if wanted in columns else "has no column"
-    shown = one_line(", ".join(repr(column)[:40] for column in columns[:20]), 200)
-    raise InputError(
-        f"{table} {problem} {wanted!r:.60}; its columns are {shown or 'none'}.",
-        f"set {key} to the right one{hint}.",
+def find_columns(
+    table: str, columns: Sequence[str], wanted: Columns, hint: str = ""
+) -> dict[str, list[str]]:
+    """The columns of each param; a table without one, or with several of its name, is refused."""
+    found = {}
+    for key, names in wanted.items():
+        found[key] = [names] if isinstance(names, str) else _matching(columns, names)
+        for column in found[key]:
+            if columns.count(column) != 1:
+                problem = "has several columns" if column in columns else "has no column"
+                shown = one_line(", ".join(repr(one)[:40] for one in columns[:20]), 200)
+                several = "" if isinstance(names, str) else ", or to several, such as caption_*"
+                raise InputError(
+                    f"{table} {problem} {column!r:.60}; its columns are {shown or 'none'}.",
+                    f"set {key} to the right one{several}{hint}.",
+                )
+    return found
+
+
+def _matching(columns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The columns of these names, or of the patterns among them; unknown names stay as they are."""
+    several = (
+        [name] if name in columns else fnmatch.filter(columns, name) or [name] for name in names
     )
+    return list(dict.fromkeys(column for found in several for column in found))

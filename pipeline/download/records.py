@@ -5,7 +5,7 @@
     pairs/archives.parquet     archive, bytes, modified (ns since 1970); only of shards elsewhere
     pairs/<archive>            the images, packed as downloaded (zip or tar)
     */checksums.json           sha256 of the tables, which are verified when they are read
-    text/sentences.parquet     sentence
+    text/sentences.parquet     sentence; no rows where `download.text` is none
     evaluation/sts.parquet     task, subset, split, sentence1, sentence2, score
     evaluation/transfer.parquet task, split, sentence1, sentence2 (or null), label
 
@@ -120,8 +120,9 @@ def write_sentences(folder: Path, sentences: list[str]) -> None:
 
 
 def read_sentences(folder: Path) -> list[str]:
-    """Read the text-only sentences, in order; errors as `read_table`."""
-    return list(read_table(folder / "sentences.parquet", SENTENCES)["sentence"])
+    """Read the text-only sentences, in order, which may be none; errors as `read_table`."""
+    path = folder / "sentences.parquet"
+    return list(read_table(path, SENTENCES, may_be_empty=True)["sentence"])
 
 
 def write_sts(folder: Path, rows: pd.DataFrame) -> None:
@@ -207,7 +208,12 @@ class TableWriter:
 
 
 def read_table(
-    path: Path, schema: pa.Schema, made_by: str = "download", optional: Collection[str] = ()
+    path: Path,
+    schema: pa.Schema,
+    made_by: str = "download",
+    optional: Collection[str] = (),
+    *,
+    may_be_empty: bool = False,
 ) -> pd.DataFrame:
     """Read a table and verify its checksum, schema and cells.
 
@@ -216,6 +222,7 @@ def read_table(
         schema: the columns it must have.
         made_by: the stage that makes it, for the fix.
         optional: the columns whose cells may be null.
+        may_be_empty: whether it may have no rows.
 
     Raises:
         MissingArtifactError: the table is not there.
@@ -225,7 +232,7 @@ def read_table(
     if not path.is_file():
         raise MissingArtifactError(path, made_by)
     table, redo = _load(path, made_by), _REDO.format(made_by)
-    if not table.schema.equals(schema) or table.num_rows == 0:
+    if not table.schema.equals(schema) or (table.num_rows == 0 and not may_be_empty):
         found = "no rows" if table.num_rows == 0 else f"columns {_describe(table.schema)}"
         raise InputError(
             f"{path} has {found}, expected {_describe(schema)} and at least one row.", redo

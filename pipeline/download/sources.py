@@ -123,15 +123,21 @@ SOURCES = (
 
 BY_NAME: Mapping[str, Source] = {source.name: source for source in SOURCES}
 
+_OWNER = "as its owner states"
+
 SCENES = "scenes"
 """The embedded world; it is rendered, not fetched."""
 
+NO_TEXT = "none"
+"""The text of a run that trains on captions alone."""
+
 OWN_KINDS: Mapping[str, Source] = {
-    name: Source(name, "pairs", (), licence, f"{what} (download.{name})")
-    for name, licence, what in (
-        ("folder", "as its owner states", "a folder of images and a table of captions"),
-        ("webdataset", "as its owner states", "tar shards as img2dataset writes them"),
-        ("hub", "as its page on the Hub states", "a data set of the Hugging Face Hub"),
+    name: Source(name, kind, (), licence, f"{what} (download.{key})")
+    for name, kind, key, licence, what in (
+        ("folder", "pairs", "folder", _OWNER, "a folder of images and a table of captions"),
+        ("webdataset", "pairs", "webdataset", _OWNER, "tar shards as img2dataset writes them"),
+        ("hub", "pairs", "hub", "as its page on the Hub states", "a data set of the Hub"),
+        ("file", "text", "text_file", _OWNER, "sentences in files"),
     )
 }
-"""Your own pairs: what they are follows from the params."""
+"""Your own data: what they are follows from the params."""

@@ -1,23 +1,26 @@
 """Source `webdataset`: tar shards as img2dataset writes them, read in place, one after the other.
 
 The members of a sample share everything before the first dot of their names: 000000012.jpg, .txt,
-.json. Its .txt has a caption a line; without one, its .json has a caption, or a list of them.
+.json. Where that joins images that each have captions of their own, as of a.1.jpg, a.1.txt, a.2.jpg
+and a.2.txt, the dots belong to the keys, which then end at the last one. An ending may have parts,
+as .input.jpg; what has none comes first. The .txt of a sample has a caption a line; without one,
+its .json has a caption, or a list of them, under `caption` or `text`.
 """
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.core.errors import InputError
 from pipeline.core.files import reports_unreadable
-from pipeline.core.plaintext import decode, is_blank
+from pipeline.core.plaintext import decode
 from pipeline.core.progress import log, progress
 from pipeline.core.redact import one_line
 from pipeline.download.archives import Archive
-from pipeline.download.folder import IMAGE_ENDINGS
-from pipeline.download.pairing import PairRows, draw_split, is_missing, read_captions
+from pipeline.download.packed_images import IMAGE_ENDINGS
+from pipeline.download.pairing import PairRows, draw_split, read_caption_lines, read_captions
 from pipeline.download.tar_shards import fetch_shard, find_shards, is_remote
 from pipeline.params.download import SplitsParams, WebdatasetParams
 
@@ -30,20 +33,23 @@ class Sample:
     """What a shard holds under one key."""
 
     image: str | None = None
-    """Member of its first image."""
+    """Member of its first image, or of the first whose ending has one part."""
+    ending: str = ""
+    """What follows the key in that."""
     split: str = ""
     """Drawn by that image's bytes; "" where it was not asked for."""
     further: int = 0
-    """Images after the first."""
+    """Other images."""
     written: dict[str, list[str]] = field(default_factory=dict)
-    """The captions of its txt, one a line, and of its json."""
+    """The captions of its texts, one a line, and of its json, by their endings."""
     unreadable: InputError | None = None
     """Why captions that it has cannot be read."""
 
     @property
     def captions(self) -> list[str]:
         """Its captions; "" where it has none."""
-        return self.written.get("txt") or self.written.get("json") or [""]
+        order = sorted(self.written, key=lambda ending: (ending.endswith("json"), "." in ending))
+        return next((self.written[one] for one in order if any(self.written[one])), [""])
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,9 @@ def write_webdataset_pairs(rows: PairRows, params: WebdatasetParams, downloads: 
     Their archives are the absolute paths of the shards. A damaged shard may be skipped; one that
     the system does not let us read is never left out for that.
     """
-    names = find_shards(params.shards or [])
+    found = find_shards(params.shards or [])
+    fetched = set(rows.to_fetch([name for name in found if is_remote(name)]))
+    names = [name for name in found if name in fetched or not is_remote(name)]
     paths = (fetch_shard(name, downloads) if is_remote(name) else Path(name) for name in names)
     skip = "download.webdataset.damaged=skip"
 
@@ -109,7 +117,7 @@ def _require_both(rows: PairRows, total: int, endings: Counter[str]) -> None:
         f"{total:,} shards hold no sample with {'a caption' if rows.images else 'an image'}; what "
         f"follows the first dot of their members' names is {shown}.",
         "check that they are webdataset shards: tars of 000.jpg with captions as 000.txt, one a "
-        "line, or under `caption` in 000.json.",
+        "line, or under `caption` or `text` in 000.json.",
     )
 
 
@@ -145,47 +153,65 @@ def read_shard(
                 f"{path} holds {archive.repeated} members whose name another one has too.",
                 "write the shard again, with a different key for every sample.",
             )
-        for member in archive.sizes:
-            folder, slash, base = member.rpartition("/")
-            stem, _, ending = base.partition(".")
-            if stem:
-                sample = samples.setdefault(folder + slash + stem, Sample())
-                _take(sample, ending.lower(), member, archive, splits)
-                endings[ending.lower()] += 1
+        for member, (key, ending) in _part_names(archive.sizes).items():
+            _take(samples.setdefault(key, Sample()), ending, member, archive, splits)
+            endings[ending] += 1
     return samples
+
+
+def _part_names(members: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Key and ending of each member, but for hidden ones."""
+    parted, kinds = {}, defaultdict[tuple[str, str], set[str]](set)
+    for member in members:
+        folder, slash, base = member.rpartition("/")
+        stem, _, ending = base.partition(".")
+        if stem:
+            parted[member] = folder + slash + stem, ending.lower()
+            whole, _, kind = member.rpartition(".")
+            kind = kind.lower()
+            kinds[folder + slash + stem, whole].add("image" if kind in IMAGE_ENDINGS else kind)
+    dotted = {
+        key
+        for (key, whole), found in kinds.items()
+        if key != whole and "image" in found
+        # A .json beside a further image, such as a mask, is seldom one of captions.
+        if found & ({"txt", "text"} if "image" in kinds.get((key, key), ()) else set(_READERS))
+    }
+    return {
+        member: (member.rpartition(".")[0], ending.rpartition(".")[2])
+        if key in dotted
+        else (key, ending)
+        for member, (key, ending) in parted.items()
+    }
 
 
 def _take(
     sample: Sample, ending: str, member: str, archive: Archive, splits: SplitsParams | None
 ) -> None:
-    if ending in IMAGE_ENDINGS and sample.image is not None:
-        sample.further += 1
-    elif ending in IMAGE_ENDINGS:
-        sample.image = member
-        sample.split = draw_split(archive.read(member), splits) if splits else ""
-    elif ending in _READERS:
+    kind = ending.rpartition(".")[2]
+    if kind in IMAGE_ENDINGS:
+        sample.further += sample.image is not None
+        if sample.image is None or ("." in sample.ending and kind == ending):
+            sample.image, sample.ending = member, ending
+            sample.split = draw_split(archive.read(member), splits) if splits else ""
+    elif kind in _READERS:
         content, where = archive.read(member), f"{archive.path}: {one_line(member, 120)}"
         try:
-            sample.written[ending] = _READERS[ending](decode(content, where), where)
+            sample.written[ending] = _READERS[kind](decode(content, where), where)
         except InputError as error:
             sample.unreadable = error
 
 
-def _read_text(text: str, where: str) -> list[str]:
-    """One caption a line that is not empty, or a list of captions."""
-    captions = read_captions(text.strip(), where)
-    lines = (line for caption in captions for line in caption.split("\n"))
-    return [line for line in lines if not (is_blank(line) or is_missing(line))]
-
-
 def _read_json(text: str, where: str) -> list[str]:
-    """The text or list of texts under `caption`; or the whole, if it is a list."""
+    """The text or list of texts under `caption` or `text`; or the whole, if it is a list."""
     try:
         about = json.loads(text)
     except (ValueError, RecursionError):
         raise InputError(f"{where} is not JSON.", "write the sample again.") from None
-    captions = about.get("caption") if isinstance(about, dict) else about
-    return read_captions(captions, f"{where}: caption")
+    if not isinstance(about, dict):
+        return read_captions(about, where)
+    key = "caption" if "caption" in about else "text"
+    return read_captions(about.get(key), f"{where}: {key}")
 
 
-_READERS = {"txt": _read_text, "json": _read_json}
+_READERS = {"txt": read_caption_lines, "text": read_caption_lines, "json": _read_json}

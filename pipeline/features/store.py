@@ -135,7 +135,7 @@ def read_features(
         if lengths != [images, captions, captions, images, captions, captions][: len(lengths)]:
             raise ValueError("it has tables of unequal length")
         is_mapped = sum(table.nbytes for table in tables) > IN_MEMORY
-        rows = [_map(path, table) if is_mapped else table[()] for table in tables]
+        rows = [_map(path, table) if is_mapped and table.size else table[()] for table in tables]
         weights = str(file.attrs["weights"])
     features = Features(rows[0], ids[0], rows[1], ids[1], ids[2], weights, digest, *rows[2:])
     if not images or not captions:

@@ -2,27 +2,44 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.params.block import Block, Number, Text
 from pipeline.params.places import PathText
 
 Pairs = Literal["scenes", "flickr8k", "flickr30k", "coco", "folder", "webdataset", "hub"]
 PathTexts = Annotated[list[PathText], Field(min_length=1, max_length=10_000)]
+Columns = Text | Annotated[list[Text], Field(min_length=1, max_length=1000)]
+"""A column, a pattern such as caption_*, or a list of these."""
 Fraction = Annotated[Number, Field(ge=0, lt=1)]
+
+
+def _one_character(value: str) -> str:
+    if value != "tab" and (len(value) > 1 or value in '"\r\n\0'):
+        msg = "separator must be one character other than a quote, or tab"
+        raise ValueError(msg)
+    return value
+
+
+Separator = Annotated[str, Field(min_length=1, max_length=3), AfterValidator(_one_character)]
 
 
 class FolderParams(Block):
     """A folder of images and a table of captions."""
 
     images: PathText | None = None
-    """The folder of the images."""
+    """The folder of the images; None: `captions` is a Parquet file, or a folder of them, that holds
+    the images."""
     captions: PathText | None = None
-    """The table: .csv, .tsv, .txt, .jsonl or .parquet."""
+    """The table: .csv, .tsv, .txt, .token, .json, .jsonl or .parquet; None: a .txt beside each
+    image."""
+    separator: Separator | None = None
+    """Separates the fields of a .csv, .tsv or .txt: a character, or `tab`; None: the one of comma,
+    tab, semicolon and bar by which the header has the columns."""
     image_column: Text = "image"
-    """The column of an image's path, relative to `images`."""
-    caption_column: Text = "caption"
-    """The column of a caption, or of a list of captions."""
+    """The column of an image's path, relative to `images`, or of the images' bytes."""
+    caption_column: Columns = "caption"
+    """The column or columns of a caption, or of a list of captions; caption_* takes all such."""
     split_column: Text | None = None
     """The column of the split; None: drawn by `splits`."""
 
@@ -39,16 +56,16 @@ class WebdatasetParams(Block):
 class HubParams(Block):
     """A data set of the Hugging Face Hub, in Parquet files or webdataset shards."""
 
-    dataset: Text | None = None
-    """Its name there, ORG/NAME."""
+    dataset: PathText | None = None
+    """Its name there, ORG/NAME; or a file or folder of this machine."""
     revision: Text | None = None
     """A branch, tag or commit; None: the newest commit of the main branch."""
     files: Text | None = None
     """A glob of the files to read, in which * stands for / too; None: all, of one config."""
     image_column: Text = "image"
     """The column of the images' bytes, in Parquet files."""
-    caption_column: Text = "caption"
-    """The column of a caption or of a list of captions, in Parquet files."""
+    caption_column: Columns = "caption"
+    """The column or columns of a caption or of a list of captions, in Parquet files."""
     split_column: Text | None = "split"
     """The column of the split, where a Parquet file has it as text; else, or where None, the name
     of the file decides, or the split is drawn by `splits`."""
@@ -90,8 +107,13 @@ class DownloadParams(Block):
 
     pairs: Pairs = "scenes"
     """Images with captions."""
-    text: Literal["scenes", "wiki1m"] = "scenes"
-    """Text-only sentences."""
+    text: Literal["scenes", "wiki1m", "file", "none"] = "scenes"
+    """Text-only sentences; none: training reads captions alone."""
+    text_file: PathText | PathTexts | None = None
+    """Your sentences, where text is `file`: .txt with one a line, .csv, .tsv, .json, .jsonl or
+    .parquet; or a list of such files."""
+    text_column: Text = "text"
+    """The column of a sentence, or of a list of sentences, in files other than .txt."""
     evaluation: Literal["scenes", "senteval", "mteb"] = "scenes"
     """STS and transfer tasks; `mteb` is senteval plus the cased STS-B."""
     folder: FolderParams = FolderParams()
@@ -107,14 +129,16 @@ class DownloadParams(Block):
 
     @model_validator(mode="after")
     def _name_what_is_read(self) -> "DownloadParams":
-        needed = _NEEDED.get(self.pairs, ())
-        missing = [key for key in needed if getattr(getattr(self, self.pairs), key) is None]
-        if missing:
-            keys = " and ".join(f"{self.pairs}.{key}" for key in missing)
-            msg = f"pairs is {self.pairs}, which needs {keys}"
+        keys = _NEEDED.get(self.pairs, ())
+        if keys and all(getattr(getattr(self, self.pairs), key) is None for key in keys):
+            needed = " or ".join(f"{self.pairs}.{key}" for key in keys)
+            msg = f"pairs is {self.pairs}, which needs {needed}"
+            raise ValueError(msg)
+        if (self.text == "file") != (self.text_file is not None):
+            msg = "`text_file` names a file where text is `file`, and only there"
             raise ValueError(msg)
         return self
 
 
 _NEEDED = {"folder": ("images", "captions"), "webdataset": ("shards",), "hub": ("dataset",)}
-"""The keys that must not be null, by kind of pairs."""
+"""The keys of which one must not be null, by kind of pairs."""

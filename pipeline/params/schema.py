@@ -28,6 +28,16 @@ class Params(Block):
     index: IndexParams = IndexParams()
 
     @model_validator(mode="after")
+    def _text_is_there(self) -> "Params":
+        if self.download.text == "none" and self.train.pair_every not in {"auto", 1}:
+            msg = "download.text none has no text-only steps; set train.pair_every to auto"
+            raise ValueError(msg)
+        if self.download.text == "none" and "sentences" in self.index.items:
+            msg = "download.text none has no sentences; take them out of index.items"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
     def _rows_have_a_teacher(self) -> "Params":
         rows, consistency = self.loss.distillation, self.loss.consistency
         if rows.weight and rows.target == "text" and not self.teacher.text.encoders:

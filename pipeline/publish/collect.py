@@ -30,7 +30,7 @@ import torch
 
 from pipeline.core.errors import InputError, ParamsError, StaleArtifactError
 from pipeline.core.files import read_json
-from pipeline.download.sources import BY_NAME, OWN_KINDS, SCENES
+from pipeline.download.sources import BY_NAME, NO_TEXT, OWN_KINDS, SCENES
 from pipeline.evaluate.report import (
     HEADLINES,
     System,
@@ -134,7 +134,11 @@ def collect(
             "files": hash_student(folder),
         },
         "teacher": _read_teacher(paths.features, parameters["teacher.model"]),
-        "corpora": [_corpus(part, parameters) for part in ("pairs", "text", "evaluation")],
+        "corpora": [
+            _corpus(part, parameters)
+            for part in ("pairs", "text", "evaluation")
+            if parameters[f"download.{part}"] != NO_TEXT
+        ],
         "parameters": parameters,
         "parameters_unrecorded": unrecorded,
         "revision": read_revision(paths.lock),
@@ -213,15 +217,18 @@ def _read_teacher(features: Path, model: str) -> dict[str, str] | None:
 
 def _corpus(part: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     name, addresses = str(parameters[f"download.{part}"]), list[str]()
+    dataset = str(parameters.get("download.hub.dataset"))
+    if name == "hub" and ("/" not in dataset or Path(dataset).exists()):
+        name = "folder"  # of this machine
     licence, citation = "Apache-2.0, as the project", "rendered by the project"
     if source := BY_NAME.get(name) or OWN_KINDS.get(name):
         licence, citation = source.licence, source.citation
         addresses = [file.address for file in source.files]
     if name == "hub":  # the only own pairs that others can see
-        name = str(parameters["download.hub.dataset"])
+        name = dataset
         addresses = [f"{_HUB_DATASET}{name}"]
     elif name in OWN_KINDS:
-        name = f"own pairs ({name})"
+        name = f"own {part} ({name})"
     on_hub = re.findall(f"{_HUB_DATASET}([^/ ]+/[^/ ]+)", " ".join(addresses))
     return {
         "part": part,

@@ -26,6 +26,7 @@ class TrainingData:
     """Text-only sentences, and image-caption pairs of the train split."""
 
     sentences: list[str]
+    """None of them: every step takes pairs."""
     pairs: SplitPairs
 
 
@@ -73,9 +74,10 @@ def text_stream(lengths: Lengths, params: TrainParams, seed: int) -> Stream:
         seed: of the order.
 
     Raises:
-        InputError: there are fewer rows than one batch takes.
+        InputError: there are some rows, but fewer than one batch takes.
     """
-    _require(len(lengths), params.batch_size, "text-only sentences")
+    if len(lengths):
+        _require(len(lengths), params.batch_size, "text-only sentences")
 
     def epoch(rng: np.random.Generator) -> Epoch:
         return bucketed(rng.permutation(len(lengths)), lengths, params, rng)
@@ -240,9 +242,19 @@ def make_schedule(
 
     Args:
         pair_every: k, or `auto`.
-        text_batches: batches of text in one epoch.
+        text_batches: batches of text in one epoch; 0: there is no text, and every step is paired.
         pair_batches: batches of pairs in one epoch.
+
+    Raises:
+        InputError: `pair_every` wants steps of text, of which there is none.
     """
+    if not text_batches:
+        if pair_every not in {"auto", 1}:
+            raise InputError(
+                f"train.pair_every is {pair_every}, but there are no text-only sentences.",
+                "set train.pair_every to auto.",
+            )
+        return Schedule(1)
     if pair_every != "auto":
         return Schedule(pair_every)
     k = text_batches // pair_batches

@@ -74,7 +74,7 @@ class TrainingRun:
     """One student in training; the backbone is loaded here, once.
 
     Args:
-        data: text-only sentences, and pairs with their teacher features.
+        data: text-only sentences, which may be none, and pairs with their teacher features.
         params: student, loss and train blocks.
         seed: of heads, dropout and both streams.
 
@@ -82,11 +82,12 @@ class TrainingRun:
         ModelError: the encoder cannot be loaded.
         ParamsError: a Matryoshka dimension is not below the encoder's width, or the batch cannot be
             divided among the processes.
+        InputError: `train.pair_every` wants text, and there is none.
     """
 
     def __init__(self, data: TrainingData, params: RunParams, seed: int) -> None:
         torch.manual_seed(seed)
-        train = params.train
+        train, sentences = params.train, len(data.sentences)
         self._params, self._data, self._seed = params, data, seed
         self._context = find_context(
             train.batch_size, choose_device(), gathers=train.gather_negatives
@@ -100,7 +101,7 @@ class TrainingRun:
         self._autocast = autocast_of(self._precision, self._device)
         self._schedule = make_schedule(
             train.pair_every,
-            text_batches=max(1, len(data.sentences) // train.batch_size),
+            text_batches=max(min(1, sentences), sentences // train.batch_size),
             pair_batches=epoch_batches(data.pairs, train),
         )
         self._step = 0

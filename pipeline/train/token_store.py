@@ -109,7 +109,7 @@ def tokenizer_parts(encoder: SentenceEncoder) -> tuple[str, ...]:
 
 
 def _tokenize(encoder: SentenceEncoder, sentences: Sequence[str], max_length: int) -> Arrays:
-    ids: list[Int32[np.ndarray, " _"]] = []
+    ids: list[Int32[np.ndarray, " _"]] = [np.empty(0, np.int32)]
     lengths: list[int] = []
     for start in progress(
         range(0, len(sentences), _TOKENIZED_AT_ONCE), what="tokenising", unit="part"

@@ -193,8 +193,177 @@ FAULTY: dict[str, tuple[bytes, str, str]] = {
     "nested.jsonl": (OBJECT.replace(b'"x"', b'[["x"]]'), r"is \['x'\], not text", "fix the row"),
     "none.jsonl": (b"\n\n", r"none\.jsonl has no rows", ""),
     "damaged.parquet": (b"PAR1 no table PAR1", "cannot be read as Parquet", ""),
+    "first.token": (b"a.png#0\tx\nb.png\ty\n", "line 2 is not NAME#NUMBER", "fix the line"),
+    "text.json": (b"{", r"text\.json is not JSON", "one list of objects"),
+    "keys.json": (b'{"a": 1}', "neither a list .* it has a", "a list of objects"),
+    "entry.json": (b'[{"image": "a.png", "caption": "x"}, 7]', "entry 1 is not an object", ""),
+    "boxes.json": (
+        b'{"images": [], "annotations": [{"image_id": 1, "bbox": []}]}',
+        r"no usable annotations\.0\.caption: Field required",
+        "captions_train2014.json",
+    ),
+    "none.coco.json": (
+        b'{"images": [], "annotations": [{"image_id": 1, "caption": "x"}]}',
+        "annotation 0 is of the image 1, which is none",
+        "add the image",
+    ),
     "packed.csv.gz": (b"x", r"none of \.csv, \.tsv, .* by its ending", "uncompressed"),
 }
+
+
+COCO = {
+    "info": {"year": 2014},
+    "images": [{"id": 9, "file_name": "sub/b.png", "height": 3}, {"id": 7, "file_name": "a.png"}],
+    "licenses": [],
+    "annotations": [
+        {"image_id": 7, "id": 1, "caption": "One "},
+        {"image_id": 9, "id": 2, "caption": "Two"},
+        {"image_id": 7, "id": 3, "caption": "Three"},
+    ],
+}
+WIDE = "caption_0,image,caption_1,caption_2\nOne,a.png,,Two\n,sub/b.png,nan,\n"
+OBJECTS = [{"image": "a.png", "caption": ["One", "Two"]}, {"image": "sub/b.png", "caption": "x"}]
+Rows = dict[str, list[str]]
+OUT_THERE: dict[str, tuple[str, str, dict, Rows]] = {
+    "Flickr8k's captions.txt": (
+        "captions.txt",
+        'image,caption\na.png,A child .\na.png,"Dogs , two ."\n',
+        {},
+        {"a.png": ["A child .", "Dogs , two ."]},
+    ),
+    "Flickr8k.token.txt": (
+        "Flickr8k.token.txt",
+        'a.png#0\t"A dog , "\na.png#1\t It\truns\n\nsub/b.png#0\tx, y\n',
+        {},
+        {"a.png": ['"A dog , "', "It runs"], "sub/b.png": ["x, y"]},
+    ),
+    "Flickr30k's results.token": ("results.token", "a.png#4\tx\n", {}, {"a.png": ["x"]}),
+    "Flickr30k's results.csv": (
+        "results.csv",
+        "image_name| comment_number| comment\na.png| 0| One, two; three .\n",
+        {"image_column": "image_name", "caption_column": "comment"},
+        {"a.png": ["One, two; three ."]},
+    ),
+    "semicolons": (
+        "t.csv",
+        '"image name";"a caption"\na.png;One, two\n',
+        {"image_column": "image name", "caption_column": "a caption"},
+        {"a.png": ["One, two"]},
+    ),
+    "tabs by option": (
+        "t.txt",
+        "image\tcaption\na.png\tOne, two\n",
+        {"separator": "tab"},
+        {"a.png": ["One, two"]},
+    ),
+    "another separator": (
+        "t.csv",
+        "image^caption\na.png^One, two\n",
+        {"separator": "^"},
+        {"a.png": ["One, two"]},
+    ),
+    "several columns by pattern": (
+        "t.csv",
+        WIDE,
+        {"caption_column": "caption_*"},
+        {"a.png": ["One", "Two"], "sub/b.png": [""]},
+    ),
+    "several columns by name": (
+        "t.csv",
+        WIDE,
+        {"caption_column": ["caption_2", "caption_0", "caption_[2]"]},
+        {"a.png": ["Two", "One"], "sub/b.png": [""]},
+    ),
+    "several columns of objects": (
+        "t.jsonl",
+        '{"image": "a.png", "c1": "One", "c2": ["Two", "x"]}\n{"image": "sub/b.png", "c3": "y"}\n',
+        {"caption_column": "c?"},
+        {"a.png": ["One", "Two", "x"], "sub/b.png": ["y"]},
+    ),
+    "COCO": (
+        "captions_train2014.json",
+        json.dumps(COCO),
+        {},
+        {"a.png": ["One", "Three"], "sub/b.png": ["Two"]},
+    ),
+    "a list of objects": (
+        "t.json",
+        json.dumps(OBJECTS),
+        {},
+        {"a.png": ["One", "Two"], "sub/b.png": ["x"]},
+    ),
+}
+"""Tables as they are published, each with the params that it needs and what is read."""
+
+
+@pytest.mark.parametrize("name", OUT_THERE)
+def test_tables_are_read_as_they_are_out_there(tmp_path, photos, name):
+    file, content, params, wanted = OUT_THERE[name]
+    (tmp_path / file).write_text(content)
+    pairs, counts = make(tmp_path / file, photos, **params)
+    found = pairs.captions.merge(pairs.images, on="image_id").groupby("member")["caption"]
+    assert found.agg(list).to_dict() == wanted
+    assert counts["images_missing"] == 0
+
+
+def test_captions_beside_the_images_need_no_table(tmp_path, photos, caplog):
+    (photos / "a.txt").write_text("One\n\n  Two \n")
+    (photos / "sub/b.txt").write_text("\n")
+    (photos / "sub/ü c.txt").write_text('["Three", "Four"]')
+    (photos / "d.e.JPG").write_bytes(image_bytes(9))
+    (photos / "notes.txt").write_text("of no image")
+    own = {"images": str(photos)}
+    pairs, counts = make_own(tmp_path, "folder", folder=own)
+    assert pairs.images["member"].tolist() == list(IMAGES)
+    assert pairs.captions["caption"].tolist() == ["One", "Two", "", "Three", "Four"]
+    assert (counts["images_unnamed"], counts["captions_empty"]) == (1, 1)
+    assert "0 of 3 images are in test" in caplog.text
+    (photos / "d.e.txt").write_bytes(b"\xff")
+    with pytest.raises(InputError, match=r"d\.e\.txt line 1 is not UTF-8"):
+        make_own(tmp_path, "folder", folder=own)
+    for path in photos.rglob("*.txt"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"no image of .*photos has a \.txt beside it"):
+        make_own(tmp_path, "folder", folder=own)
+
+
+def test_a_table_may_hold_the_images(tmp_path):
+    """A file, or a folder of files, whose names may give splits."""
+    cells = [{"bytes": image_bytes(number), "path": f"x/{number}.PNG"} for number in range(4)]
+    table = pa.table({"img": cells, "c0": list("abcd"), "c1": ["e", None, "", "h"], "n": [0] * 4})
+    (tmp_path / "t").mkdir()
+    pq.write_table(table, tmp_path / "t/one.parquet")
+    pq.write_table(table[:1], tmp_path / "t/test-1.parquet")
+    columns = {"image_column": "img", "caption_column": "c*"}
+
+    def read(name: str, **changes: object) -> Made:
+        own = {"captions": str(tmp_path / name), **columns, **changes}
+        return make_own(tmp_path, "folder", folder=own, splits={"val": 0, "test": 0})
+
+    pairs, counts = read("t")
+    assert pairs.images["archive"].tolist() == ["one.zip"] * 4 + ["test-1.zip"]
+    assert pairs.images["split"].tolist() == ["train"] * 4 + ["test"]
+    assert pairs.images["member"].tolist()[:2] == ["00000000.png", "00000001.png"]
+    assert pairs.captions["caption"].tolist() == ["a", "e", "b", "c", "d", "h", "a", "e"]
+    assert counts["files"] == 2
+    with Archive(pairs.folder / "one.zip") as archive:
+        assert archive.read("00000003.png") == image_bytes(3)
+    assert len(read("t/one.parquet")[0].images) == 4
+    for changes, words in (
+        ({"split_column": "part"}, "has no column 'part'"),
+        ({"split_column": "n"}, "column n of int64, not text"),
+        ({"caption_column": "text_*"}, r"has no column 'text_\*'"),
+    ):
+        with pytest.raises(InputError, match=words):
+            read("t/one.parquet", **changes)
+    (tmp_path / "t/en").mkdir()
+    pq.write_table(table, tmp_path / "t/en/one.parquet")
+    with pytest.raises(InputError, match=r"Parquet files in several folders: \., en"):
+        read("t")
+    (tmp_path / "t.csv").write_text("image,caption\na.png,x\n")
+    with pytest.raises(InputError, match=r"t\.csv holds no \.parquet file") as error:
+        read("t.csv")
+    assert "download.folder.images" in error.value.fix
 
 
 @pytest.mark.parametrize("name", FAULTY)
@@ -346,4 +515,4 @@ def test_a_stop_while_packing_leaves_nothing(tmp_path, photos):
 
 def test_the_list_of_sources_has_the_kinds_of_own_data():
     listed = json.loads(invoke("download", "--list", "--json").stdout)
-    assert [source["name"] for source in listed][-3:] == ["folder", "webdataset", "hub"]
+    assert [source["name"] for source in listed][-4:] == ["folder", "webdataset", "hub", "file"]

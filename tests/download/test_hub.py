@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import DownloadError, InputError
 from pipeline.download.archives import Archive
-from pipeline.download.hub import archive_of, configs_of, split_in_name
+from pipeline.download.image_tables import archive_of, configs_of, split_in_name
 from pipeline.download.pairing import draw_split
 from pipeline.params.download import SplitsParams
 from tests.download.conftest import Made, image_bytes, make_own
@@ -237,10 +237,41 @@ def test_a_hub_out_of_reach_is_said(connected, tmp_path, monkeypatch, constant, 
         make(tmp_path)
 
 
-def test_a_folder_of_this_machine_is_no_data_set_of_the_hub(tmp_path, connected):
-    with pytest.raises(DownloadError) as error:
-        make(tmp_path, dataset=str(tmp_path))
-    assert "set download.pairs to folder or webdataset" in error.value.fix
+LOCAL = {"train-0.parquet": 0, "test-0.parquet": 1, ".cache/huggingface/train-0.parquet": 2}
+
+
+def test_a_data_set_of_this_machine_is_read_as_one_of_the_hub(connected, tmp_path, monkeypatch):
+    connected.datasets["org/photos"] = convert({name: LOCAL[name] for name in list(LOCAL)[:2]})
+    for name, content in convert(LOCAL).items():
+        (tmp_path / "o/n" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "o/n" / name).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    theirs, counts = make(tmp_path)
+    for name in (f"{tmp_path}/o/n", "o/n", f"file://{tmp_path}/o/n"):
+        pairs, again = make(tmp_path, dataset=name)
+        assert (pairs.fingerprint(), again) == (theirs.fingerprint(), counts)
+    one, _ = make(tmp_path, dataset="o/n/test-0.parquet")
+    assert one.images["split"].tolist() == ["test"]
+    shard = write_shard(tmp_path / "tars/val.tar", sample("000000001", "x"))
+    pairs, _ = make(tmp_path, dataset=str(shard.parent))
+    assert pairs.images["archive"].tolist() == [str(shard)]
+    assert pairs.images["split"].tolist() == ["val"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dataset": "/none/here"}, "/none/here does not exist"),
+        ({"revision": "main"}, "is of this machine, where download.hub.revision has no meaning"),
+        ({}, r"has no \.parquet or \.tar files, but notes\.md"),
+    ],
+)
+def test_what_cannot_be_a_data_set_of_this_machine_is_said(connected, tmp_path, changes, words):
+    (tmp_path / "n").mkdir()
+    (tmp_path / "n/notes.md").write_text("none")
+    with pytest.raises(InputError, match=words) as error:
+        make(tmp_path, **{"dataset": f"{tmp_path}/n"} | changes)
+    assert "download.hub.dataset" in error.value.fix
 
 
 @pytest.mark.parametrize(
@@ -254,6 +285,7 @@ def test_a_folder_of_this_machine_is_no_data_set_of_the_hub(tmp_path, connected)
         ({"caption_column": "id"}, "column id of int64, not text"),
         ({"image_column": "caption"}, "column caption of string, not images"),
         ({"dataset": "org/empty"}, "no image bytes in column image"),
+        ({"caption_column": ["caption", "text*"]}, r"has no column 'text\*'"),
         ({"dataset": "org/damaged"}, r"a\.parquet cannot be read as Parquet"),
         ({"dataset": "org/other"}, r"no \.parquet or \.tar files, but a\.csv, b\.md"),
     ],

@@ -13,9 +13,9 @@ from pydantic import TypeAdapter
 
 from pipeline.core.errors import DownloadError, InputError
 from pipeline.download.caption_table import READERS, read_rows
-from pipeline.download.corpora import read_sentences_file
 from pipeline.download.fetch import fetch
 from pipeline.download.karpathy import read_karpathy
+from pipeline.download.sentences import read_own_sentences, read_sentences_file
 from pipeline.download.senteval import read_cased_benchmark, read_senteval
 from pipeline.download.sources import BY_NAME, SCENES, RemoteFile
 from pipeline.download.tar_shards import find_shards
@@ -53,12 +53,33 @@ def from_table(folder: Path, ending: str, cells: Cells, connected, **changes) ->
         table.write_bytes(table_bytes(pa.array(names), pa.array(cells)))
     elif ending == ".jsonl":
         table.write_text("\n".join(json.dumps({"image": i, "caption": c}) for i, c in rows))
+    elif ending == ".json":
+        table.write_text(json.dumps([{"image": i, "caption": c} for i, c in rows]))
+    elif ending == ".token":
+        table.write_text("".join(f"{i}#0\t{c}\n" for i, c in rows))
     else:
         with table.open("w", newline="") as stream:
             separator = "\t" if ending == ".tsv" else ","
             csv.writer(stream, delimiter=separator).writerows([("image", "caption"), *rows])
     own = {"images": f"{folder}/photos", "captions": str(table)}
     return make_own(folder, "folder", folder=own, **changes)
+
+
+def from_texts(folder: Path, _ending: str, cells: Cells, connected, **changes) -> Made:
+    """The same, in a text beside each picture, and no table."""
+    (folder / "photos").mkdir(parents=True)
+    for number, cell in enumerate(cells):
+        (folder / f"photos/{number:02d}.png").write_bytes(image_bytes(number % 20))
+        (folder / f"photos/{number:02d}.txt").write_text(str(cell))
+    return make_own(folder, "folder", folder={"images": f"{folder}/photos"}, **changes)
+
+
+def from_parquet(folder: Path, _ending: str, cells: Cells, connected, **changes) -> Made:
+    """The same, in a Parquet file that holds the pictures."""
+    images = pa.array([image_bytes(number % 20) for number in range(len(cells))])
+    (folder / "t").mkdir(parents=True)
+    (folder / "t/0.parquet").write_bytes(table_bytes(images, pa.array(cells)))
+    return make_own(folder, "folder", folder={"captions": f"{folder}/t"}, **changes)
 
 
 def from_shard(folder: Path, ending: str, cells: Cells, connected, **changes) -> Made:
@@ -83,6 +104,8 @@ def from_hub(folder: Path, _ending: str, cells: Cells, connected, **changes) -> 
 
 SOURCES: dict[str, tuple[Callable[..., Made], str]] = {
     **{f"folder {ending}": (from_table, ending) for ending in READERS},
+    "folder without a table": (from_texts, ""),
+    "folder of images in Parquet": (from_parquet, ""),
     "webdataset .txt": (from_shard, "txt"),
     "webdataset .json": (from_shard, "json"),
     "hub": (from_hub, ""),
@@ -123,11 +146,21 @@ def test_lists_are_read_as_lists_however_they_are_written(tmp_path, connected, s
     pairs, _ = read(tmp_path, ending, list(FORMS), connected)
     found = pairs.captions.groupby("image_id")["caption"].agg(list).tolist()
     # In a .txt a line without text is no caption.
-    keeps_empty = source != "webdataset .txt"
+    keeps_empty = source not in {"webdataset .txt", "folder without a table"}
     assert found == [[one for one in forms if one or keeps_empty] for forms in FORMS.values()]
 
 
-@pytest.mark.parametrize("source", ["folder .jsonl", "folder .parquet", "webdataset .json", "hub"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "folder .json",
+        "folder .jsonl",
+        "folder .parquet",
+        "folder of images in Parquet",
+        "webdataset .json",
+        "hub",
+    ],
+)
 def test_lists_that_are_lists_are_lists(tmp_path, connected, source):
     read, ending = SOURCES[source]
     pairs, counts = read(tmp_path, ending, [["A dog", None, "a ball"], [], None], connected)
@@ -148,7 +181,8 @@ def test_lists_that_cannot_be_read_are_refused_or_counted(tmp_path, connected, c
             assert words in caplog.text
         else:
             assert words in error.value.what
-            assert any(row in error.value.what for row in ("line 2: ", "line 1: ", "row 0: "))
+            places = ("line 2: ", "line 1: ", "line 1 is", "row 0: ", "entry 0: ", "00.txt is ")
+            assert any(place in error.value.what for place in places)
         caplog.clear()
 
 
@@ -176,7 +210,7 @@ Texts = Callable[[Path, bytes], list[str]]
 
 def sentences(folder: Path, content: bytes) -> list[str]:
     (folder / "text.txt").write_bytes(content)
-    return read_sentences_file(folder / "text.txt")
+    return read_sentences_file(folder / "text.txt", "")
 
 
 def rows(ending: str) -> Texts:
@@ -218,6 +252,7 @@ def task_file(name: str) -> Texts:
 PICTURE = {"imgid": 0, "split": "train", "filename": "a", "sentences": [{"raw": "One é"}]}
 TABLE = "image,caption\na,One é\nb,2\n"
 OBJECTS = '{"image": "a", "caption": "One é"}\n\n{"image": "b", "caption": "2"}\n'
+TOKENS = 'a#0\tOne "é\nb#1\t2\n'
 CASED = "stsbenchmark/sts-dev.csv"
 TEXTS: dict[str, tuple[str, Texts]] = {
     "sentences": ("One é.\nTwo.\n", sentences),
@@ -225,6 +260,8 @@ TEXTS: dict[str, tuple[str, Texts]] = {
     "webdataset .txt": ("One é.\n\n Two.\n\u2028three\x0b", samples("txt")),
     "webdataset .json": ('{\n"caption": "One é."}\n', samples("json")),
     "folder .jsonl": (OBJECTS, rows(".jsonl")),
+    "folder .json": ("[\n" + OBJECTS.strip().replace("\n\n", ",\n") + "]\n", rows(".json")),
+    "folder .token": (TOKENS, rows(".token")),
     "folder .csv": (TABLE, rows(".csv")),
     "folder .tsv": (TABLE.replace(",", "\t"), rows(".tsv")),
     "folder .txt": (TABLE, rows(".txt")),
@@ -350,6 +387,10 @@ MISSING: dict[str, tuple[str, Callable[[str], object]]] = {
         lambda path: list(read_rows(Path(f"{path}.csv"), download_params().folder)),
     ),
     "shards": ("download.webdataset.shards", find_shards),
+    "text": (
+        "download.text_file",
+        lambda path: read_own_sentences(download_params(text="file", text_file=path)),
+    ),
     "mirror": ("DATA_MIRROR", lambda path: fetch(FILE, Path("downloads"), path)),
 }
 """Every path of one's own that `download` follows."""

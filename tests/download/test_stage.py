@@ -8,7 +8,7 @@ import pytest
 from pipeline.core.checksums import CHECKSUMS
 from pipeline.download.records import read_pairs, read_sentences, read_sts, read_transfer
 from stages import paths
-from tests.conftest import assert_clear_error, invoke, write_params
+from tests.conftest import TINY, assert_clear_error, invoke, write_params
 from tests.download.conftest import image_bytes
 from tests.download.test_senteval import cased_files, pack, small_files
 from tests.download.test_webdataset import sample, write_shard
@@ -44,7 +44,7 @@ def download(*arguments: str, **own) -> dict:
 @pytest.mark.parametrize(
     ("pairs", "needed"),
     [
-        ("folder", "needs folder.images and folder.captions"),
+        ("folder", "needs folder.images or folder.captions"),
         ("webdataset", "needs webdataset.shards"),
         ("hub", "needs hub.dataset"),
     ],
@@ -97,3 +97,21 @@ def test_fetched_shards_are_kept_where_the_environment_says(project, server, mon
     assert all(Path(path).is_relative_to(project / "kept") for path in archives)
     assert not Path("data/downloads").exists()
     assert paths.KEPT["KDMCSE_DOWNLOADS"] == paths.DOWNLOADS  # what stages.grid sets
+
+
+@pytest.mark.integration
+def test_a_run_without_text_goes_through_all_stages(tmp_path, monkeypatch):
+    """With a teacher of text, whose rows of sentences are then none."""
+    monkeypatch.chdir(tmp_path)
+    changes = {
+        "download": {"text": "none"},
+        "teacher": {"text": {"encoders": [TINY["student"]["encoder"]], "pooling": "mean"}},
+        "loss": {"distillation": {"weight": 1.0, "target": "text"}},
+        "train": {"pair_every": "auto"},
+    }
+    write_params(tmp_path, TINY, changes)
+    for stage in ("download", "features", "train", "baselines", "evaluate", "summary", "index"):
+        result = invoke(stage)
+        assert result.exit_code == 0, (stage, result.output, result.exception)
+    assert read_sentences(Path("data/text")) == []
+    assert json.loads(Path("reports/train/0/metrics.json").read_text())["paired_share"] == 1

@@ -84,7 +84,7 @@ def test_what_makes_a_sample(tmp_path, caplog):
     members = {
         "d/x.y/1.json": b'{"caption": "of the json"}',  # the dot of a folder is none of the name
         "d/x.y/1.WebP": b"image",
-        "./2.seg.png": b"no image: its ending is seg.png",
+        "./2.seg.png": b"an image whose ending has parts: one without counts more",
         "./2.png": b"image",
         "./2.jpg": b"a second image",
         "./2.txt": "text wins ü".encode(),
@@ -114,8 +114,56 @@ def test_what_makes_a_sample(tmp_path, caplog):
         "8.jpg": "members of a sample need not stand together",
     }
     assert (counts["captions_empty"], counts["captions_unreadable"]) == (4, 3)
-    assert (counts["samples_without_image"], counts["images_further"]) == (2, 1)
+    assert (counts["samples_without_image"], counts["images_further"]) == (2, 2)
     assert "a.tar.gz: 4.txt line 1 is not UTF-8" in caplog.text
+
+
+NAMES: dict[str, tuple[list[str], dict[str, list[str]]]] = {
+    "plain": (["a.jpg", "a.txt"], {"a.jpg": ["a.txt"]}),
+    "an ending of parts": (["a.input.jpg", "a.txt"], {"a.input.jpg": ["a.txt"]}),
+    "two images": (["a.input.jpg", "a.target.png", "a.txt"], {"a.input.jpg": ["a.txt"]}),
+    "a mask first": (["a.mask.png", "a.jpg", "a.txt"], {"a.jpg": ["a.txt"]}),
+    "a caption of parts": (["a.jpg", "a.best.txt"], {"a.jpg": ["a.best.txt"]}),
+    "a better caption": (["a.old.txt", "a.jpg", "a.txt"], {"a.jpg": ["a.txt"]}),
+    "text": (["a.jpg", "a.text"], {"a.jpg": ["a.text"]}),
+    "dotted keys": (
+        ["w.org_1.jpg", "w.org_1.txt", "w.org_2.jpg", "w.org_2.json", "d.v/w.org_1.jpg"],
+        {"w.org_1.jpg": ["w.org_1.txt"], "w.org_2.jpg": ["w.org_2.json"], "d.v/w.org_1.jpg": [""]},
+    ),
+    "a dotted key beside a plain one": (
+        ["a.jpg", "a.txt", "a.1.jpg", "a.1.txt"],
+        {"a.jpg": ["a.txt"], "a.1.jpg": ["a.1.txt"]},
+    ),
+    "a mask with an object": (["a.jpg", "a.txt", "a.m.png", "a.m.json"], {"a.jpg": ["a.txt"]}),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_dots_of_names_part(tmp_path, name):
+    """Each text holds its own name as caption."""
+    members, wanted = NAMES[name]
+    contents = {
+        one: (json.dumps({"text": one}) if one.endswith("json") else one).encode()
+        for one in members
+    }
+    pairs, _ = make(tmp_path, write_shard(tmp_path / "0.tar", contents))
+    found = pairs.captions.merge(pairs.images, on="image_id").groupby("member")["caption"]
+    assert found.agg(list).to_dict() == wanted
+
+
+@pytest.mark.parametrize(
+    ("about", "captions"),
+    [
+        ({"caption": ["a dog", "it runs"]}, ["a dog", "it runs"]),
+        ({"text": "a dog", "url": "x"}, ["a dog"]),
+        ({"text": ["a dog", "it runs"]}, ["a dog", "it runs"]),
+        ({"caption": "a dog", "text": "other"}, ["a dog"]),
+    ],
+)
+def test_a_json_has_captions_under_either_key(tmp_path, about, captions):
+    members = {"0.jpg": b"image", "0.json": json.dumps(about).encode()}
+    pairs, _ = make(tmp_path, write_shard(tmp_path / "0.tar", members))
+    assert pairs.captions["caption"].tolist() == captions
 
 
 def test_other_pictures_under_the_same_names_are_noticed(tmp_path, shards):

@@ -40,6 +40,8 @@ NAMES = [
     "cased STS-B",
     "captions .csv",
     "captions .tsv",
+    "captions .json",
+    "captions .coco.json",
     "captions .jsonl",
     "captions .parquet",
     "images.parquet of pairs sealed again",

@@ -4,6 +4,7 @@ import io
 import multiprocessing
 import pickle
 import resource
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image, ImageOps, features
 from torchvision.transforms import Compose, Lambda, PILToTensor
 
 from pipeline.core.errors import InterruptedRunError
+from pipeline.download import packed_images
 from pipeline.download.packed_images import Rejection
 from pipeline.features.images import Decoder, to_pixels
 from pipeline.features.openclip import split_transform
@@ -169,6 +171,35 @@ def test_every_mode_with_a_meaning_is_converted_as_pillow_does(mode, kind):
         picture.putalpha(Image.linear_gradient("L").resize((32, 32)))
     content = save(picture, kind)
     assert np.array_equal(pixels(content), plain(content))
+
+
+def heic(picture: Image.Image, **options: object) -> bytes:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    return save(picture, "HEIF", **options)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_heic_is_decoded_upright_where_its_plugin_is_installed(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = heic(draw(40, 24), quality=-1, chroma=444, exif=exif.tobytes())  # nearly lossless
+    turned = Image.open(io.BytesIO(save(draw(40, 24), "PNG", exif=exif)))
+    wanted = np.asarray(ImageOps.exif_transpose(turned)).transpose(2, 0, 1).astype(int)
+    assert np.abs(pixels(content) - wanted).max() < 4
+    assert isinstance(WHOLE(content[:-50]), Rejection)
+
+
+def test_what_heic_and_avif_need_is_named_where_it_is_not_installed(monkeypatch):
+    content, other = heic(draw(40, 24)), save(draw(40, 24), "AVIF")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr(packed_images, "_formats", packed_images._formats.__wrapped__)
+    detail = "HEIC, which needs pillow-heif: run `pip install -e '.[heic]'`"
+    assert WHOLE(content) == Rejection("unreadable", detail)
+    assert isinstance(WHOLE(other), torch.Tensor)
+    monkeypatch.setattr(packed_images, "_FORMATS", ("JPEG",))
+    monkeypatch.setattr(features, "check", lambda _: False)
+    detail = "AVIF, which needs a Pillow that is built with it"
+    assert WHOLE(other) == Rejection("unreadable", detail)
 
 
 @pytest.mark.parametrize("transparency", [3, bytes(range(200, 256))])

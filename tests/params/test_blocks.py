@@ -63,6 +63,18 @@ def test_the_defaults_of_the_blocks_are_those_of_the_default_file():
             {"loss": {"filter": {"kind": "cosine", "threshold": 50}}},
             "loss.filter: threshold must be from -1 to 1 for kind cosine",
         ),
+        (
+            {"download": {"text": "none"}, "train": {"pair_every": 2}},
+            "download.text none has no text-only steps; set train.pair_every to auto",
+        ),
+        (
+            {"download": {"text": "none"}, "index": {"items": ["sentences"]}},
+            "download.text none has no sentences; take them out of index.items",
+        ),
+        (
+            {"download": {"folder": {"separator": "::"}}},
+            "download.folder.separator: separator must be one character",
+        ),
     ],
 )
 def test_each_fault_names_key_and_reason(tmp_path, changes, words):

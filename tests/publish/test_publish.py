@@ -486,6 +486,35 @@ def test_corpora_and_only_the_blocks_of_params_that_made_them(run, pairs, name, 
     assert {key[1] for key in keys if key[0] == "download" and len(key) == 3} == kept
 
 
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"text": "none"}, {"pairs": "flickr30k"}),
+        (
+            {"text": "file", "text_file": ["/home/me/a.txt"]},
+            {"pairs": "flickr30k", "text": "own text (file)"},
+        ),
+        (
+            {"pairs": "hub", "hub": {"dataset": "/home/me/photos"}},
+            {"pairs": "own pairs (folder)", "text": "wiki1m"},
+        ),
+        (
+            {"pairs": "hub", "hub": {"dataset": "data/models"}},
+            {"pairs": "own pairs (folder)", "text": "wiki1m"},
+        ),
+    ],
+)
+def test_corpora_of_one_s_own_are_not_given_another_s_name_or_licence(run, changes, names):
+    write_params(run, {"download": OWN | {"pairs": "flickr30k"} | changes})
+    done = publish()
+    found = {corpus["part"]: corpus for corpus in done.facts["corpora"]}
+    assert {part: one["name"] for part, one in found.items()} == names | {"evaluation": "senteval"}
+    own = [one for one in found.values() if one["name"].startswith("own ")]
+    assert all(one["licence"] == "as its owner states" for one in own)
+    assert "/home/me" not in str(done.card)
+    assert "org/photos" not in done.card.data.get("datasets", [])
+
+
 def test_paths_and_addresses_lose_what_is_private():
     kept = {
         "/home/me/photos": "photos",

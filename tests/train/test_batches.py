@@ -254,7 +254,16 @@ def test_auto_schedule(text, pairs, paired_share):
     ("every", "text", "pairs", "schedule"),
     [("auto", 30, 10, Schedule(3)), ("auto", 29, 10, Schedule(2)),
      ("auto", 19, 10, Schedule(2, inverted=True)), ("auto", 10, 20, Schedule(3, inverted=True)),
-     ("auto", 10, 19, Schedule(2, inverted=True)), (3, 1, 1, Schedule(3))],
+     ("auto", 10, 19, Schedule(2, inverted=True)), (3, 1, 1, Schedule(3)),
+     ("auto", 0, 10, Schedule(1)), (1, 0, 10, Schedule(1))],
 )  # fmt: skip
 def test_the_schedule_says_which_steps_are_rare(every, text, pairs, schedule):
     assert make_schedule(every, text_batches=text, pair_batches=pairs) == schedule
+
+
+def test_without_text_every_step_is_paired_or_refused():
+    schedule = make_schedule("auto", text_batches=0, pair_batches=3)
+    assert schedule.paired_steps(7) == sum(map(schedule.is_paired, range(1, 8))) == 7
+    with pytest.raises(InputError, match="pair_every is 2, but there are no text-only") as error:
+        make_schedule(2, text_batches=0, pair_batches=3)
+    assert "auto" in error.value.fix

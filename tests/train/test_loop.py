@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.core.errors import InputError
 from pipeline.download.records import read_pairs, read_sentences, read_sts
 from pipeline.evaluate.selection import DevScorer
 from pipeline.features.store import read_features
 from pipeline.features.teacher_rows import pairs_of_split
 from pipeline.params.schema import Params
 from pipeline.train.batches import TrainingData
+from pipeline.train.checkpoint import Checkpoint
 from pipeline.train.loop import Training, TrainingRun, count_steps
 from pipeline.train.run_params import RunParams
 from tests.conftest import TINY, merge, read_default_params
@@ -115,6 +117,22 @@ def test_golden_losses_of_a_seeded_run(data):
     for name, values in golden.items():
         found = {str(step): value for step, value in curves[name].items()}
         assert found == pytest.approx(values, rel=2e-2), name
+
+
+def test_without_text_every_step_takes_pairs_and_a_stopped_run_resumes(data, tmp_path):
+    captions = TrainingData([], data.pairs)
+    changes = {"pair_every": "auto", "steps": None, "epochs": 1}
+    params = run_params(train=changes)
+    training, curves = train(captions, params)
+    assert training.metrics["paired_share"] == 1
+    assert training.metrics["steps"] == len(data.pairs) // params.train.batch_size
+    checkpoint = Checkpoint(tmp_path / "kept", "fingerprint", 0.0)
+    again, resumed = train(captions, params, checkpoint=checkpoint)
+    assert resumed == curves
+    last = TrainingRun(captions, params, 0).train(constant(0.0), checkpoint)  # from its last step
+    assert torch.equal(*(next(iter(weights(one).values())) for one in (again, last)))
+    with pytest.raises(InputError, match=r"train\.pair_every is 2, but there are no text-only"):
+        TrainingRun(captions, run_params(), 0)
 
 
 def test_steps_win_over_epochs(data):

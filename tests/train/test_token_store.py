@@ -49,6 +49,12 @@ def test_a_second_run_tokenises_nothing(encoder, tmp_path, monkeypatch):
     np.testing.assert_array_equal(first.ends, again.ends)
 
 
+def test_there_may_be_no_text(encoder, tmp_path):
+    for folder in (None, tmp_path, tmp_path):
+        packed = pack_tokens(encoder, [], 16, folder)
+        assert (len(packed), len(packed.ids), packed.ids.dtype) == (0, 0, np.int32)
+
+
 def test_other_text_or_another_cut_is_another_store(encoder, tmp_path):
     sizes = [
         len(pack_tokens(encoder, text, most, tmp_path).ids)

@@ -1,5 +1,6 @@
 """Small valid files of every format that is read, made by those who write it."""
 
+import contextlib
 import io
 import json
 import tarfile
@@ -81,12 +82,18 @@ def tables() -> dict[str, list[bytes]]:
     rows = [("a.jpg", 'a "dog", é'), ("b.jpg", "two\nlines")]
     csv = 'image,caption\na.jpg,"a ""dog"", é"\nb.jpg,"two\nlines"\n'
     lines = "".join(json.dumps({"image": i, "caption": [c]}) + "\n" for i, c in rows)
+    coco = {
+        "images": [{"id": number, "file_name": i} for number, (i, _) in enumerate(rows)],
+        "annotations": [{"image_id": number, "caption": c} for number, (_, c) in enumerate(rows)],
+    }
     table = pa.table({"image": [i for i, _ in rows], "caption": [c for _, c in rows]})
     lists = pa.table({"image": ["a"] * 50, "caption": [["x", "y"]] * 50})
     return {
         ".csv": [csv.encode()],
         ".tsv": [csv.replace("e,c", "e\tc").replace(',"', '\t"').encode()],
         ".jsonl": [lines.encode()],
+        ".json": [f"[{','.join(lines.splitlines())}]".encode()],
+        ".coco.json": [json.dumps(coco).encode()],
         ".parquet": [_parquet(table), _parquet(lists)],
     }
 
@@ -118,6 +125,11 @@ def images() -> tuple[list[bytes], bytes]:
     kinds += [
         kind for kind, name in (("AVIF", "avif"), ("JPEG2000", "jpg_2000")) if features.check(name)
     ]
+    with contextlib.suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+        kinds.append("HEIF")
     made = [_save(rgb, kind) for kind in kinds]
     made += [_save(rgb.convert("CMYK"), "JPEG"), _save(rgb, "JPEG", progressive=True)]
     made += [

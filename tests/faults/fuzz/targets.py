@@ -17,9 +17,8 @@ from pipeline.core.checksums import write_checksums
 from pipeline.core.errors import InputError
 from pipeline.download.archives import Archive
 from pipeline.download.caption_table import read_rows
-from pipeline.download.corpora import read_sentences_file
 from pipeline.download.fetch import fetch
-from pipeline.download.hub import add_tables
+from pipeline.download.image_tables import add_tables
 from pipeline.download.karpathy import read_karpathy
 from pipeline.download.packed_images import Rejection
 from pipeline.download.pairing import write_rows_to
@@ -32,6 +31,7 @@ from pipeline.download.records import (
     write_sts,
     write_transfer,
 )
+from pipeline.download.sentences import read_sentences_file
 from pipeline.download.senteval import read_cased_benchmark, read_senteval
 from pipeline.download.sources import RemoteFile
 from pipeline.download.webdataset import read_shard as read_web_shard
@@ -190,7 +190,7 @@ def _texts(folder: Path) -> Iterator[Target]:
         [text],
         [sentences],
         put("wiki.txt"),
-        lambda work: read_sentences_file(work / "wiki.txt"),
+        lambda work: read_sentences_file(work / "wiki.txt", "write it again."),
         _WORDS,
     )
     tasks = (*_WORDS, b"\t", b"nan", b"inf", b"-1", b"6", b"\r\n")

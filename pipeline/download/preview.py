@@ -1,0 +1,153 @@
+"""What `download` would read of one's own data: the first rows, counts and warnings; no copy."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.progress import log
+from pipeline.download.archives import Packer
+from pipeline.download.corpora import Metrics, add_own_pairs
+from pipeline.download.pairing import PairRows
+from pipeline.download.sentences import read_own_sentences
+from pipeline.download.sources import BY_NAME, OWN_KINDS
+from pipeline.params.download import DownloadParams, SplitsParams
+
+SHOWN = 10
+"""Rows that are shown."""
+
+Rows = list[dict[str, str]]
+"""Cells by column."""
+Show = Callable[[Rows], None]
+
+
+@dataclass
+class Part:
+    """What is read of one part of the corpora."""
+
+    source: str
+    is_read: bool
+    """Whether it is one's own; what is public or rendered is not read for this."""
+    rows: Rows = field(default_factory=list)
+    counts: Metrics = field(default_factory=dict)
+    """As `download` counts them; of a public source, those of its release."""
+    warnings: list[str] = field(default_factory=list)
+
+
+def preview(params: DownloadParams, downloads: Path, show: Show) -> dict[str, Part]:
+    """Read all of one's own pairs and text as `download` does, and write nothing.
+
+    Of shards and Parquet files that must be fetched, the first is, to where `download` keeps it.
+
+    Args:
+        params: the block.
+        downloads: where fetched files are kept.
+        show: takes the first rows of a part as soon as they were read.
+
+    Raises:
+        InputError, DownloadError, ResourceError: as `download`.
+    """
+    parts = {"pairs": _part(params.pairs), "text": _part(params.text)}
+    for name, read in (("pairs", _read_pairs), ("text", _read_text)):
+        if parts[name].is_read:
+            with _collects_warnings(parts[name].warnings):
+                parts[name].rows, parts[name].counts = read(params, downloads, show)
+    return parts
+
+
+def _part(source: str) -> Part:
+    counts = BY_NAME[source].counts if source in BY_NAME else {}
+    return Part(source, source in OWN_KINDS, counts=dict(counts))
+
+
+def _read_pairs(params: DownloadParams, downloads: Path, show: Show) -> tuple[Rows, Metrics]:
+    rows = _FirstRows(params.splits, show)
+    add_own_pairs(rows, params, downloads)
+    if rows.captions < SHOWN:
+        show(rows.first())
+    splits = {f"{split}_images": count for split, count in rows.in_split.items()}
+    return rows.first(), {
+        "images": rows.images,
+        "captions": rows.captions,
+        **splits,
+        **rows.left_out,
+    }
+
+
+def _read_text(params: DownloadParams, _downloads: Path, show: Show) -> tuple[Rows, Metrics]:
+    sentences, left_out = read_own_sentences(params)
+    first = [{"sentence": sentence} for sentence in sentences[:SHOWN]]
+    show(first)
+    return first, {"sentences": len(sentences), **left_out}
+
+
+class _FirstRows(PairRows):
+    """Counts all rows, keeps the first, and writes nothing."""
+
+    def __init__(self, splits: SplitsParams, show: Show) -> None:
+        self._images, self._captions = _FirstCells(), _FirstCells()
+        self._captions.when_full = lambda: show(self.first())
+        super().__init__(Path(), splits, self._images, self._captions)
+
+    def first(self) -> Rows:
+        """The first captions, each with its image: images are numbered in the order of captions."""
+        images = {image_id: (member, split) for image_id, split, _, member in self._images.rows}
+        return [
+            dict(zip(("image", "split", "caption"), (*images[image_id], text), strict=True))
+            for _, image_id, text in self._captions.rows
+        ]
+
+    @contextlib.contextmanager
+    def pack(self, name: str) -> Iterator[Packer]:  # noqa: ARG002
+        """Count what would be packed."""
+        yield _Counter()
+
+    def to_fetch(self, files: Sequence[str]) -> Sequence[str]:
+        """The first."""
+        if len(files) > 1:
+            log.warning("only the first of %d files is fetched, and counted", len(files))
+        return files[:1]
+
+
+class _FirstCells:
+    """A table of which the first rows are kept."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[Any, ...]] = []
+        self.when_full: Callable[[], None] = lambda: None
+
+    def add(self, *cells: Any) -> None:
+        if len(self.rows) < SHOWN:
+            self.rows.append(cells)
+            if len(self.rows) == SHOWN:
+                self.when_full()
+
+
+class _Counter(Packer):
+    """Adds nothing to a zip."""
+
+    def __init__(self) -> None:
+        self.members = 0
+
+    def add(self, member: str, content: bytes) -> None:  # noqa: ARG002
+        """Count a member."""
+        self.members += 1
+
+
+@contextlib.contextmanager
+def _collects_warnings(into: list[str]) -> Iterator[None]:
+    """Keep the warnings of a block as texts; they are not logged."""
+
+    def passes(record: logging.LogRecord) -> bool:
+        is_warning = record.levelno >= logging.WARNING
+        if is_warning:
+            into.append(record.getMessage())
+        return not is_warning
+
+    log.addFilter(passes)
+    try:
+        yield
+    finally:
+        log.removeFilter(passes)
