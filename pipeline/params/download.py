@@ -7,7 +7,9 @@ from pydantic import Field, model_validator
 from pipeline.params.block import Block, Number, Text
 from pipeline.params.places import PathText
 
-Pairs = Literal["scenes", "flickr8k", "flickr30k", "coco", "folder", "webdataset", "hub"]
+Pairs = Literal[
+    "scenes", "flickr8k", "flickr30k", "coco", "coco-train2014", "folder", "webdataset", "hub"
+]
 PathTexts = Annotated[list[PathText], Field(min_length=1, max_length=10_000)]
 Fraction = Annotated[Number, Field(ge=0, lt=1)]
 
@@ -92,8 +94,9 @@ class DownloadParams(Block):
     """Images with captions."""
     text: Literal["scenes", "wiki1m"] = "scenes"
     """Text-only sentences."""
-    evaluation: Literal["scenes", "senteval", "mteb"] = "scenes"
-    """STS and transfer tasks; `mteb` is senteval plus the cased STS-B."""
+    evaluation: Literal["scenes", "senteval", "mteb", "mteb-sts"] = "scenes"
+    """STS and transfer tasks; `mteb` is senteval plus the cased STS-B, `mteb-sts` the STS tasks
+    alone, from the Hub's mteb/* data sets."""
     folder: FolderParams = FolderParams()
     """Your images and captions, where pairs is `folder`."""
     webdataset: WebdatasetParams = WebdatasetParams()
