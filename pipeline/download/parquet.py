@@ -40,7 +40,7 @@ def has_vectors(kind: pa.DataType) -> bool:
     return any(check(kind) for check in is_list) and pa.types.is_floating(kind.value_type)
 
 
-_WORDS = {
+_WORDS: dict[Callable[[pa.DataType], bool], tuple[str, str]] = {
     has_text: ("text", "text"),
     has_images: ("images", "bytes, or as {bytes, path}"),
     has_names: ("text or whole numbers", "text"),

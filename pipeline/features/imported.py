@@ -55,6 +55,8 @@ _COMPARED = 2000
 _FEWEST_COMPARED = 30
 _CLEAR = 3.0
 """Standard errors by which they must be closer to their own."""
+_ROUNDING = 0.01
+"""How far, of their length, two vectors of one image may be apart, computed in two batches."""
 _ENDINGS = (".npy", ".parquet")
 _SPELLINGS = (r"^$", r"\.[^./]*$", r"\.[^/]*$")
 """What is taken from an image's path: nothing, the ending, all after the first dot of its name."""
@@ -143,13 +145,9 @@ class _Vectors:
         rows, named = np.full(count, -1), np.flatnonzero(found >= 0)
         rows[found[named][::-1]] = named[::-1]
         again = named[rows[found[named]] != named]
-        if again.size:
-            first = rows[found[again[0]]]
-            raise InputError(
-                f"{self._where(int(first))} and {self._where(int(again[0]))} name the same "
-                f"{self.kind}.",
-                "leave one of them out; names are compared without the folders before them.",
-            )
+        for start in range(0, len(again), _AT_ONCE):
+            some = again[start : start + _AT_ONCE]
+            self._require_equal(rows[found[some]], some)
         log.info("%s of %s %s vectors are used", f"{named.size:,}", f"{len(found):,}", self.kind)
         return rows
 
@@ -164,6 +162,20 @@ class _Vectors:
                 "number the rows as data/pairs does, or name them as text.",
             )
         return found
+
+    def _require_equal(self, first: Rows, again: Rows) -> None:
+        """Refuse rows that are the same image or caption with another vector than its first."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            one, other = (self.vectors[rows].astype(np.float32) for rows in (first, again))
+            moved, lengths = np.linalg.norm(one - other, axis=1), np.linalg.norm(one, axis=1)
+        unlike = np.flatnonzero(~(moved <= _ROUNDING * lengths))
+        if unlike.size:
+            place = int(unlike[0])
+            raise InputError(
+                f"{self._where(int(first[place]))} and {self._where(int(again[place]))} name the "
+                f"same {self.kind}, but their vectors differ.",
+                "leave one of them out; folders before a name are not compared.",
+            )
 
     def _where(self, row: int) -> str:
         return f"{self.places[self.vectors.file[row]]} row {self.vectors.row[row]:,}"
@@ -198,9 +210,11 @@ def _read_side(kind: str, params: ImportParams) -> _Vectors:
     paths = _files(str(getattr(params, f"{kind}s")), f"{_BLOCK}.{kind}s")
     places = _places(paths, getattr(params, f"{kind}_rows"), f"{_BLOCK}.{kind}_rows")
     read = functools.lru_cache(maxsize=1)(
-        functools.partial(_read_vectors, column=params.vector_column)
+        functools.partial(_read_vectors, column=getattr(params, f"{kind}_vector_column"), kind=kind)
     )
-    counts, dims, parts = [], [], []
+    counts: list[int] = []
+    dims: list[int] = []
+    parts: list[pd.Series[Any]] = []
     for path, place in zip(paths, places, strict=True):
         count, dim = read(path).shape
         names = _read_names(place, kind, getattr(params, f"{kind}_column"))
@@ -266,15 +280,16 @@ def _places(paths: list[Path], named: str | None, key: str) -> list[Path]:
 
 
 def _number(path: Path) -> str:
-    return ["", *re.findall(r"\d+", path.stem)][-1].lstrip("0")
+    numbers: list[str] = re.findall(r"\d+", path.stem)
+    return numbers[-1].lstrip("0") if numbers else ""
 
 
-def _read_vectors(path: Path, column: str) -> Float[np.ndarray, "rows dim"]:
+def _read_vectors(path: Path, column: str, kind: str) -> Float[np.ndarray, "rows dim"]:
     """The vectors of a file, mapped where it is a .npy; a missing one is 0."""
     if path.suffix == ".npy":
         return _load(path, 2, "f", "a row of floats a vector, such as float16 or float32")
-    table = ParquetRows(path, str(path))
-    table.require(f"{_BLOCK}.vector_column", column, has_vectors)
+    key, table = f"{_BLOCK}.{kind}_vector_column", ParquetRows(path, str(path))
+    table.require(key, column, has_vectors)
     batches = [batch.column(0) for batch in table.batches([column], _AT_ONCE)]
     sizes = [pc.fill_null(pc.list_value_length(batch), 0) for batch in batches]
     lengths = np.concatenate([*(size.to_numpy(zero_copy_only=False) for size in sizes), []])
@@ -284,7 +299,7 @@ def _read_vectors(path: Path, column: str) -> Float[np.ndarray, "rows dim"]:
         row = int(unlike[0]) if unlike.size else 0
         raise InputError(
             f"{path} row {row:,} has a vector of other than {dim:,} numbers, or there is none.",
-            f"name vectors of one model as {_BLOCK}.vector_column.",
+            f"name vectors of one model as {key}.",
         )
     vectors = np.zeros((len(lengths), dim), np.float16)
     values = [batch.flatten().to_numpy(zero_copy_only=False) for batch in batches]

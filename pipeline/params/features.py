@@ -26,8 +26,10 @@ class ImportParams(Block):
     """Parquet column of an image's name, as text, or `image_id`, its number in data/pairs."""
     caption_column: Text = "caption"
     """Parquet column of a caption's text, or `caption_id`, its number in data/pairs."""
-    vector_column: Text = "embedding"
-    """Parquet column of the vectors, where these are in Parquet."""
+    image_vector_column: Text = "embedding"
+    """Column of the image vectors, where these are in Parquet."""
+    caption_vector_column: Text = "embedding"
+    """Column of the caption vectors, where these are in Parquet."""
 
     @model_validator(mode="after")
     def _both_sides(self) -> "ImportParams":

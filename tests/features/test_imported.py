@@ -70,6 +70,16 @@ def parquet(folder: Path, kind: Callable[[pa.DataType], pa.DataType] = pa.list_)
     return found | {"image_column": "key"}
 
 
+def one_table(folder: Path) -> Written:
+    """A row a caption, beside its image's vector, and all rows twice."""
+    order = np.concatenate([ORDER, ORDER])
+    cells = {"image_path": PATHS[order], "caption": TEXTS[order]}
+    vectors = {"iv": list(IMAGE[order]), "cv": list(CAPTION[order])}
+    pq.write_table(pa.table(cells | vectors), folder / "0.parquet")
+    columns = {"image_vector_column": "iv", "caption_vector_column": "cv"}
+    return columns | dict.fromkeys(("images", "captions"), str(folder / "0.parquet"))
+
+
 def arrays(folder: Path, ids: bool = False) -> Written:
     """One .npy a side, and one of the names or ids of its rows."""
     names = {
@@ -97,6 +107,7 @@ def bring(folder: Path, written: Written, max_rejected: float = 0.01) -> Extract
     [
         clip_retrieval,
         parquet,
+        one_table,
         lambda folder: parquet(folder, lambda kind: pa.list_(kind, DIM)),
         arrays,
         lambda folder: arrays(folder, ids=True),
@@ -167,7 +178,7 @@ def as_table(name: str, cells: pa.Array) -> Callable[[Written], object]:
         (save("images", IMAGE[:9]), r"image\.npy has 9 vectors, .*names\.npy 60 rows"),
         (save("images", IMAGE[RNG.permutation(COUNT)]), "not closer to their own images"),
         (save("caption_rows", range(1, COUNT + 1)), r"row 59 has the caption_id 60, which is not"),
-        (repeat, r"names\.npy row 0 and .*names\.npy row \d+ name the same image"),
+        (repeat, r"names\.npy row 0 and .*names\.npy row \d+ name the same image, but"),
         (lambda w: w.pop("image_rows"), "does not say what its rows are"),
         (lambda w: w.update(images=w["images"][:-4] + ".h5"), r"image\.h5 does not exist"),
         (lambda w: w.update(images=__file__), "neither a .npy or .parquet file nor a folder"),

@@ -289,7 +289,7 @@ def _vectors() -> Iterator[Target]:
     for ending, content in seeds.vectors(rows).items():
 
         def read(work: Path, name: str = f"v{ending}") -> list[list[float]]:
-            return list(_read_vectors(work / name, "embedding").tolist())
+            return list(_read_vectors(work / name, "embedding", "image").tolist())
 
         tokens = (b"descr", b"<f4", b"|O", b"shape", b"9" * 30, b"\n", b"(", *_PARQUET)
         yield Target(
