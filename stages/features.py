@@ -16,6 +16,7 @@ from pipeline.core.files import write_csv, write_json
 from pipeline.download.records import read_pairs, read_sentences
 from pipeline.features import cache as caches
 from pipeline.features.extract import TooManyRejectedError, make_engine, write_extraction
+from pipeline.features.imported import write_imported
 from pipeline.features.teacher import Teacher
 from pipeline.features.text_teacher import open_text_teacher
 from stages import paths
@@ -38,7 +39,7 @@ def main(
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Encode all images and captions with the frozen teacher, once.
+    """Encode all images and captions with the frozen teacher, once, or import their vectors.
 
     Features are cached by content. A run that was stopped or killed resumes, and another data set
     with the same images or captions does not encode them again.
@@ -55,12 +56,16 @@ def main(
         if params.teacher.text.encoders:
             opened = open_text_teacher(params.teacher.text, store, read_sentences(text), device)
             texts = stack.enter_context(opened)
-        frozen = Teacher(params.teacher, device, params.features.precision)
-        cache = caches.FeatureCache(store, frozen.identity, frozen.probe())
-        stack.enter_context(cache.in_use())
-        engine = stack.enter_context(make_engine(params.features, frozen, cache))
         try:
-            extraction = write_extraction(out, corpus, engine, cache, params.features, texts)
+            if params.teacher.is_imported:
+                teacher_params, settings = params.teacher, params.features
+                extraction = write_imported(out, corpus, teacher_params, settings, texts)
+            else:
+                frozen = Teacher(params.teacher, device, params.features.precision)
+                cache = caches.FeatureCache(store, frozen.identity, frozen.probe())
+                stack.enter_context(cache.in_use())
+                engine = stack.enter_context(make_engine(params.features, frozen, cache))
+                extraction = write_extraction(out, corpus, engine, cache, params.features, texts)
         except TooManyRejectedError as error:
             write_csv(rejected, error.rejected)
             raise InputError(error.what, f"{rejected} lists them all; {error.fix}") from None

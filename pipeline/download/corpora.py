@@ -17,7 +17,7 @@ from pipeline.download.pairing import PairRows, write_rows_to
 from pipeline.download.scenes.tables import make_sentences, make_sts, write_scene_pairs
 from pipeline.download.scenes.transfer_tasks import make_transfer
 from pipeline.download.sentences import read_own_sentences, read_sentences_file
-from pipeline.download.senteval import read_cased_benchmark, read_senteval
+from pipeline.download.senteval import read_cased_benchmark, read_mteb_sts, read_senteval
 from pipeline.download.sources import BY_NAME, OWN_KINDS, SCENES
 from pipeline.download.webdataset import write_webdataset_pairs
 from pipeline.params.download import DownloadParams
@@ -56,7 +56,9 @@ def make_pairs(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metric
             left_out = dict(rows.left_out)
         else:
             splits, *archives = fetcher(params.pairs)
-            records.write_pairs(target, *read_karpathy(splits, params.pairs, archives))
+            dataset, _, part = params.pairs.partition("-")
+            tables = read_karpathy(splits, dataset, archives, restval=not part)
+            records.write_pairs(target, *tables)
             for archive in archives:
                 _link_or_copy(archive, target / archive.name)
     return _account(params.pairs, records.count_pairs(folder)) | left_out
@@ -113,12 +115,16 @@ def make_evaluation(folder: Path, params: DownloadParams, fetcher: Fetcher) -> M
     with atomic_folder(folder) as target:
         if params.evaluation == SCENES:
             sts, transfer = make_sts(params.scenes), make_transfer(params.scenes)
+        elif params.evaluation == "mteb-sts":
+            sts = read_mteb_sts(fetcher(params.evaluation))
+            transfer = pd.DataFrame(columns=records.TRANSFER.names)
         else:
             senteval, *cased_benchmark = fetcher(params.evaluation)
             sts, transfer = read_senteval(senteval)
             sts = pd.concat([sts, *map(read_cased_benchmark, cased_benchmark)])
         records.write_sts(target, sts)
-        records.write_transfer(target, transfer)
+        if len(transfer):
+            records.write_transfer(target, transfer)
     counted = pd.concat([sts["task"], transfer["task"]]).value_counts(sort=False)
     counts = {str(task).lower().replace("-", "_"): int(n) for task, n in counted.items()}
     return _account(params.evaluation, counts)

@@ -3,7 +3,9 @@
 A transfer that breaks leaves `NAME.part`, and the next one from the same address asks for the rest
 of it (HTTP Range, if the file there is still the same). The sha256 of every file is recorded at
 first use in `checksums.json` beside it, with the address it came from, less its secrets; the same
-address must give the same bytes ever after. Several runs may want the same file: they take turns.
+address must give the same bytes ever after, and at once those on record elsewhere, if any are. An
+address that cannot be reached is named, and the next one is tried. Several runs may want the same
+file: they take turns.
 
 requests streams, urllib3's Retry repeats and waits. huggingface_hub's downloader, used for files of
 the Hub, resumes without If-Range and not in a later run.
@@ -13,7 +15,8 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -44,39 +47,103 @@ _PATIENCE = 3600
 """Seconds that a server may ask to wait."""
 
 
+class _UnreachableError(DownloadError):
+    """An address does not give its file; another one may."""
+
+
 def fetch(file: RemoteFile, folder: Path, mirror: str | None) -> Path:
-    """Bring a public file into `folder`, or find it there from an earlier run.
+    """Bring a public file, or what serves as well, into `folder`, or find it there.
 
     A mirror is a folder or base URL that holds the file by its public name.
     """
-    address, target = _address(file, mirror), folder / file.name
     with reports_unwritable(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _turn(folder, file.name):
-        entry, fix = f"{file.name} {redact(address)}", f"delete {folder / CHECKSUMS}."
-        expected = read_checksums(folder, fix).get(entry)
-        if target.is_file() and expected is not None:
-            _verify(target, hash_file(target), expected, f"delete {target} to fetch it again.")
-            return target
-        log.info("fetching %s from %s", file.name, address)
-        part = target.with_name(f"{file.name}.part")
-        if address.startswith(_HUB):
-            _transfer_from_hub(address, part)
-        elif address.startswith(WEB):
-            _transfer_over_http(address, part)
+        roads: dict[str, _Road] = {}
+        for one in file.roads():
+            address = _address(one, mirror)
+            roads.setdefault(address, _Road(one, address, folder))
+        found = next((road.target for road in roads.values() if road.is_there()), None)
+        return found or _bring_first([*roads.values()], is_public=not mirror)
+
+
+@dataclass(frozen=True)
+class _Road:
+    """A file, one address of it, and the folder that it is to come to."""
+
+    file: RemoteFile
+    address: str
+    folder: Path
+
+    @property
+    def target(self) -> Path:
+        return self.folder / self.file.name
+
+    def is_there(self) -> bool:
+        """Whether an earlier run fetched it from this address; it must be the same still."""
+        expected = self._checksums().get(self._entry)
+        if expected is None or not self.target.is_file():
+            return False
+        fix = f"delete {self.target} to fetch it again."
+        _verify(self.target, hash_file(self.target), expected, fix)
+        return True
+
+    def bring(self, *, is_public: bool) -> Path:
+        """Fetch it; a public address must give the bytes that are on record elsewhere."""
+        log.info("fetching %s from %s", self.file.name, self.address)
+        part = self.target.with_name(f"{self.file.name}.part")
+        if self.address.startswith(_HUB):
+            _transfer_from_hub(self.address, part)
+        elif self.address.startswith(WEB):
+            _transfer_over_http(self.address, part)
         else:
-            _copy(Path(address), part)
-        digest = hash_file(part)
+            _copy(Path(self.address), part)
+        digest, expected = hash_file(part), self._checksums().get(self._entry)
+        if is_public:
+            self._check_record(part, digest)
         if expected not in {None, digest}:
             part.unlink()
-        accept = f"to accept that, remove the entry of {file.name} from {folder / CHECKSUMS}."
-        _verify(address, digest, expected, f"the source changed; {accept}")
-        part.replace(target)
+        checksums = self.folder / CHECKSUMS
+        accept = f"to accept that, remove the entry of {self.file.name} from {checksums}."
+        _verify(self.address, digest, expected, f"the source changed; {accept}")
+        part.replace(self.target)
         _note_of(part).unlink(missing_ok=True)
-        known = read_checksums(folder, fix).items()
-        others = {key: value for key, value in known if not key.startswith(f"{file.name} ")}
-        write_json(folder / CHECKSUMS, {**others, entry: digest})
-        return target
+        known = self._checksums().items()
+        others = {key: value for key, value in known if not key.startswith(f"{self.file.name} ")}
+        write_json(checksums, {**others, self._entry: digest})
+        return self.target
+
+    @property
+    def _entry(self) -> str:
+        return f"{self.file.name} {redact(self.address)}"
+
+    def _checksums(self) -> dict[str, str]:
+        return read_checksums(self.folder, f"delete {self.folder / CHECKSUMS}.")
+
+    def _check_record(self, part: Path, digest: str) -> None:
+        size, record = part.stat().st_size, self.file
+        if (record.size or size, record.sha256 or digest) != (size, digest):
+            part.unlink()
+            _note_of(part).unlink(missing_ok=True)
+            hashed = f" with sha256 {record.sha256[:12]}" if record.sha256 else ""
+            raise _UnreachableError(
+                f"{self.address} gave {size:,} bytes with sha256 {digest[:12]}, but the file on "
+                f"record has {record.size or 0:,} bytes{hashed}.",
+                f"fetch {record.name} by hand into a folder, and name that in {MIRROR_VARIABLE}.",
+            )
+
+
+def _bring_first(roads: Sequence[_Road], *, is_public: bool) -> Path:
+    """Fetch by the first road that leads there; those before it are named in the log."""
+    failures = []
+    for road in roads:
+        try:
+            return road.bring(is_public=is_public)
+        except _UnreachableError as error:
+            failures.append(error)
+            if len(roads) > 1:
+                log.warning("%s", error.what)
+    raise failures[0]
 
 
 @contextlib.contextmanager
@@ -121,7 +188,7 @@ def _copy(source: Path, part: Path) -> None:
     if not source.parent.is_dir():
         raise DownloadError(*why_missing(str(source.parent), MIRROR_VARIABLE, "is not a folder"))
     if not source.is_file():
-        raise DownloadError(
+        raise _UnreachableError(
             f"{MIRROR_VARIABLE} holds no {source.name} ({source} does not exist).",
             f"put the file there, or unset {MIRROR_VARIABLE} to fetch it from its source.",
         )
@@ -132,9 +199,12 @@ def _copy(source: Path, part: Path) -> None:
 def _transfer_from_hub(address: str, part: Path) -> None:
     from huggingface_hub import hf_hub_download
 
-    kind, owner, name, file = address.removeprefix(_HUB).split("/", 3)
+    kind, owner, named, file = address.removeprefix(_HUB).split("/", 3)
+    name, _, revision = named.partition("@")
     try:
-        cached = hf_hub_download(f"{owner}/{name}", file, repo_type=kind.removesuffix("s"))
+        cached = hf_hub_download(
+            f"{owner}/{name}", file, repo_type=kind.removesuffix("s"), revision=revision or None
+        )
     except Exception as error:  # noqa: BLE001  # its transport's errors come through as they are
         raise _unreachable(address, error) from None
     log.info("%s is at revision %s", file, Path(cached).parent.name)
@@ -160,7 +230,7 @@ def _transfer_over_http(address: str, part: Path) -> None:
             log.warning("the transfer broke at %s bytes, resuming", f"{_size(part):,}")
     if total is not None and _size(part) != total:
         part.unlink(missing_ok=True)
-        raise DownloadError(
+        raise _UnreachableError(
             f"{address} gave another number of bytes than the {total:,} it announced.",
             "run the same command again, or fetch the file by hand into a mirror folder.",
         )
@@ -253,9 +323,9 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _unreachable(address: str, error: Exception) -> DownloadError:
+def _unreachable(address: str, error: Exception) -> _UnreachableError:
     reason = one_line(" ".join(str(error).split()), 200)
-    return DownloadError(
+    return _UnreachableError(
         f"{address} could not be downloaded: {reason}",
         f"check the network, or put the file into a folder and name that in {MIRROR_VARIABLE}; "
         "what was already transferred is kept.",

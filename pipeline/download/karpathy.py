@@ -1,4 +1,4 @@
-"""Reader of the Karpathy splits: one json a data set, images in their archives."""
+"""Reader of the Karpathy splits: one json a data set, packed or plain; images in archives."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -9,6 +9,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.core.errors import InputError
+from pipeline.core.files import reports_unreadable
 from pipeline.core.plaintext import decode
 from pipeline.core.redact import one_line
 from pipeline.download.archives import Archive
@@ -32,7 +33,7 @@ class _Image(BaseModel):
 
 
 def read_karpathy(
-    splits: Path, dataset: str, archives: Iterable[Path]
+    splits: Path, dataset: str, archives: Iterable[Path], *, restval: bool = True
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows of images.parquet and captions.parquet.
 
@@ -40,9 +41,10 @@ def read_karpathy(
     it as rejected.
 
     Args:
-        splits: caption_datasets.zip.
+        splits: caption_datasets.zip, or the json of the data set alone.
         dataset: `flickr8k`, `flickr30k` or `coco`.
         archives: the image archives; images are found in them by file name.
+        restval: whether to take COCO's validation images that Karpathy added to training.
     """
     name = f"dataset_{dataset}.json"
     members = _members_by_name(archives)
@@ -54,6 +56,8 @@ def read_karpathy(
         image = _parse(content, where)
         if image.imgid in images:
             raise _malformed(where, f"imgid: {image.imgid} is that of an earlier image")
+        if image.split == "restval" and not restval:
+            continue
         archive, member = members.get(image.filename, (fallback, image.filename))
         images[image.imgid] = SPLIT_OF_NAME[image.split], archive, member
         captions += [(image.imgid, clean_caption(sentence.raw)) for sentence in image.sentences]
@@ -64,17 +68,24 @@ def read_karpathy(
 
 
 def _read_json(splits: Path, name: str) -> list[Any]:
-    with Archive(splits) as archive:
-        try:
-            images = json.loads(decode(archive.read(name), f"{splits}: {name}"))["images"]
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise InputError(
-                f"{splits} holds no usable {name}: {one_line(str(error), 120)}.",
-                "fetch the archive again.",
-            ) from None
+    try:
+        images = json.loads(decode(_read_bytes(splits, name), f"{splits}: {name}"))["images"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{splits} holds no usable {name}: {one_line(str(error), 120)}.",
+            f"fetch {splits.name} again.",
+        ) from None
     if not isinstance(images, list) or not images:
-        raise InputError(f"{splits}: {name} lists no images.", "fetch the archive again.")
+        raise InputError(f"{splits}: {name} lists no images.", f"fetch {splits.name} again.")
     return images
+
+
+def _read_bytes(splits: Path, name: str) -> bytes:
+    if splits.suffix == ".json":
+        with reports_unreadable(splits):
+            return splits.read_bytes()
+    with Archive(splits) as archive:
+        return archive.read(name)
 
 
 def _parse(content: object, where: str) -> _Image:
@@ -89,7 +100,7 @@ def _parse(content: object, where: str) -> _Image:
 def _malformed(where: str, what: str) -> InputError:
     return InputError(
         f"{where} has no usable {one_line(what, 120).rstrip('.')}.",
-        "fetch caption_datasets.zip again from its source.",
+        "fetch the splits again from their source.",
     )
 
 

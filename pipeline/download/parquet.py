@@ -33,6 +33,26 @@ def has_images(kind: pa.DataType) -> bool:
     return str(kind) in {"binary", "large_binary", "binary_view"}
 
 
+def has_names(kind: pa.DataType) -> bool:
+    """Whether cells of this type are texts or whole numbers."""
+    return pa.types.is_integer(kind) or (has_text(kind) and not pa.types.is_nested(kind))
+
+
+def has_vectors(kind: pa.DataType) -> bool:
+    """Whether cells of this type are lists of floats."""
+    is_list = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(check(kind) for check in is_list) and pa.types.is_floating(kind.value_type)
+
+
+_WORDS: dict[Callable[[pa.DataType], bool], tuple[str, str]] = {
+    has_text: ("text", "text"),
+    has_images: ("images", "bytes, or as {bytes, path}"),
+    has_names: ("text or whole numbers", "text"),
+    has_vectors: ("vectors", "lists of floats"),
+}
+"""What cells are, and how to store them."""
+
+
 class ParquetRows:
     """Columns of a Parquet file, which messages call `name`."""
 
@@ -50,13 +70,12 @@ class ParquetRows:
         return self.columns.count(column or "") == 1 and fits(self._schema.field(column).type)
 
     def find(self, wanted: Columns, fits: Callable[[pa.DataType], bool]) -> dict[str, list[str]]:
-        """The columns of each param, which must fit (`has_text` or `has_images`); see below."""
+        """The columns of each param, which must fit (one of the functions above); see below."""
         found = find_columns(self.name, self.columns, wanted)
         for key, column in ((key, column) for key, columns in found.items() for column in columns):
             if not self.has(column, fits):
                 kind = one_line(str(self._schema.field(column).type), 120)
-                text, images = ("text", "text"), ("images", "bytes, or as {bytes, path}")
-                what, stored = text if fits is has_text else images
+                what, stored = _WORDS[fits]
                 raise InputError(
                     f"{self.name} has a column {column} of {kind}, not {what}.",
                     f"name another column as {key}, or store it as {stored}.",
@@ -65,13 +84,8 @@ class ParquetRows:
 
     def rows(self, columns: Sequence[str], at_once: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """The cells of each row by column, with its number from 0; `at_once` are in memory."""
-        row, names = 0, list(dict.fromkeys(columns))
-        batches = self._file.iter_batches(at_once, columns=names, use_threads=False)
-        while True:
-            with self._reports_damage():
-                batch = next(batches, None)
-            if batch is None:
-                return
+        row = 0
+        for batch in self.batches(columns, at_once):
             for cells in zip(*batch.columns, strict=True):
                 try:
                     values = [cell.as_py() for cell in cells]
@@ -82,6 +96,17 @@ class ParquetRows:
                     ) from None
                 yield row, dict(zip(batch.schema.names, values, strict=True))
                 row += 1
+
+    def batches(self, columns: Sequence[str], at_once: int) -> Iterator[pa.RecordBatch]:
+        """The rows, `at_once` at a time, by column."""
+        names = list(dict.fromkeys(columns))
+        batches = self._file.iter_batches(at_once, columns=names, use_threads=False)
+        while True:
+            with self._reports_damage():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     @contextlib.contextmanager
     def _reports_damage(self) -> Iterator[None]:

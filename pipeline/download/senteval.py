@@ -1,4 +1,4 @@
-"""Readers of SentEval's `senteval.tar`, as SentEval reads it, and of the cased STS-B of MTEB.
+"""Readers of SentEval's `senteval.tar`, as SentEval reads it, and of the STS data of MTEB.
 
 Protocol (facebookresearch/SentEval): the files are tokenised; a sentence is its white-space tokens
 joined by one space. MR, CR, SUBJ, MPQA and TREC are latin-1, the rest UTF-8. STS rows whose gold
@@ -10,16 +10,21 @@ Every file must hold at least one sample, and a gold file one score: no task can
 
 import codecs
 import contextlib
-from collections.abc import Iterator, Mapping
+import gzip
+import io
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.core.errors import InputError
-from pipeline.core.plaintext import MARK
-from pipeline.core.redact import one_line
-from pipeline.download.archives import Archive
+from pipeline.core.files import refusal
+from pipeline.core.plaintext import MARK, read_lines
+from pipeline.core.redact import first_line, one_line
+from pipeline.download.archives import MAX_MEMBER_BYTES, Archive
 from pipeline.download.records import STS, TRANSFER
 
 STS_SUBSETS: Mapping[str, tuple[str, ...]] = {
@@ -61,6 +66,58 @@ def read_cased_benchmark(path: Path) -> pd.DataFrame:
     with Archive(path) as archive:
         rows = list(_sts_benchmark(_Files(archive), "stsbenchmark", "STS-B-cased"))
     return pd.DataFrame(rows, columns=STS.names)
+
+
+_MTEB = {f"sts{year}-sts": f"STS{year}" for year in range(12, 17)} | {
+    "stsbenchmark-sts": "STS-B-cased",
+    "sickr-sts": "SICK-R",
+}
+
+
+def read_mteb_sts(paths: Iterable[Path]) -> pd.DataFrame:
+    """The rows of sts.parquet from the Hub's mteb/* data sets; a file is NAME-SPLIT.jsonl.gz.
+
+    Their text is cased and not tokenised; they do not say which pairs make a sub-set of a year.
+    """
+    rows = [row for path in paths for row in _mteb_rows(path)]
+    return pd.DataFrame(rows, columns=STS.names)
+
+
+class _MtebPair(BaseModel):
+    model_config = ConfigDict(strict=True)
+    sentence1: str
+    sentence2: str
+    score: Annotated[float, Field(ge=0, le=5)]
+
+
+def _mteb_rows(path: Path) -> Iterator[_StsRow]:
+    name, _, split = path.name.removesuffix(".jsonl.gz").rpartition("-")
+    number = 0
+    for number, text in read_lines(io.BytesIO(_unpack(path)), str(path)):
+        line = _Line(f"{path} line {number:,}", text)
+        try:
+            pair = _MtebPair.model_validate_json(text)
+        except ValidationError as error:
+            fault = error.errors(include_url=False, include_input=False)[0]
+            key = ".".join(map(str, fault["loc"])) or "object"
+            raise line.malformed(f"has no usable {key}: {fault['msg']}") from None
+        sentences = _join(pair.sentence1), _join(pair.sentence2)
+        yield _MTEB[name], "all", "dev" if split == "validation" else split, *sentences, pair.score
+    if not number:
+        raise InputError(f"{path} holds no pair.", "fetch it again.")
+
+
+def _unpack(path: Path) -> bytes:
+    try:
+        with gzip.open(path) as stream:
+            content = stream.read(MAX_MEMBER_BYTES + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path} is damaged: {first_line(error)}.", "fetch it again.") from None
+    except OSError as error:
+        raise refusal(path, error) from error
+    if len(content) > MAX_MEMBER_BYTES:
+        raise InputError(f"{path} unpacks to too much.", "fetch it again.")
+    return content
 
 
 class _Line(NamedTuple):

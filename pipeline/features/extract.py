@@ -16,10 +16,10 @@ from pipeline.core.errors import InputError
 from pipeline.core.progress import log
 from pipeline.download.packed_images import PackedImages, Rejection
 from pipeline.download.records import Pairs
-from pipeline.features.cache import FeatureCache, Keys, KeySet, first_of_each, text_keys
+from pipeline.features.cache import FeatureCache, Keys, KeySet, Kind, first_of_each, text_keys
 from pipeline.features.encode import FeatureExtractor, NewCaptions, ShardResult
 from pipeline.features.hdf5 import DamagedFeaturesError
-from pipeline.features.rows import Features, StackedRows
+from pipeline.features.rows import FeatureRows, Features, StackedRows
 from pipeline.features.store import write_features
 from pipeline.features.teacher import Teacher
 from pipeline.features.text_teacher import TextTeacher
@@ -82,6 +82,24 @@ class Extraction:
     """Values that differ from run to run: how many rows were encoded, and how fast."""
 
 
+Kept = Bool[np.ndarray, " rows"]
+"""Which rows have features."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """Images or captions: which rows are rejected, and the features of those that are kept."""
+
+    rejected: dict[int, Rejection]
+    rows: Callable[[Kept], FeatureRows]
+
+    def kept(self, count: int) -> Kept:
+        """Which of `count` rows have features."""
+        kept = np.ones(count, dtype=bool)
+        kept[list(self.rejected)] = False
+        return kept
+
+
 @dataclass(frozen=True)
 class _Encoded:
     """Images or captions: the keys of all rows, the rejected ones, and the time it took."""
@@ -96,12 +114,9 @@ class _Encoded:
         """Computed rows per second; 0 if there was nothing to compute."""
         return round(self.computed / self.seconds, 1) if self.computed else 0.0
 
-    @property
-    def kept(self) -> Bool[np.ndarray, " rows"]:
-        """Which rows have features."""
-        kept = np.ones(len(self.keys), dtype=bool)
-        kept[list(self.rejected)] = False
-        return kept
+    def side(self, cache: FeatureCache, kind: Kind) -> Side:
+        """Its rows, from the cache."""
+        return Side(self.rejected, lambda kept: cache.rows(kind, self.keys[kept]))
 
 
 def extract_features(
@@ -128,24 +143,53 @@ def extract_features(
             `max_rejected`, or none is left.
         InputError: there are no rows, or the cache lost some during the run.
     """
-    images = _encode_images(pairs, engine, cache)
+    images, times = _encode_images(pairs, engine, cache), {}
+
+    def encode_captions(texts: "pd.Series[str]") -> Side:
+        empty = np.array([not caption.strip() for caption in texts], dtype=bool)
+        captions = _encode_texts(texts, empty, engine.encode_captions, cache, params.shard_rows)
+        times.update(_times(images=images, captions=captions))
+        return captions.side(cache, "captions")
+
+    side = images.side(cache, "images")
+    extraction = join_sides(pairs, side, encode_captions, params.max_rejected)
+    kept = side.kept(len(images.keys))
+    repeated = _count_repeated(pairs.images[kept], images.keys[kept])
+    extraction = replace(extraction, metrics=extraction.metrics | repeated, times=times)
+    return extraction if text is None else with_text(extraction, pairs, text, params)
+
+
+def join_sides(
+    pairs: Pairs, images: Side, captions_of: Callable[["pd.Series[str]"], Side], limit: float
+) -> Extraction:
+    """Join the features of images and captions; captions of rejected images are left out.
+
+    Args:
+        pairs: images and captions.
+        images: features of the images.
+        captions_of: gives the features of captions.
+        limit: the share of rows that may be rejected.
+
+    Raises:
+        TooManyRejectedError: as `extract_features`.
+        InputError: there are no rows.
+    """
     rejected_images = _rejected_table("image", pairs.images, images.rejected)
-    _check_share(rejected_images, rejected_images, len(images.keys), params.max_rejected)
-    kept_images = pairs.images[images.kept]
+    _check_share(rejected_images, rejected_images, len(pairs.images), limit)
+    image_is_kept = images.kept(len(pairs.images))
+    kept_images = pairs.images[image_is_kept]
     table = pairs.captions[pairs.captions["image_id"].isin(kept_images["image_id"])]
-    empty = np.array([not caption.strip() for caption in table["caption"]], dtype=bool)
-    captions = _encode_texts(
-        table["caption"], empty, engine.encode_captions, cache, params.shard_rows
-    )
+    captions = captions_of(table["caption"])
     rejected_captions = _rejected_table("caption", table, captions.rejected)
     rejected = pd.concat([rejected_images, rejected_captions], ignore_index=True)
-    _check_share(rejected_captions, rejected, len(captions.keys), params.max_rejected)
-    kept_captions = table[captions.kept]
+    _check_share(rejected_captions, rejected, len(table), limit)
+    caption_is_kept = captions.kept(len(table))
+    kept_captions = table[caption_is_kept]
     image_ids = kept_images["image_id"].to_numpy(np.int64)
     features = Features(
-        images=cache.rows("images", images.keys[images.kept]),
+        images=images.rows(image_is_kept),
         image_ids=image_ids,
-        captions=cache.rows("captions", captions.keys[captions.kept]),
+        captions=captions.rows(caption_is_kept),
         caption_ids=kept_captions["caption_id"].to_numpy(np.int64),
         caption_image=pd.Index(image_ids)
         .get_indexer(pd.Index(kept_captions["image_id"]))
@@ -157,14 +201,24 @@ def extract_features(
         "rejected": len(rejected),
         "rejected_by_reason": rejected["reason"].value_counts().to_dict(),
         "dim": features.dim,
-        **_count_repeated(kept_images, images.keys[images.kept]),
     }
-    times = _times(images=images, captions=captions)
-    if text is not None:
-        features, encoded = _add_text(features, kept_captions["caption"], text, params)
-        metrics |= {"sentences": len(text.sentences), "text_dim": text.dim}
-        times |= _times(texts=encoded)
-    return Extraction(features, rejected, metrics, times)
+    return Extraction(features, rejected, metrics, {})
+
+
+def with_text(
+    extraction: Extraction, pairs: Pairs, text: TextTeacher, params: FeaturesParams
+) -> Extraction:
+    """The features with the text teacher's rows of the kept captions and of the sentences."""
+    table = pairs.captions
+    kept = table.loc[table["caption_id"].isin(extraction.features.caption_ids), "caption"]
+    features, encoded = _add_text(extraction.features, kept, text, params)
+    metrics = {"sentences": len(text.sentences), "text_dim": text.dim}
+    return replace(
+        extraction,
+        features=features,
+        metrics=extraction.metrics | metrics,
+        times=extraction.times | _times(texts=encoded),
+    )
 
 
 def write_extraction(

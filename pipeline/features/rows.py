@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float16, Int64
+from jaxtyping import Float, Float16, Int64
 from numpy.typing import NDArray
 
 Places = Int64[np.ndarray, " chosen"]
@@ -21,7 +21,7 @@ class JoinedRows:
     row: Int64[np.ndarray, " rows"]
     """and its row there."""
     dim: int
-    read: Callable[[Path], Float16[np.ndarray, "_ dim"]]
+    read: Callable[[Path], Float[np.ndarray, "_ dim"]]
     """Gives all rows of a file; it may keep some files."""
 
     def __len__(self) -> int:

@@ -211,6 +211,12 @@ def _load(params: TeacherParams, device: torch.device) -> Backend:
     Raises:
         ModelError: the model cannot be loaded.
     """
+    if params.is_imported:
+        raise ModelError(
+            f"teacher.model {params.model} is known by imported vectors only; it cannot encode a "
+            "new picture or text.",
+            "search by text, or name in teacher.model a model to load, and train with it.",
+        )
     if params.model.startswith(TRANSFORMERS_PREFIX):
         return _load_transformers(params.model.removeprefix(TRANSFORMERS_PREFIX), device)
     folder = folder_of(params.model)

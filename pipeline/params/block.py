@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 
 from pipeline.core.errors import ParamsError
 from pipeline.core.redact import one_line
@@ -52,6 +53,7 @@ class Block(BaseModel):
         strict=True,
         allow_inf_nan=False,
         use_attribute_docstrings=True,
+        serialize_by_alias=True,
     )
 
     @field_validator("*", mode="before")
@@ -130,7 +132,7 @@ def _find_faults(content: object, schema: type[Block]) -> list[str]:
 def _find_missing(content: object, schema: type[Block], above: str = "") -> Iterator[str]:
     if not isinstance(content, Mapping):
         return
-    for name in schema.model_fields:
+    for name in _fields(schema):
         inner = _inner_block(schema, name)
         if name not in content and (above or inner):
             yield f"{above}{name} is missing"
@@ -138,8 +140,13 @@ def _find_missing(content: object, schema: type[Block], above: str = "") -> Iter
             yield from _find_missing(content[name], inner, f"{above}{name}.")
 
 
+def _fields(block: type[Block]) -> dict[str, FieldInfo]:
+    """The fields by their key in the file, which may be a word that Python keeps for itself."""
+    return {field.alias or name: field for name, field in block.model_fields.items()}
+
+
 def _inner_block(block: type[Block], name: str) -> type[Block] | None:
-    field = block.model_fields.get(name)
+    field = _fields(block).get(name)
     annotation: Any = field.annotation if field else None
     is_block = isinstance(annotation, type) and issubclass(annotation, Block)
     return annotation if is_block else None
@@ -174,7 +181,7 @@ def _locate(location: tuple[int | str, ...], schema: type[Block]) -> tuple[list[
         if block is None:
             break
         keys.append(part)
-        known = list(block.model_fields)
+        known = list(_fields(block))
         block = _inner_block(block, part)
     return keys, known
 

@@ -7,7 +7,9 @@ from pydantic import AfterValidator, Field, model_validator
 from pipeline.params.block import Block, Number, Text
 from pipeline.params.places import PathText
 
-Pairs = Literal["scenes", "flickr8k", "flickr30k", "coco", "folder", "webdataset", "hub"]
+Pairs = Literal[
+    "scenes", "flickr8k", "flickr30k", "coco", "coco-train2014", "folder", "webdataset", "hub"
+]
 PathTexts = Annotated[list[PathText], Field(min_length=1, max_length=10_000)]
 Columns = Text | Annotated[list[Text], Field(min_length=1, max_length=1000)]
 """A column, a pattern such as caption_*, or a list of these."""
@@ -114,8 +116,9 @@ class DownloadParams(Block):
     .parquet; or a list of such files."""
     text_column: Text = "text"
     """The column of a sentence, or of a list of sentences, in files other than .txt."""
-    evaluation: Literal["scenes", "senteval", "mteb"] = "scenes"
-    """STS and transfer tasks; `mteb` is senteval plus the cased STS-B."""
+    evaluation: Literal["scenes", "senteval", "mteb", "mteb-sts"] = "scenes"
+    """STS and transfer tasks; `mteb` is senteval plus the cased STS-B, `mteb-sts` the STS tasks
+    alone, from the Hub's mteb/* data sets."""
     folder: FolderParams = FolderParams()
     """Your images and captions, where pairs is `folder`."""
     webdataset: WebdatasetParams = WebdatasetParams()

@@ -11,7 +11,7 @@ from pipeline.params.features import FeaturesParams
 from pipeline.params.index import IndexParams
 from pipeline.params.loss import LossParams
 from pipeline.params.student import StudentParams
-from pipeline.params.teacher import TeacherParams
+from pipeline.params.teacher import IMPORTED_PREFIX, TeacherParams
 from pipeline.params.train import TrainParams
 
 
@@ -48,6 +48,30 @@ class Params(Block):
             msg = (
                 "train.objective simcse has no use for loss.distillation.cross_weight and for "
                 "loss.consistency.kind pairs, which compare sentences with pictures"
+            )
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _evaluation_is_there(self) -> "Params":
+        scored = self.evaluate
+        if self.download.evaluation == "mteb-sts" and (
+            scored.convention != "mteb" or "transfer" in scored.tasks
+        ):
+            msg = (
+                "download.evaluation mteb-sts has STS tasks alone, as mteb scores them: it needs "
+                "evaluate.convention mteb, and evaluate.tasks without transfer"
+            )
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _import_has_a_teacher(self) -> "Params":
+        if bool(self.features.import_.images) != self.teacher.is_imported:
+            msg = (
+                f"features.import.images and a teacher.model that begins with {IMPORTED_PREFIX} go "
+                f"together: name the model that made the vectors, such as "
+                f"{IMPORTED_PREFIX}ViT-L-14, or set both keys of the vectors to null"
             )
             raise ValueError(msg)
         return self

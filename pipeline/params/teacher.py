@@ -7,6 +7,9 @@ from pydantic import AfterValidator, Field, model_validator
 from pipeline.params.block import UNIQUE, Block, Number, Text, distinct
 from pipeline.params.places import PathText
 
+IMPORTED_PREFIX = "imported:"
+"""Begins the name of a teacher that is known by the vectors of `features.import` only."""
+
 
 class TextTeacherParams(Block):
     """Frozen sentence encoders whose cosines are averaged, of captions and text-only sentences."""
@@ -36,8 +39,14 @@ class TeacherParams(Block):
     """A teacher by its open_clip name."""
 
     model: PathText = "local-dir:data/demo/teacher"
-    """open_clip architecture (`ViT-L-14`), `hf-hub:ORG/NAME` or `local-dir:PATH`."""
+    """open_clip architecture (`ViT-L-14`), `hf-hub:ORG/NAME` or `local-dir:PATH`; or
+    `imported:NAME`, any name, of the model that made the vectors of features.import."""
     pretrained: Text | None = None
     """open_clip weights tag (`openai`); null where `model` names its own weights."""
     text: TextTeacherParams = TextTeacherParams()
     """Sentence encoders that teach which texts are alike."""
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether it is known by its vectors only, and cannot encode."""
+        return self.model.startswith(IMPORTED_PREFIX)

@@ -338,7 +338,8 @@ class Student:
     matryoshka: tuple[int, ...] = ()
     """Lengths of shorter embeddings, by their first dimensions, that were trained too."""
     teacher: str = ""
-    """sha256 of the weights of the teacher whose features the heads read; empty: not recorded."""
+    """sha256 of the weights of the teacher whose features the heads read, or its name where these
+    were imported; empty: not recorded."""
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | None = None) -> "Student":
@@ -427,9 +428,10 @@ class Student:
             StaleArtifactError: it is another teacher.
         """
         if self.teacher and weights and self.teacher != weights:
+            made, trained = (one if ":" in one else one[:12] for one in (weights, self.teacher))
             raise StaleArtifactError(
                 "the teacher's features were made by another teacher than the student's heads "
-                f"were trained on ({weights[:12]} and {self.teacher[:12]}).",
+                f"were trained on ({made} and {trained}).",
                 "run `dvc repro train`, or set the teacher that the student was trained with.",
             )
 

@@ -111,7 +111,7 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
         files = self.server.datasets.get(name)
         if files is None:
             return 404, b"", "RepoNotFound"
-        if revision not in {"main", COMMIT}:
+        if revision not in {"main", COMMIT, *self.server.revisions}:
             return 404, b"", "RevisionNotFound"
         if is_api:
             return 200, json.dumps(self.listing(name, files, verb)).encode(), ""
@@ -138,6 +138,7 @@ class Hub(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), HubHandler)
         self.datasets: dict[str, dict[str, bytes]] = {}
         self.gated: set[str] = set()
+        self.revisions: set[str] = set()
         self.seen: list[str] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
 

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.core.errors import DownloadError
 from pipeline.download.fetch import fetch
-from pipeline.download.sources import RemoteFile
+from pipeline.download.sources import SOURCES, RemoteFile
 
 CONTENT = bytes(range(256)) * 4096
 FILE = RemoteFile("file.bin", "http://127.0.0.1:9/file.bin", 1)
@@ -142,3 +143,70 @@ def test_hub_files_come_through_the_hub_library(connected, tmp_path):
     assert fetch(file, tmp_path / "to", None).read_bytes() == CONTENT
     with pytest.raises(DownloadError, match="could not be downloaded"):
         fetch(RemoteFile("none.bin", "hf://datasets/org/name/none.bin", 1), tmp_path, None)
+
+
+def test_the_next_address_is_tried_named_and_remembered(served, tmp_path, caplog):
+    url, handler = served
+    second = RemoteFile("file.bin", f"{url}/file.bin", 1)
+    file = RemoteFile("first.bin", f"{url}/first.bin", 1, otherwise=second)
+    fetched = fetch(file, tmp_path / "to", None)
+    assert (fetched.name, fetched.read_bytes()) == ("file.bin", CONTENT)
+    assert f"{url}/first.bin could not be downloaded: 404" in caplog.text
+    assert [path for path, _ in handler.requests] == ["/first.bin", "/file.bin"]
+    assert fetch(file, tmp_path / "to", None) == fetched
+    assert len(handler.requests) == 2
+    with pytest.raises(DownloadError, match=r"first\.bin could not be downloaded"):
+        fetch(replace(file, otherwise=RemoteFile("no", f"{url}/no", 1)), tmp_path / "other", None)
+    assert f"{url}/no could not be downloaded" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "record", [{"size": 7}, {"sha256": "0" * 64}, {"size": len(CONTENT), "sha256": "0" * 64}]
+)
+def test_other_bytes_than_those_on_record_are_refused_of_a_public_address(
+    served, tmp_path, caplog, record
+):
+    url, _ = served
+    file = RemoteFile("file.bin", f"{url}/file.bin", 1, **record)
+    with pytest.raises(DownloadError, match="but the file on record has"):
+        fetch(file, tmp_path / "to", None)
+    assert not list((tmp_path / "to").glob("file.bin*"))
+    own = mirror(tmp_path / "mirror", b"own")
+    assert fetch(file, tmp_path / "to", own).read_bytes() == b"own"  # one's own word
+    right = {"size": len(CONTENT), "sha256": hashlib.sha256(CONTENT).hexdigest()}
+    better = replace(file, otherwise=RemoteFile("file.bin", f"{url}/./file.bin", 1, **right))
+    assert fetch(better, tmp_path / "again", None).read_bytes() == CONTENT
+    assert "on record" in caplog.text
+
+
+def roads() -> dict[str, RemoteFile]:
+    """Every address of every public file."""
+    files = [file for source in SOURCES for file in source.files]
+    return {road.address: road for file in files for road in file.roads()}
+
+
+@pytest.mark.parametrize("address", roads())
+def test_every_public_address_is_fetched_as_it_is_written(server, connected, tmp_path, address):
+    """The path of a URL below its host; of the Hub, data set, revision and file."""
+    road, (url, folder, _) = roads()[address], server
+    if address.startswith("hf://"):
+        _, owner, named, file = address.removeprefix("hf://").split("/", 3)
+        name, _, revision = named.partition("@")
+        connected.revisions = {revision}
+        connected.datasets[f"{owner}/{name}"] = {file: CONTENT}
+        asked = f"/datasets/{owner}/{name}/resolve/{revision or 'main'}/{file}"
+    else:
+        host_and_path = address.partition("://")[2]
+        (folder / host_and_path).parent.mkdir(parents=True)
+        (folder / host_and_path).write_bytes(CONTENT)
+        road = replace(road, address=f"{url}/{host_and_path}")
+    road = replace(road, size=None, sha256=None, otherwise=None)
+    fetched = fetch(road, tmp_path / "to", None)
+    assert (fetched.name, fetched.read_bytes()) == (road.name, CONTENT)
+    assert not address.startswith("hf://") or asked in connected.seen
+
+
+def test_names_of_public_files_do_not_collide():
+    """A mirror and the folder of downloads hold them by their names alone."""
+    named = {(road.name, road.size) for road in roads().values()}
+    assert len({name for name, _ in named}) == len(named)

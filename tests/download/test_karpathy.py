@@ -44,6 +44,24 @@ def test_images_captions_and_splits(packed):
     assert captions["caption"].tolist()[:3] == ["Caption 4 a .", "", "Caption 2 a ."]
 
 
+def test_plain_json_gives_the_same_and_restval_can_be_left_out(packed, tmp_path):
+    listed = [image(4, "restval", "two.jpg"), image(2, "train", "one.jpg")]
+    splits, archives = packed(listed)
+    plain = tmp_path / "dataset_toy.json"
+    plain.write_text(json.dumps({"images": listed}))
+    for path in (splits, plain):
+        images, captions = read_karpathy(path, "toy", archives)
+        assert images["image_id"].tolist() == [4, 2]
+        assert (images["split"] == "train").all()
+        images, captions = read_karpathy(path, "toy", archives, restval=False)
+        assert images["image_id"].tolist() == captions["image_id"].unique().tolist() == [2]
+        assert captions["caption_id"].tolist() == [0, 1]
+    plain.write_text("[")
+    with pytest.raises(InputError, match=r"dataset_toy\.json holds no usable") as error:
+        read_karpathy(plain, "toy", archives)
+    assert error.value.fix == "fetch dataset_toy.json again."
+
+
 @pytest.mark.real
 @pytest.mark.parametrize("name", ["flickr8k", "flickr30k"])
 def test_the_public_splits_have_the_public_counts(name):

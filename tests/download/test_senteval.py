@@ -1,4 +1,6 @@
+import gzip
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -6,7 +8,12 @@ import pandas as pd
 import pytest
 
 from pipeline.core.errors import InputError
-from pipeline.download.senteval import STS_SUBSETS, read_cased_benchmark, read_senteval
+from pipeline.download.senteval import (
+    STS_SUBSETS,
+    read_cased_benchmark,
+    read_mteb_sts,
+    read_senteval,
+)
 from pipeline.download.sources import BY_NAME
 from tests.conftest import SHARED
 
@@ -164,3 +171,40 @@ def test_the_public_counts_are_met():
     counts = pd.concat([table["task"] for table in tables]).value_counts()
     found = {str(task).lower().replace("-", "_"): count for task, count in counts.items()}
     assert found == BY_NAME["senteval"].counts
+
+
+def mteb_pairs(*scores: float) -> bytes:
+    """A file of a data set of MTEB."""
+    rows = ({"split": "test", "sentence1": " A  b.", "sentence2": "C", "score": s} for s in scores)
+    return gzip.compress("".join(f"{json.dumps(row)}\n" for row in rows).encode())
+
+
+def test_the_hub_s_sts_data_sets_are_read_by_task_and_split(tmp_path):
+    names = ("sts12-sts-test", "stsbenchmark-sts-validation", "sickr-sts-test")
+    paths = [tmp_path / f"{name}.jsonl.gz" for name in names]
+    for path in paths:
+        path.write_bytes(mteb_pairs(4.75, 0))
+    table = read_mteb_sts(paths)
+    assert table["task"].unique().tolist() == ["STS12", "STS-B-cased", "SICK-R"]
+    assert table["split"].tolist() == ["test"] * 2 + ["dev"] * 2 + ["test"] * 2
+    assert table["score"].tolist() == [4.75, 0.0] * 3
+    assert set(table["sentence1"]) == {"A b."}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (gzip.compress(b""), "holds no pair"),
+        (gzip.compress(b'{"sentence1": "a"}\n'), "line 1 has no usable sentence2: Field required"),
+        (mteb_pairs(2, 5.5), "line 2 has no usable score: Input should be less than or equal to 5"),
+        (mteb_pairs(float("nan")), "line 1 has no usable score"),
+        (mteb_pairs("2"), "line 1 has no usable score: Input should be a valid number"),
+        (gzip.compress(b"[\n"), "line 1 has no usable object: Invalid JSON"),
+        (mteb_pairs(1)[:-9], "is damaged"),
+        (b"<html>", "is damaged: Not a gzipped file"),
+    ],
+)
+def test_malformed_pairs_of_the_hub_are_named(tmp_path, content, words):
+    (tmp_path / "sts12-sts-test.jsonl.gz").write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        read_mteb_sts([tmp_path / "sts12-sts-test.jsonl.gz"])

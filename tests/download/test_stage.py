@@ -1,16 +1,21 @@
 """The stage: from params.yaml to the three folders and the counts."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from pipeline.core.checksums import CHECKSUMS
 from pipeline.download.records import read_pairs, read_sentences, read_sts, read_transfer
+from pipeline.download.sources import BY_NAME
+from pipeline.evaluate.selection import dev_pairs
+from pipeline.evaluate.sts import sts_tasks
 from stages import paths
 from tests.conftest import TINY, assert_clear_error, invoke, write_params
 from tests.download.conftest import image_bytes
-from tests.download.test_senteval import cased_files, pack, small_files
+from tests.download.test_karpathy import image
+from tests.download.test_senteval import cased_files, mteb_pairs, pack, small_files
 from tests.download.test_webdataset import sample, write_shard
 
 
@@ -74,6 +79,50 @@ def test_mteb_is_senteval_plus_the_cased_benchmark(project):
     assert mteb[: len(sts)].equals(sts)
     assert set(mteb[len(sts) :]["task"]) == {"STS-B-cased"}
     assert read_transfer(Path("data/evaluation")).equals(transfer)
+
+
+def test_mteb_sts_comes_from_the_hub_alone(project, connected, monkeypatch):
+    monkeypatch.delenv("DATA_MIRROR")
+    for file in BY_NAME["mteb-sts"].files:
+        name, path = file.address.removeprefix("hf://datasets/").split("@")
+        revision, content = path.split("/")
+        connected.revisions.add(revision)
+        connected.datasets.setdefault(name, {})[content] = mteb_pairs(3.5)
+    own = {"pairs": "webdataset", "webdataset": {"shards": "cc/0.tar"}, "text": "scenes"}
+    scored = {"convention": "mteb", "tasks": ["sts"]}
+    write_params(project, {"download": own | {"evaluation": "mteb-sts"}, "evaluate": scored})
+    assert invoke("download").exit_code == 0
+    counts = json.loads(Path("reports/download.json").read_text())["evaluation"]
+    assert counts.pop("as_published") == 0
+    assert counts == dict.fromkeys(counts, 1) | {"sts_b_cased": 3}
+    table = read_sts(Path("data/evaluation"))
+    tasks = [(task.name, task.split) for task in sts_tasks(table, "mteb")]
+    assert tasks[-3:] == [("STS-B", "test"), ("SICK-R", "all"), ("STS-B", "dev")]
+    assert len(tasks) == 8
+    assert dev_pairs(table)["task"].tolist() == ["STS-B-cased"]
+    assert not Path("data/evaluation/transfer.parquet").exists()
+    for other in ({"convention": "senteval"}, {"tasks": ["sts", "transfer"]}):
+        block = {"download": own | {"evaluation": "mteb-sts"}, "evaluate": scored | other}
+        write_params(project, block)
+        assert_clear_error(invoke("download"), "needs evaluate.convention mteb")
+
+
+@pytest.mark.parametrize(("pairs", "trained"), [("coco", 2), ("coco-train2014", 1)])
+def test_coco_with_and_without_restval_from_plain_json(project, pairs, trained, caplog):
+    """The mirror has no caption_datasets.zip, but what serves as well."""
+    splits = [("train", "a"), ("restval", "b"), ("val", "c"), ("test", "d")]
+    listed = [image(row, split, f"{name}.jpg") for row, (split, name) in enumerate(splits)]
+    (project / "mirror/dataset_coco.json").write_text(json.dumps({"images": listed}))
+    for year, names in (("train2014", "a"), ("val2014", "bcd")):
+        with zipfile.ZipFile(project / f"mirror/{year}.zip", "w") as archive:
+            for name in names:
+                archive.writestr(f"{year}/{name}.jpg", image_bytes(1))
+    counts = download(pairs=pairs)["pairs"]
+    assert counts["train_images"] == trained
+    assert (counts["val_images"], counts["test_images"]) == (1, 1)
+    assert "holds no caption_datasets.zip" in caplog.text
+    found = read_pairs(Path("data/pairs")).images
+    assert ("val2014/b.jpg" in set(found["member"])) == (pairs == "coco")
 
 
 def test_options_may_begin_with_the_home_folder(project):

@@ -105,6 +105,14 @@ def hub_tables() -> list[bytes]:
     return [_parquet(pa.table({"image": one, "caption": [["a", "b"], None]})) for one in both]
 
 
+def vectors(rows: list[list[float]]) -> dict[str, bytes]:
+    """Vectors by the ending of the file."""
+    stream = io.BytesIO()
+    np.save(stream, np.array(rows, np.float32))
+    cells = pa.array(rows, pa.list_(pa.float32()))
+    return {".npy": stream.getvalue(), ".parquet": _parquet(pa.table({"embedding": cells}))}
+
+
 def _parquet(table: pa.Table) -> bytes:
     stream = io.BytesIO()
     pq.write_table(table, stream, compression="snappy")

@@ -32,16 +32,17 @@ from pipeline.download.records import (
     write_transfer,
 )
 from pipeline.download.sentences import read_sentences_file
-from pipeline.download.senteval import read_cased_benchmark, read_senteval
+from pipeline.download.senteval import read_cased_benchmark, read_mteb_sts, read_senteval
 from pipeline.download.sources import RemoteFile
 from pipeline.download.webdataset import read_shard as read_web_shard
 from pipeline.features.cache import read_shard
 from pipeline.features.images import Decoder, to_pixels
+from pipeline.features.imported import _read_vectors
 from pipeline.features.store import read_features
 from pipeline.search.app.upload import read_upload
 from pipeline.search.thumbnails import shrink
 from tests.download.conftest import download_params
-from tests.download.test_senteval import cased_files, small_files
+from tests.download.test_senteval import cased_files, mteb_pairs, small_files
 from tests.faults.fuzz import seeds
 from tests.faults.fuzz.runner import CLEAR, Target, judge
 
@@ -91,6 +92,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
         *_archives(),
         *_texts(folder),
         *_tables(),
+        *_vectors(),
         *_records(folder),
         *_features(folder),
         _pictures(),
@@ -207,6 +209,15 @@ def _texts(folder: Path) -> Iterator[Target]:
     cased = "stsbenchmark/sts-test.csv"
     sentences = ('Isn\'t "it" \u00c9l?', "It is.", 4.6)
     yield Target(
+        "mteb pairs",
+        "download",
+        [mteb_pairs(4.75)],
+        [[("STS12", "all", "test", "A b.", "C", 4.75)]],
+        put("sts12-sts-test.jsonl.gz"),
+        _read_mteb,
+        tasks,
+    )
+    yield Target(
         "cased STS-B",
         "download",
         [cased_files()[cased]],
@@ -265,6 +276,25 @@ def _rows_like(row: tuple[object, ...]) -> Callable[[Path], object]:
 def _read_cased(work: Path) -> list[tuple[object, ...]]:
     write_sts(work, read_cased_benchmark(work / "cased.tar"))
     return list(read_sts(work).itertuples(index=False, name=None))
+
+
+def _read_mteb(work: Path) -> list[tuple[object, ...]]:
+    write_sts(work, read_mteb_sts([work / "sts12-sts-test.jsonl.gz"]))
+    return list(read_sts(work).itertuples(index=False, name=None))
+
+
+def _vectors() -> Iterator[Target]:
+    """Vectors of an import."""
+    rows = [[1.0, 2.5], [0.5, -4.0]]
+    for ending, content in seeds.vectors(rows).items():
+
+        def read(work: Path, name: str = f"v{ending}") -> list[list[float]]:
+            return list(_read_vectors(work / name, "embedding", "image").tolist())
+
+        tokens = (b"descr", b"<f4", b"|O", b"shape", b"9" * 30, b"\n", b"(", *_PARQUET)
+        yield Target(
+            f"imported {ending}", "features", [content], [rows], put(f"v{ending}"), read, tokens
+        )
 
 
 def _tables() -> Iterator[Target]:
