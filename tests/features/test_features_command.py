@@ -6,6 +6,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -120,6 +121,28 @@ def test_rejected_rows_are_listed_before_the_stage_fails(scratch, monkeypatch):
     listed = pd.read_csv("reports/rejected.csv")
     assert listed["member"].tolist() == broken
     assert set(listed["reason"]) == {"unreadable"}
+
+
+def test_imported_vectors_take_the_place_of_the_teacher(scratch, calls):
+    with h5py.File("data/features.h5") as file:
+        before = {name: file[name][:] for name in ("image/features", "caption/features")}
+        for kind in ("image", "caption"):
+            np.save(f"{kind}.npy", before[f"{kind}/features"])
+            np.save(f"{kind}_ids.npy", file[f"{kind}/ids"][:])
+    files = {f"{kind}{part}s": f"{kind}{part and '_ids'}.npy" for kind in ("image", "caption")
+             for part in ("", "_row")}  # fmt: skip
+    named = {"teacher": {"model": "imported:demo"}}
+    write_params(scratch, SMALL, named)
+    assert_clear_error(invoke("features"), "features.import.images", "go together")
+    write_params(scratch, SMALL, named, {"features": {"import": files}},
+                 {"evaluate": {"tasks": ["sts", "retrieval"]}})  # fmt: skip
+    run("features")
+    with h5py.File("data/features.h5") as file:
+        assert all(np.array_equal(file[name][:], rows) for name, rows in before.items())
+    run("baselines")
+    scores = pd.read_csv("reports/baselines.csv")
+    assert set(scores[scores["system"] == "teacher"]["part"]) == {"retrieval"}
+    assert not calls
 
 
 def duplicates() -> int:
