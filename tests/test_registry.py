@@ -59,7 +59,7 @@ def origin(tiny_run, tmp_path_factory) -> Path:
     run(folder, "git", "add", "-A")
     run(folder, "git", "commit", "-qm", "all")
     for artifact in ("student", "index"):
-        run(folder, "git", "tag", f"{artifact}@v1.0.0")
+        run(folder, "git", "tag", "-a", f"{artifact}@v1.0.0", "-m", artifact)  # not a light one
     run(folder, "dvc", "push", "-q")
     shutil.rmtree(folder / ".dvc/cache")
     for name in OUTPUTS:
