@@ -5,10 +5,10 @@ anywhere, since concatenated files have them inside too. UTF-16 is refused, and 
 binary files contain.
 """
 
-import codecs
 import io
 import re
 from collections.abc import Iterator
+from typing import BinaryIO, cast
 
 from pipeline.core.errors import InputError
 
@@ -17,7 +17,8 @@ LONGEST_LINE = 1 << 26
 MARK = "\ufeff"
 """The byte order mark, as a character."""
 
-_WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+_WIDE = ("\udcff\udcfe", "\udcfe\udcff", "\0\0\udcfe\udcff")
+"""Byte order marks of UTF-16 and UTF-32, read as UTF-8 with surrogates."""
 _NO_UTF8 = re.compile("[\udc80-\udcff]")
 _INVISIBLE = re.compile("[\\s\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]*")
 
@@ -27,22 +28,22 @@ def is_blank(text: str) -> bool:
     return bool(_INVISIBLE.fullmatch(text))
 
 
-def read_lines(stream: io.BufferedReader | io.BytesIO, name: str) -> Iterator[tuple[int, str]]:
+def read_lines(stream: io.BufferedIOBase, name: str) -> Iterator[tuple[int, str]]:
     """The lines of a text, numbered from 1, each with its end, if any, as LF; closes the stream.
 
     Raises:
         InputError: naming file and line: it is UTF-16, not UTF-8, too long, or contains NUL.
     """
-    if stream.read(4).startswith(_WIDE):
-        raise InputError(
-            f"{name} is UTF-16 or UTF-32 text.",
-            "save it as UTF-8; `iconv -f UTF-16 -t UTF-8 OLD > NEW` does so.",
-        )
-    stream.seek(0)
     number = 0
-    with io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline=None) as text:
+    binary = cast(BinaryIO, stream)
+    with io.TextIOWrapper(binary, "utf-8", errors="surrogateescape", newline=None) as text:
         while line := text.readline(LONGEST_LINE + 1):
             number += 1
+            if number == 1 and line.startswith(_WIDE):
+                raise InputError(
+                    f"{name} is UTF-16 or UTF-32 text.",
+                    "save it as UTF-8; `iconv -f UTF-16 -t UTF-8 OLD > NEW` does so.",
+                )
             _check(line, f"{name} line {number:,}")
             yield number, line.replace(MARK, "")
 

@@ -10,6 +10,7 @@ from jaxtyping import Float32
 
 from pipeline.core.device import choose_device
 from pipeline.core.errors import InputError
+from pipeline.download.archives import MAX_MEMBER_BYTES
 from pipeline.download.packed_images import PackedImages, Rejection
 from pipeline.features.cache import FeatureCache, Keys, Kind, first_of_each, text_keys
 from pipeline.features.encode import FeatureExtractor, NewCaptions, ShardResult
@@ -89,7 +90,7 @@ class CachedTeacher:
             InputError: naming the first image that cannot be used; the others are in the cache.
             ModelError, ResourceError: as `encode_captions`.
         """
-        images = _ImageFiles([Path(path) for path in paths])
+        images = ImageFiles([Path(path) for path in paths])
 
         def encode() -> Keys:
             found = list(self._extractor.encode_images(images, self._cache.known("images")))
@@ -119,7 +120,7 @@ def _require_usable(paths: Sequence[Path], shards: Iterable[ShardResult]) -> Non
         )
 
 
-class _ImageFiles(PackedImages):
+class ImageFiles(PackedImages):
     """Files that are read as if they were packed."""
 
     def __init__(self, paths: list[Path]) -> None:
@@ -129,6 +130,8 @@ class _ImageFiles(PackedImages):
     def read(self, row: int) -> bytes | Rejection:
         """The bytes of a file, or why there are none."""
         try:
+            if self.paths[row].stat().st_size > MAX_MEMBER_BYTES:
+                return Rejection("huge", f"more than {MAX_MEMBER_BYTES:,} bytes")
             return self.paths[row].read_bytes()
         except FileNotFoundError:
             return Rejection("missing", "there is no such file")

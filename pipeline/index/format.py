@@ -39,6 +39,8 @@ Target = Literal["texts", "images"]
 """What is ranked."""
 Space = Literal["texts", "grounded", "images"]
 """A file of vectors."""
+VectorSpace = Literal["text", "shared"]
+"""As users see it: that of sentence embeddings, or the one that texts and pictures share."""
 TARGET_OF: dict[Space, Target] = {"texts": "texts", "grounded": "texts", "images": "images"}
 Vectors = Float32[np.ndarray, "rows dim"]
 QUERY = "query.onnx"

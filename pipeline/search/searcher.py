@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING
 
 from pipeline.core.errors import InputError, StaleArtifactError
 from pipeline.core.plaintext import MARK, is_blank, read_lines
-from pipeline.index.format import Hit, Index, Space, Target, Window, read_manifest
+from pipeline.index.format import (
+    Hit,
+    Index,
+    Space,
+    Target,
+    Vectors,
+    VectorSpace,
+    Window,
+    read_manifest,
+    require_space,
+)
 from pipeline.index.queries import ExportedQueries, Queries, StudentQueries
 
 if TYPE_CHECKING:
@@ -77,8 +87,26 @@ class Searcher:
         """
         for query in queries:
             check_query(query)
-        texts = [query.replace(MARK, "") for query in queries]
-        return self.index.search(target, self.queries.embed(texts, target), window)
+        return self.index.search(target, self._embed(queries, target), window)
+
+    def embed(self, texts: Sequence[str], space: VectorSpace) -> Vectors:
+        """One vector a text; those of the shared space are L2-normalised.
+
+        Raises:
+            InputError: as `check_query`, naming the text, or the student has no shared space.
+        """
+        for number, text in enumerate(texts):
+            try:
+                check_query(text)
+            except InputError as error:
+                raise InputError(f"texts.{number}: {error.what}", error.fix) from None
+        if space == "text":
+            return self._embed(texts, "texts")
+        require_space("images" if "images" in self.index.spaces else "grounded", self.index.spaces)
+        return self._embed(texts, "images")
+
+    def _embed(self, texts: Sequence[str], target: Target) -> Vectors:
+        return self.queries.embed([text.replace(MARK, "") for text in texts], target)
 
     def search_by_image(
         self, picture: bytes, teacher: "Teacher", *, target: Target, window: Window = WINDOW
@@ -86,7 +114,17 @@ class Searcher:
         """The best texts, or the most similar images, for a picture's file, through the heads.
 
         Raises:
-            InputError: the picture cannot be used, or the index holds no such rows.
+            InputError: as `embed_image`, or the index holds no such rows.
+            StaleArtifactError, ModelError: as `embed_image`.
+        """
+        vector = self.embed_image(picture, teacher)
+        return self.index.search(grounded_space(target), vector, window)[0]
+
+    def embed_image(self, picture: bytes, teacher: "Teacher") -> Vectors:
+        """The vector of a picture's file in the shared space, as a table of one row.
+
+        Raises:
+            InputError: the picture cannot be used.
             StaleArtifactError: the heads were trained on features of another teacher.
             ModelError: the student was trained without pictures.
         """
@@ -98,8 +136,7 @@ class Searcher:
             raise InputError(
                 f"the picture cannot be used ({pixels.reason}): {pixels.detail}", "use another one."
             )
-        vector = self._student.ground_images(teacher.encode_images(pixels[None]).numpy())
-        return self.index.search(grounded_space(target), vector, window)[0]
+        return self._student.ground_images(teacher.encode_images(pixels[None]).numpy())
 
     @cached_property
     def _student(self) -> "Student":

@@ -456,15 +456,19 @@ class Student:
         """Whether training used images, so that text and images can be compared."""
         return self.objective != "simcse"
 
-    @torch.inference_mode()
-    def _ground(
-        self, project: Callable[[Tensor], Tensor], rows: NDArray[Any], width: int
-    ) -> NDArray[np.float32]:
+    def require_images(self) -> None:
+        """Refuse work in the shared space by a student trained without images: a ModelError."""
         if not self.sees_images:
             raise ModelError(
                 "this student was trained without images (train.objective: simcse).",
                 "train with `dvc exp run -S train.objective=kdmcse`.",
             )
+
+    @torch.inference_mode()
+    def _ground(
+        self, project: Callable[[Tensor], Tensor], rows: NDArray[Any], width: int
+    ) -> NDArray[np.float32]:
+        self.require_images()
         if rows.shape[1] != width:
             raise ModelError(
                 f"the features are {rows.shape[1]} wide, the student's head expects {width}.",

@@ -59,6 +59,9 @@ STAGES = (
         ("data/index", "reports/index.json", "reports/index.csv"),
         ("data/vectors",),
     ),
+    Stage(
+        "embed", ("data/own.npy",), ("data/vectors/own",), ("params.yaml", "--out", "data/own.npy")
+    ),
     Stage("search", arguments=(QUERY, "--json")),
 )
 

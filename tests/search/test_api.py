@@ -407,6 +407,70 @@ def test_who_leaves_is_not_a_fault_of_the_server(client, caplog):
     assert not caplog.records
 
 
+# ---- vectors
+
+
+@pytest.mark.parametrize("space", ["text", "shared"])
+def test_texts_become_vectors(client, searcher, check, space):
+    texts = ["a red circle", "zwei blaue Sterne 🙂", "x" * 10_000]
+    asked = {"texts": texts, "space": space, "system": "two"}
+    document = client.get("/openapi.json").json()
+    body = document["paths"]["/embed"]["post"]["requestBody"]["content"]["application/json"]
+    Draft202012Validator(body["schema"]).validate(asked)
+    found = client.post("/embed", json=asked).json()
+    check("Embedded", found)
+    assert (found["system"], found["space"]) == ("two", space)
+    target = {"text": "texts", "shared": "images"}[space]
+    np.testing.assert_array_equal(found["vectors"], searcher.queries.embed(texts, target))
+    (one,) = client.post("/embed", json={"texts": ["a red circle"]}).json()["vectors"]
+    np.testing.assert_allclose(one, searcher.queries.embed(texts[:1], "texts")[0], atol=1e-5)
+
+
+def test_a_picture_becomes_a_vector(client, searcher, teacher, tiny_run, check):
+    picture = read_member(tiny_run / "data/pairs", 5)
+    found = client.post("/embed/image?system=two", content=picture).json()
+    check("Embedded", found)
+    assert (found["system"], found["space"]) == ("two", "shared")
+    expected = searcher.embed_image(picture, teacher)
+    np.testing.assert_allclose(found["vectors"], expected, atol=1e-6)
+    assert_problem(client.post("/embed/image?k=1", content=picture), 422, "k: ")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b"", 422, "the request: "),
+        (b"{", 422, "the request: "),
+        (b'"a"', 422, "the request: "),
+        (b"{}", 422, "texts: Field required"),
+        (b'{"texts": "a"}', 422, "texts: "),
+        (b'{"texts": []}', 422, "texts: "),
+        (b'{"texts": ["a", 1]}', 422, "texts.1: "),
+        (b'{"texts": ["a", " "]}', 422, "texts.1: the query is empty"),
+        (b'{"texts": ["a\\u0000"]}', 422, "NUL"),
+        (b'{"texts": ["\xff"]}', 422, "the request: "),
+        (b'{"texts": ["%b"]}' % (b"x" * 10_001), 422, "10,001 characters"),
+        (b'{"texts": ["a"%b]}' % (b', "a"' * 64), 422, "64 items"),
+        (b'{"texts": ["a"], "space": "images"}', 422, "space: "),
+        (b'{"texts": ["a"], "dimensions": 3}', 422, "dimensions: "),
+        (b'{"texts": ["a"], "system": "three"}', 404, "'three'"),
+        (b" " * (8 * MIB + 1), 413, "the request is larger than 8 MiB"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, bytes) else None,
+)
+def test_what_is_no_request_for_vectors_says_why(client, body, status, words):
+    assert_problem(client.post("/embed", content=body), status, words)
+
+
+def test_no_vectors_of_a_space_that_the_student_lacks(tiny_run, searcher):
+    blind = replace(searcher, index=FileIndex.open(tiny_run / "data/index", ["texts"]))
+    client = open_client(tiny_run / "data/pairs", blind)
+    asked = {"texts": ["a star"]}
+    assert client.post("/embed", json=asked).status_code == 200
+    response = client.post("/embed", json=asked | {"space": "shared"})
+    assert_problem(response, 422, "trained without pictures")
+
+
 # ---- who may ask
 
 

@@ -5,10 +5,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.index.format import Hit, Target
+from pipeline.index.format import Hit, Target, VectorSpace
 
 MAX_RESULTS = 100
 MAX_OFFSET = 10_000
+MAX_TEXTS = 64
 
 
 class Problem(BaseModel):
@@ -20,10 +21,17 @@ class Problem(BaseModel):
     """What to do about it."""
 
 
-class Wanted(BaseModel):
-    """Which results are wanted; unknown parameters are refused."""
+class Asked(BaseModel):
+    """Who is asked; unknown parameters are refused."""
 
     model_config = ConfigDict(extra="forbid")
+
+    system: str | None = None
+    """Name of the model and index to ask; without it, the first."""
+
+
+class Wanted(Asked):
+    """Which results are wanted."""
 
     target: Target = "texts"
     """What is ranked."""
@@ -33,8 +41,6 @@ class Wanted(BaseModel):
     """Results left out before them."""
     min_score: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = -1.0
     """The lowest cosine."""
-    system: str | None = None
-    """Name of the model and index to ask; without it, the first."""
 
 
 class WantedByText(Wanted):
@@ -42,6 +48,23 @@ class WantedByText(Wanted):
 
     q: str
     """The query, of 1 to 10,000 characters."""
+
+
+class Texts(Asked):
+    """Texts that are wanted as vectors."""
+
+    texts: Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)]
+    """Each of 1 to 10,000 characters."""
+    space: VectorSpace = "text"
+    """Sentence embeddings, or the space that texts share with pictures."""
+
+
+class Embedded(BaseModel):
+    """Vectors, one a text, or one of a picture."""
+
+    system: str
+    space: VectorSpace
+    vectors: list[list[float]]
 
 
 @dataclass(frozen=True)
@@ -80,6 +103,7 @@ class Limits(BaseModel):
     query_characters: int
     results: int
     offset: int
+    texts: int
     upload_bytes: int
 
 

@@ -32,10 +32,10 @@ _STATUS = {StaleArtifactError: 409, ModelError: 409, InputError: 422, ResourceEr
 """Of the errors of other rooms; all others are 500."""
 _MEANINGS = {
     404: "There is no such system or picture, or it cannot be read.",
-    408: "The picture did not arrive in time.",
+    408: "The body did not arrive in time.",
     409: "Model, index and teacher do not belong together.",
-    413: "The picture is too large.",
-    422: "A parameter, the query or the picture cannot be used.",
+    413: "The body is too large.",
+    422: "A parameter, a text or the picture cannot be used.",
     503: "Too many requests are waiting.",
 }
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, Response
@@ -13,7 +13,7 @@ from pipeline.features.teacher import Teacher
 from pipeline.search.app.guard import guard
 from pipeline.search.app.problems import answer_problems, problems
 from pipeline.search.app.service import Service
-from pipeline.search.app.upload import REQUEST_BODY
+from pipeline.search.app.upload import REQUEST_BODY, TEXTS_BODY
 from pipeline.search.searcher import Searcher
 
 StaticName = Literal["page.css", "page.js", "icon.svg"]
@@ -70,11 +70,17 @@ def _add_addresses(app: FastAPI, service: Service) -> None:
     app.get("/health")(service.health)
     app.get("/about")(service.about)
     app.get("/search", responses=problems(404, 409, 422, 503))(service.search)
+    of_picture: dict[str, Any] = {
+        "responses": problems(404, 408, 409, 413, 422, 503),
+        "openapi_extra": {"requestBody": REQUEST_BODY},
+    }
+    app.post("/search/image", **of_picture)(service.search_by_image)
+    app.post("/embed/image", **of_picture)(service.embed_image)
     app.post(
-        "/search/image",
-        responses=problems(404, 408, 409, 413, 422, 503),
-        openapi_extra={"requestBody": REQUEST_BODY},
-    )(service.search_by_image)
+        "/embed",
+        responses=problems(404, 408, 413, 422, 503),
+        openapi_extra={"requestBody": TEXTS_BODY},
+    )(service.embed)
     app.get(
         "/image/{version}/{image_id}",
         responses=_JPEG | problems(404, 422, 503),

@@ -21,7 +21,10 @@ from pipeline.index.format import Hit, Space, Target, Window
 from pipeline.search.app.messages import (
     MAX_OFFSET,
     MAX_RESULTS,
+    MAX_TEXTS,
     About,
+    Asked,
+    Embedded,
     Limits,
     Result,
     Results,
@@ -31,7 +34,7 @@ from pipeline.search.app.messages import (
 )
 from pipeline.search.app.pictures import Pictures, Size
 from pipeline.search.app.problems import RequestError
-from pipeline.search.app.upload import MAX_UPLOAD_BYTES, read_upload
+from pipeline.search.app.upload import MAX_UPLOAD_BYTES, read_texts, read_upload
 from pipeline.search.searcher import MAX_QUERY_CHARACTERS, Searcher, grounded_space
 
 T = TypeVar("T")
@@ -98,6 +101,7 @@ class Service:
                 query_characters=MAX_QUERY_CHARACTERS,
                 results=MAX_RESULTS,
                 offset=MAX_OFFSET,
+                texts=MAX_TEXTS,
                 upload_bytes=MAX_UPLOAD_BYTES,
             ),
         )
@@ -139,6 +143,26 @@ class Service:
 
             return await self._results(self._uploads, search, wanted, name)
 
+    async def embed(self, request: Request) -> Embedded:
+        """The vectors of texts."""
+        with self._searches.place():
+            wanted = await read_texts(request)
+            name = self._name(wanted)
+            vectors = await self._searches.run(
+                lambda: self._systems[name].embed(wanted.texts, wanted.space)
+            )
+        return Embedded(system=name, space=wanted.space, vectors=vectors.tolist())
+
+    async def embed_image(self, wanted: Annotated[Asked, Query()], request: Request) -> Embedded:
+        """The vector of a picture, which is not stored, in the space that it shares with texts."""
+        name = self._name(wanted)
+        with self._uploads.place():
+            picture = await read_upload(request)
+            vectors = await self._uploads.run(
+                lambda: self._systems[name].embed_image(picture, self._teacher())
+            )
+        return Embedded(system=name, space="shared", vectors=vectors.tolist())
+
     async def image(
         self,
         version: Annotated[str, Path(max_length=_VERSION)],
@@ -152,7 +176,7 @@ class Service:
             content = await self._thumbnails.run(lambda: self._pictures.jpeg(image_id, size))
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": _FOREVER})
 
-    def _name(self, wanted: Wanted) -> str:
+    def _name(self, wanted: Asked) -> str:
         name = wanted.system if wanted.system is not None else next(iter(self._systems))
         if name not in self._systems:
             fix = f"name one of: {', '.join(self._systems)}."

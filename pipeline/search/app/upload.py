@@ -1,16 +1,20 @@
-"""A picture from a request, as its body or as the file of a form, of limited size."""
+"""The body of a request, of limited size: texts, or a picture, which may be the file of a form."""
 
 from collections.abc import AsyncGenerator
 
 from anyio import fail_after
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from pipeline.core.errors import InputError
+from pipeline.search.app.messages import Texts
 from pipeline.search.app.problems import SEE_SCHEMA, RequestError
 
 MAX_UPLOAD_BYTES = 16 * 1024**2
+_MAX_TEXTS_BYTES = 8 * 1024**2
 _ENVELOPE = 16 * 1024
 """Bytes of a form beside its file, at most."""
 _RECEIVED = 64 * 1024**2
@@ -24,6 +28,26 @@ REQUEST_BODY = {
     "content": {"image/*": {"schema": _BINARY}, "multipart/form-data": {"schema": _FORM}},
 }
 """What `read_upload` takes, for the schema."""
+TEXTS_BODY = {
+    "required": True,
+    "content": {"application/json": {"schema": Texts.model_json_schema()}},
+}
+"""What `read_texts` takes, for the schema."""
+
+
+async def read_texts(request: Request) -> Texts:
+    """The texts that a request holds as JSON.
+
+    Raises:
+        RequestError: there are more than 8 MiB (413), or they took longer than 30 s (408).
+        RequestValidationError: they are not what the schema says.
+    """
+    body = await _receive(request, _MAX_TEXTS_BYTES, "request")
+    try:
+        return Texts.model_validate_json(body)
+    except ValidationError as error:
+        found = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
+        raise RequestValidationError(found) from None
 
 
 async def read_upload(request: Request) -> bytes:
@@ -34,25 +58,38 @@ async def read_upload(request: Request) -> bytes:
         InputError: there is no picture.
     """
     is_form = request.headers.get("content-type", "").startswith("multipart/form-data")
-    declared = request.headers.get("content-length", "0")
-    if not declared.isdecimal() or int(declared) > _RECEIVED:
-        raise _too_large()
-    try:
-        with fail_after(_SECONDS):
-            body = await _receive(request, MAX_UPLOAD_BYTES + (_ENVELOPE if is_form else 0))
-    except TimeoutError:
-        what = f"the picture took longer than {_SECONDS} s."
-        raise RequestError(408, what, "send it again.") from None
+    envelope = _ENVELOPE if is_form else 0
+    body = await _receive(request, MAX_UPLOAD_BYTES, "picture", envelope)
     picture = await _read_form(request, body) if is_form else body
     if len(picture) > MAX_UPLOAD_BYTES:
-        raise _too_large()
+        raise _too_large("picture", MAX_UPLOAD_BYTES)
     if not picture:
         raise InputError("there is no picture in the request.", "send one as its body.")
     return picture
 
 
-async def _receive(request: Request, limit: int) -> bytes:
-    """The body.
+async def _receive(request: Request, limit: int, what: str, envelope: int = 0) -> bytes:
+    """The body, which is a picture or a request of limited size, in an envelope.
+
+    Raises:
+        RequestError: it is larger (413), or takes longer than 30 s (408).
+    """
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdecimal() or int(declared) > _RECEIVED:
+        raise _too_large(what, limit)
+    try:
+        with fail_after(_SECONDS):
+            body = await _receive_within(request, limit + envelope)
+    except TimeoutError:
+        reason = f"the {what} took longer than {_SECONDS} s."
+        raise RequestError(408, reason, "send it again.") from None
+    if body is None:
+        raise _too_large(what, limit)
+    return body
+
+
+async def _receive_within(request: Request, limit: int) -> bytes | None:
+    """The body; None if it is larger than the limit.
 
     One that is too large is received to its end, up to a limit, but not kept: a sender that is cut
     off in the middle sees a broken connection and no answer.
@@ -65,9 +102,7 @@ async def _receive(request: Request, limit: int) -> bytes:
         body += chunk
         if received > limit:
             body.clear()
-    if received > limit:
-        raise _too_large()
-    return bytes(body)
+    return None if received > limit else bytes(body)
 
 
 async def _read_form(request: Request, body: bytes) -> bytes:
@@ -89,6 +124,6 @@ async def _read_form(request: Request, body: bytes) -> bytes:
         await form.close()
 
 
-def _too_large() -> RequestError:
-    limit = MAX_UPLOAD_BYTES // 1024**2
-    return RequestError(413, f"the picture is larger than {limit} MiB.", "use a smaller one.")
+def _too_large(what: str, limit: int) -> RequestError:
+    reason = f"the {what} is larger than {limit // 1024**2} MiB."
+    return RequestError(413, reason, "use a smaller one.")
