@@ -134,12 +134,13 @@ def _as_transformer(tower: PreTrainedModel, processor: Any) -> Transformer:
     with tempfile.TemporaryDirectory() as folder:
         tower.save_pretrained(folder)
         processor.save_pretrained(folder)
-        return Transformer(
+        module: Transformer = Transformer(
             folder,
             modality_config=cast(Any, _POOLED),
             module_output_name="sentence_embedding",
             processor_kwargs={"backend": processor.backend},
         )
+        return module
 
 
 def _read_tower(model: Any) -> tuple[PreTrainedModel, nn.Linear | None]:
@@ -171,11 +172,11 @@ def _as_clip(visual: Any) -> tuple[PreTrainedModel, nn.Linear]:
         hidden_act="quick_gelu" if type(block.mlp.gelu).__name__ == "QuickGELU" else "gelu",
         layer_norm_eps=visual.ln_post.eps,
     )
-    tower = CLIPVisionModel(config)
+    tower = cast(nn.Module, CLIPVisionModel(config)).eval()
     tower.load_state_dict(_renamed(weights))
     linear = nn.Linear(projection.shape[1], projection.shape[0], bias=False)
     linear.load_state_dict({"weight": projection})
-    return tower.eval(), linear
+    return cast(PreTrainedModel, tower), linear
 
 
 def _renamed(weights: dict[str, Tensor]) -> dict[str, Float[Tensor, "..."]]:

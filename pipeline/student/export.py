@@ -5,7 +5,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import cast
 
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
@@ -70,7 +69,7 @@ class _Tokens(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         tokens = {"input_ids": input_ids, "attention_mask": attention_mask}
-        return cast(Tensor, run_padded(self.backbone, tokens))
+        return run_padded(self.backbone, tokens)
 
 
 def export_backbone(encoder: SentenceEncoder, graph: Path, int8: Path) -> None:

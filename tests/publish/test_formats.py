@@ -166,7 +166,7 @@ def test_the_card_s_code_finds_what_a_search_finds(in_tiny_run, tmp_path, monkey
     assert result.exit_code == 0, (result.output, result.exception)
     seed = json.loads(result.stdout)["seed"]
     searcher = Searcher.open(Path(f"data/models/{seed}"), Path("data/index"))
-    hits = searcher.search([TEXTS[0]], target="images", k=5)[0]
+    hits = searcher.search([TEXTS[0]], target="images")[0]
     names: dict = {"pictures": []}
     for hit in hits:
         with zipfile.ZipFile(Path("data/pairs", hit.archive)) as archive:
