@@ -15,9 +15,12 @@
     seeds          a list: seed, dev_best, sts_avg
     matryoshka     STS by number of dimensions and task, or null
     licence, repository
+    format         student, or sentence-transformers: a directory with a Router
+    image_tower    of a Router: its form, transformers or onnx, and the reason for onnx; or null
+    onnx           headline STS of each ONNX file of a student, by task, or null
 
-Only what belongs together is published: the student, its evaluation report, the summary over seeds
-and dvc.lock are verified against each other.
+The last three are known once the model is written. Only what belongs together is published: the
+student, its evaluation report, the summary over seeds and dvc.lock are verified against each other.
 """
 
 import re

@@ -1,8 +1,9 @@
-"""The published folder: the student, its card and provenance.json; and its upload to the hub."""
+"""The published folder: the model, its card and provenance.json; and its upload to the hub."""
 
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token, is_offline_mode
@@ -35,11 +36,16 @@ def check_names(licence: str | None, repository: str | None) -> None:
         )
 
 
-def write_folder(out: Path, student: Path, facts: Facts) -> None:
-    """Write the student, its card and provenance.json as the folder `out`.
+def write_folder(out: Path, facts: Facts, write_model: Callable[[Path], Facts]) -> None:
+    """Write the model, its card and provenance.json as the folder `out`.
 
     An empty folder, or an earlier publication of the same student (objective, initial encoder and
     seed), is replaced.
+
+    Args:
+        out: the folder.
+        facts: of the card.
+        write_model: fills a folder, and says what it wrote, as further facts.
 
     Raises:
         ParamsError: there is something else at `out`.
@@ -47,15 +53,20 @@ def write_folder(out: Path, student: Path, facts: Facts) -> None:
     """
     _check_replaceable(out, facts)
     with atomic_folder(out) as folder:
-        shutil.copytree(
-            student,
-            folder,
-            ignore=shutil.ignore_patterns("README.md"),
-            copy_function=shutil.copyfile,  # files of DVC's cache are read-only
-            dirs_exist_ok=True,
-        )
+        facts = facts | write_model(folder)
         (folder / "README.md").write_text(f"{make_card(facts)}\n", encoding="utf-8")
         write_json(folder / PROVENANCE, {"schema": SCHEMA, **facts})
+
+
+def copy_student(folder: Path, student: Path) -> None:
+    """Copy a student directory without its card."""
+    shutil.copytree(
+        student,
+        folder,
+        ignore=shutil.ignore_patterns("README.md"),
+        copy_function=shutil.copyfile,  # files of DVC's cache are read-only
+        dirs_exist_ok=True,
+    )
 
 
 def _check_replaceable(out: Path, facts: Facts) -> None:

@@ -46,13 +46,13 @@ POOLING = {0: "mean", 1: "cls"}
 TEACHER_DIM, SHARED_DIM = 24, 16
 
 
-def make_student(seed: int, objective: str = "kdmcse") -> Student:
+def make_student(seed: int, objective: str = "kdmcse", shared: int | None = SHARED_DIM) -> Student:
     torch.manual_seed(seed)
     encoder = SentenceEncoder.load(BASE, POOLING[seed])
     with torch.no_grad():
         for weights in encoder.parameters():
             weights.add_(0.01 * torch.randn_like(weights))
-    heads = GroundingHeads(encoder.dim, TEACHER_DIM, SHARED_DIM)
+    heads = GroundingHeads(encoder.dim, TEACHER_DIM, shared)
     return Student(encoder.eval(), heads.eval(), objective, seed, (64, 32))
 
 
@@ -254,8 +254,11 @@ def test_names_on_the_hub_become_metadata(run):
     assert_clear_error(invoke("publish", "--licence", "Apache 2"), "--licence Apache 2")
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_card_s_code_gives_the_student_s_embeddings(run, seed, monkeypatch):
+@pytest.mark.parametrize(("seed", "shared"), [(0, None), (0, SHARED_DIM), (1, SHARED_DIM)])
+def test_the_card_s_code_gives_the_student_s_embeddings(run, seed, shared, monkeypatch):
+    if shared is None:
+        save_student(run / "data/models/0", make_student(0, shared=None), "the short card")
+        write_lock(run)
     done = publish("--seed", str(seed), "--out", "elsewhere")
     assert (done.said["seed"], done.said["folder"]) == (seed, "elsewhere")
     assert f"Seed {seed} was chosen by the publisher" in done.text
