@@ -12,6 +12,7 @@ from pipeline.core.files import atomic_folder, write_json
 from pipeline.core.redact import one_line
 from pipeline.publish.card import make_card
 from pipeline.publish.collect import Facts
+from pipeline.publish.disclosure import describe_contamination, describe_to_mteb
 
 PROVENANCE = "provenance.json"
 SCHEMA = 1
@@ -36,7 +37,7 @@ def check_names(licence: str | None, repository: str | None) -> None:
 
 
 def write_folder(out: Path, student: Path, facts: Facts) -> None:
-    """Write the student, its card and provenance.json as the folder `out`.
+    """Write the student, its card, what others ask about its data, and provenance.json as `out`.
 
     An empty folder, or an earlier publication of the same student (objective, initial encoder and
     seed), is replaced.
@@ -55,6 +56,8 @@ def write_folder(out: Path, student: Path, facts: Facts) -> None:
             dirs_exist_ok=True,
         )
         (folder / "README.md").write_text(f"{make_card(facts)}\n", encoding="utf-8")
+        (folder / "CONTAMINATION.md").write_text(describe_contamination(facts), encoding="utf-8")
+        (folder / "mteb_model.py").write_text(describe_to_mteb(facts), encoding="utf-8")
         write_json(folder / PROVENANCE, {"schema": SCHEMA, **facts})
 
 
