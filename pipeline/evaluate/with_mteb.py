@@ -20,6 +20,7 @@ import mteb
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
+from huggingface_hub import HfApi, is_offline_mode
 from jaxtyping import Float32
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.sts import AbsTaskSTS
@@ -46,6 +47,8 @@ from pipeline.student.encoder import Student
 LIMIT = 0.01
 """Scores x100 that differ by more are logged."""
 _OURS = "our table"
+_PATIENCE = 10
+"""Seconds to wait for the hub's answer."""
 _MEASURES = {
     "ndcg@10": "ndcg_at_10",
     **{f"recall@{k}": f"hit_rate_at_{k}" for k in (1, 5, 10)},
@@ -219,7 +222,12 @@ class MtebRun:
         if name is None or not self._has_hub:
             return None
         task = mteb.get_task(name)
+        about = task.metadata.dataset
         try:
+            if (
+                not is_offline_mode()
+            ):  # without this, half a minute of retries where it is not there
+                HfApi().dataset_info(about["path"], revision=about["revision"], timeout=_PATIENCE)
             task.load_data()
         except Exception as error:  # noqa: BLE001  # the hub's transport raises what it likes
             self._has_hub = False
@@ -286,7 +294,7 @@ def _local(base: type[mteb.AbsTask], name: str, revision: str, **about: Any) -> 
         eval_langs=["eng-Latn"],
         **about,
     )
-    task = type("LocalTask", (base,), {"metadata": metadata})()
+    task: mteb.AbsTask = type("LocalTask", (base,), {"metadata": metadata})()
     task.data_loaded = True
     return task
 

@@ -326,7 +326,8 @@ def test_mieb_tells_pictures_apart_and_flickr30k_captions_too(copied, read_by, s
         n: int(s.retrieval.pairing.of_captions(np.array(rows)).sum()) for n, s in suites.items()
     }
     assert right == {"karpathy": 2, "mieb-flickr30k": 1, "mieb-coco": 2}
-    same = replace(suites["karpathy"].retrieval, image_features=np.ones((60, 4), np.float16))
+    equal = np.ones_like(suites["karpathy"].retrieval.image_features)
+    same = replace(suites["karpathy"].retrieval, image_features=equal)
     repeated = {n: replace(same, convention=n).pairing.repeated()["images"] for n in suites}
     assert repeated == {"karpathy": 1, "mieb-flickr30k": 0, "mieb-coco": 0}
     assert len({suite.data["retrieval"] for suite in suites.values()}) == 3
