@@ -224,9 +224,7 @@ class MtebRun:
         task = mteb.get_task(name)
         about = task.metadata.dataset
         try:
-            if (
-                not is_offline_mode()
-            ):  # without this, half a minute of retries where it is not there
+            if not is_offline_mode():  # where it is not there, load_data retries half a minute
                 HfApi().dataset_info(about["path"], revision=about["revision"], timeout=_PATIENCE)
             task.load_data()
         except Exception as error:  # noqa: BLE001  # the hub's transport raises what it likes
