@@ -35,13 +35,14 @@ def finish(report: Path, systems: Sequence[System]) -> None:
     recalls = _beside(found, "retrieval", ["task", "system"], "measure")
     recalls = recalls.sort_values("task", ascending=False, kind="stable")
     recalls["task"] = recalls["task"].str.replace("_", " ")
-    names = {"task": "direction", "median_rank": "median rank"}
+    names = {"task": "direction", "median_rank": "median rank", "ndcg@10": "nDCG@10"}
     tables = {
         "STS in detail: Spearman x100, Pearson x100": _sts_details(first),
         "STS of the first dimensions alone: Spearman x100": pd.DataFrame(short),
         "STS: Spearman x100 over all pairs of a task": _beside(found, "sts", ["system"], "task"),
         "Transfer: accuracy x100": _beside(found, "transfer", ["system"], "task"),
         "Retrieval on the pairs' test split: recall x100": recalls.rename(columns=names),
+        "By mteb's evaluators, x100": pd.DataFrame(systems[0].about.get("mteb", [])),
     }
     console = wide_console(stderr=True)
     for title, rows in tables.items():
@@ -100,6 +101,6 @@ def _with_interval(score: Score) -> str:
 
 
 def _show(value: Any) -> str:
-    if isinstance(value, str):
-        return value
+    if isinstance(value, str | int):
+        return str(value)
     return "-" if pd.isna(value) else f"{value:.2f}"

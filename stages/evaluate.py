@@ -1,13 +1,17 @@
 """Score a sentence encoder: STS, transfer and retrieval."""
 
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from pipeline.core.device import choose_device
 from pipeline.core.errors import ModelError, ParamsError
+from pipeline.core.extras import require_extra
 from pipeline.core.progress import log
+from pipeline.evaluate.leak import find_leak
 from pipeline.evaluate.report import (
     System,
     check_report_path,
@@ -20,6 +24,7 @@ from pipeline.evaluate.report import (
 from pipeline.evaluate.suite import RunPaths, Suite, evaluate, read_suite
 from pipeline.params.evaluate import PARTS, EvaluateParams, Part
 from pipeline.params.places import expanded
+from pipeline.params.teacher import TeacherParams
 from pipeline.student.encoder import SentenceEncoder, Student, is_student
 from pipeline.student.settings import Pooling
 from stages import paths
@@ -51,12 +56,18 @@ def main(
     beside: Annotated[
         list[Path] | None, typer.Option(help="A report whose systems the tables show too.")
     ] = None,
+    other: Annotated[
+        Literal["mteb"] | None,
+        typer.Option("--with", help="Score with its evaluators too, and say where they differ."),
+    ] = None,
     evaluation: Path = paths.EVALUATION,
     pairs: Path = paths.PAIRS,
     text: Path = paths.TEXT,
     features: Path = paths.FEATURES,
 ) -> None:
     """Score a sentence encoder: STS, transfer and retrieval, each distinct sentence read once."""
+    if other:
+        require_extra("mteb", "--with mteb", "mteb")
     params = read_params()
     model = expanded(model or str(paths.first_model(params)))
     folder = Path(model).resolve()
@@ -76,9 +87,32 @@ def main(
     others = _read_others(beside or [], suite, name)
     dimensions = student.matryoshka if student else ()
     scores = evaluate(encoder, suite, student if can_retrieve else None, dimensions=dimensions)
-    facts = {"model": model, "seed": student.seed if student else None}
-    about = describe(suite, str(encoder.device), **facts, **describe_encoder(encoder))
+    leak = find_leak(suite)
+    facts: dict[str, Any] = {"model": model, "seed": student.seed if student else None}
+    facts["leak"] = None if leak is None else [asdict(one) for one in leak]
+    told = describe_encoder(encoder)
+    about = describe(suite, str(encoder.device), **facts, **told)
+    if other:
+        ours, grounded = System(folder.name, told, scores), student if can_retrieve else None
+        about["mteb"] = _by_mteb(ours, encoder, grounded, suite, params.teacher)
     finish(report, [System(name, about, scores), *others])
+
+
+def _by_mteb(
+    ours: System,
+    encoder: SentenceEncoder,
+    student: Student | None,
+    suite: Suite,
+    teacher: TeacherParams,
+) -> list[dict[str, Any]]:
+    """The numbers of mteb beside ours; its result files go to reports/mteb."""
+    from pipeline.evaluate.with_mteb import MtebModel, MtebRun, describe_model
+    from pipeline.features.teacher import Teacher
+
+    meta = describe_model(ours.name, ours.about, student)
+    model = MtebModel(meta, encoder, student, partial(Teacher, teacher, encoder.device))
+    run = MtebRun(model, suite, ours.scores, paths.MTEB_RESULTS)
+    return [asdict(one) for one in run.compare()]
 
 
 def _read_others(reports: list[Path], suite: Suite, name: str) -> list[System]:

@@ -46,7 +46,7 @@ _LIBRARIES = (
 HEADLINES: Mapping[str, tuple[str, ...]] = {
     "sts": ("spearman",),
     "transfer": ("accuracy",),
-    "retrieval": ("recall@1", "recall@5", "recall@10", "median_rank"),
+    "retrieval": ("recall@1", "recall@5", "recall@10", "median_rank", "ndcg@10"),
 }
 """The measures of each part that are headline numbers."""
 
@@ -67,7 +67,9 @@ _SYSTEMS = TypeAdapter(list[System])
 def describe(suite: Suite, device: str, **model: Any) -> dict[str, Any]:
     """How a system was measured: the given facts of the model, and those of the evaluation."""
     libraries = {name: version(name) for name in _LIBRARIES}
-    repeated = {"repeated": suite.retrieval.pairing.repeated()} if suite.retrieval else {}
+    repeated = {}
+    if pairs := suite.retrieval:
+        repeated = {"retrieval": pairs.convention, "repeated": pairs.pairing.repeated()}
     return {
         **model,
         "evaluator": EVALUATOR,

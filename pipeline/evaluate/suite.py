@@ -1,6 +1,6 @@
 """Everything an encoder is scored on, read once; and the scoring of an encoder on all of it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,14 +15,20 @@ from pipeline.core.progress import log
 from pipeline.download.records import Pairs, read_pairs, read_sentences, read_sts, read_transfer
 from pipeline.evaluate.correlation import Bootstrap
 from pipeline.evaluate.embeddings import Encoder, embed
-from pipeline.evaluate.retrieval import SPLIT, Gallery, Pairing, score_retrieval
+from pipeline.evaluate.retrieval import (
+    SPLIT,
+    Gallery,
+    Pairing,
+    kept_captions,
+    score_retrieval,
+)
 from pipeline.evaluate.score import Score
 from pipeline.evaluate.sts import StsTask, normalise, score_sts, sts_tasks
 from pipeline.evaluate.transfer import score_transfer
 from pipeline.features.rows import Features
 from pipeline.features.store import read_features
 from pipeline.features.teacher_rows import pairs_of_split
-from pipeline.params.evaluate import EvaluateParams
+from pipeline.params.evaluate import EvaluateParams, Retrieval
 from pipeline.params.teacher import TeacherParams
 from pipeline.student.encoder import Student
 
@@ -48,12 +54,20 @@ class HeldOutPairs:
     """The row of each caption's image."""
     teacher: str = ""
     """Hash of the weights that made the features."""
+    convention: Retrieval = "karpathy"
 
     @cached_property
     def pairing(self) -> Pairing:
-        """Which of them belong together; images are equal where their features are."""
-        images = [row.tobytes() for row in self.image_features]
-        return Pairing.of(self.captions, images, self.caption_image)
+        """Which of them belong together; in `karpathy` images are equal where their features are.
+
+        MIEB tells images apart by their names, and those of Flickr30k its captions too.
+        """
+        images: Sequence[Hashable] = range(len(self.image_features))
+        if self.convention == "karpathy":
+            images = [row.tobytes() for row in self.image_features]
+        is_by_row = self.convention == "mieb-flickr30k"
+        captions = range(len(self.captions)) if is_by_row else self.captions
+        return Pairing.of(captions, images, self.caption_image)
 
 
 @dataclass(frozen=True)
@@ -100,7 +114,7 @@ def read_suite(run: RunPaths, teacher: TeacherParams, params: EvaluateParams) ->
     transfer = read_transfer(run.evaluation) if "transfer" in tasks else None
     if pairs is not None and "retrieval" in tasks:
         features = read_features(run.features, teacher, pairs.fingerprint())
-        retrieval = _held_out(pairs, features)
+        retrieval = _held_out(pairs, features, params.retrieval)
     found = Suite(sts, transfer, retrieval, seen, {}, params)
     return replace(found, data=_fingerprints(found))
 
@@ -145,7 +159,7 @@ def evaluate(
     if student and pairs:
         captions = student.ground_sentences(embeddings.of(pairs.captions))
         images = student.ground_images(pairs.image_features)
-        scores += score_retrieval(Gallery(captions, images, pairs.pairing))
+        scores += score_retrieval(Gallery(captions, images, pairs.pairing), pairs.convention)
     return scores
 
 
@@ -155,22 +169,25 @@ def teacher_retrieval(suite: Suite) -> list[Score]:
         return []
     features = (pairs.caption_features, pairs.image_features)
     captions, images = (one.astype(np.float32) for one in features)
-    return score_retrieval(Gallery(captions, images, pairs.pairing))
+    return score_retrieval(Gallery(captions, images, pairs.pairing), pairs.convention)
 
 
-def _held_out(pairs: Pairs, features: Features) -> HeldOutPairs:
+def _held_out(pairs: Pairs, features: Features, convention: Retrieval) -> HeldOutPairs:
     """The test split of what the teacher could read."""
     ids = pairs.images.loc[pairs.images["split"] == SPLIT, "image_id"]
     images = np.flatnonzero(np.isin(features.image_ids, ids))
     if len(images) == 0:
         raise InputError("the pairs have no test split to retrieve from.", "choose other pairs.")
     split = pairs_of_split(pairs, features, SPLIT)
+    caption_image = np.searchsorted(images, split.image_rows)
+    kept = kept_captions(caption_image, convention)
     return HeldOutPairs(
-        captions=split.captions,
-        caption_features=features.captions[split.caption_rows],
+        captions=[split.captions[row] for row in kept],
+        caption_features=features.captions[split.caption_rows[kept]],
         image_features=features.images[images],
-        caption_image=np.searchsorted(images, split.image_rows),
+        caption_image=caption_image[kept],
         teacher=features.teacher,
+        convention=convention,
     )
 
 
@@ -187,7 +204,9 @@ def _fingerprints(suite: Suite) -> dict[str, str]:
     if suite.transfer is not None:
         prints["transfer"] = _hash_tables([suite.transfer])
     if (pairs := suite.retrieval) is not None:
-        prints["retrieval"] = hash_strings((*pairs.captions, *pairs.caption_image.astype(str)))
+        own = () if pairs.convention == "karpathy" else (pairs.convention,)
+        parts = (*own, *pairs.captions, *pairs.caption_image.astype(str))
+        prints["retrieval"] = hash_strings(parts)
     return prints
 
 

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field
 from pipeline.params.block import UNIQUE, Block, distinct
 
 Convention = Literal["senteval", "mteb"]
+Retrieval = Literal["karpathy", "mieb-flickr30k", "mieb-coco"]
 Part = Literal["sts", "transfer", "retrieval"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
@@ -22,6 +23,8 @@ class EvaluateParams(Block):
     """What is measured; retrieval is left out for a model that cannot."""
     convention: Convention = "senteval"
     """Whose pairs and text STS-B and SICK-R are scored on."""
+    retrieval: Retrieval = "karpathy"
+    """Whose protocol retrieval follows; the two of MIEB add nDCG at 10."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 1111
     """Seed of the transfer classifiers and of the bootstrap, no unit."""
     resamples: Annotated[int, Field(ge=100, le=100_000)] = 1000

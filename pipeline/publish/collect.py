@@ -3,12 +3,15 @@
     selection      seed; named: whether the user chose it; dev_best: STS dev x100 by seed
     student        objective, encoder: what training started from, hub_encoder: whether that is a
                    name on the hub, pooling, max_length, head_dims: widths of embeddings, teacher
-                   features and shared space, matryoshka; sha256 of weights and of files
+                   features and shared space, matryoshka; sha256 of weights and of files; numbers
+                   of parameters, and of those that embed tokens
     teacher        its identity in the feature file, or null
     corpora        a list: part, name, licence, citation, addresses, hub_datasets
     parameters     by dotted key; parameters_unrecorded: those that dvc.lock lacks
     revision       commit, experiment, experiment_commit, changed files; null without git
     stages         md5 of deps and outs by stage, or null
+    leak           a list: how much of each test occurs in the training text, as
+                   `pipeline.evaluate.leak` has it, or null
     scores         a list of headline numbers: value and 95 % bootstrap interval, the same over
                    unseen pairs, mean and spread over seeds
     baselines      STS average of the other systems of the report
@@ -121,6 +124,7 @@ def collect(
     require_recorded(folder, paths.lock, lock, seed)
     parameters, unrecorded = read_parameters(params, lock, seed)
     encoder = parameters["student.encoder"]
+    backbone: Any = student.encoder.backbone
     is_own = _OWN.items() <= parameters.items()
     averages = {other.name: headline(other.scores).get("sts", {}).get(AVERAGE) for other in others}
     return {
@@ -135,6 +139,8 @@ def collect(
             "matryoshka": student.matryoshka,
             "weights": system.about["weights"],
             "files": hash_student(folder),
+            "parameters": sum(one.numel() for one in backbone.parameters()),
+            "token_parameters": backbone.get_input_embeddings().weight.numel(),
         },
         "teacher": _read_teacher(paths.features, parameters["teacher.model"]),
         "corpora": [
@@ -146,6 +152,7 @@ def collect(
         "parameters_unrecorded": unrecorded,
         "revision": read_revision(paths.lock),
         "stages": read_stages(lock, seed),
+        "leak": system.about.get("leak"),
         "scores": _scores(system.scores, spread),
         "baselines": {name: average for name, average in averages.items() if average is not None},
         "seeds": [

@@ -13,6 +13,7 @@ from pipeline.core.files import atomic_folder, write_json
 from pipeline.core.redact import one_line
 from pipeline.publish.card import make_card
 from pipeline.publish.collect import Facts
+from pipeline.publish.disclosure import describe_contamination, describe_to_mteb
 
 PROVENANCE = "provenance.json"
 SCHEMA = 1
@@ -37,7 +38,7 @@ def check_names(licence: str | None, repository: str | None) -> None:
 
 
 def write_folder(out: Path, facts: Facts, write_model: Callable[[Path], Facts]) -> None:
-    """Write the model, its card and provenance.json as the folder `out`.
+    """Write the model, its card, what others ask about its data, and provenance.json as `out`.
 
     An empty folder, or an earlier publication of the same student (objective, initial encoder and
     seed), is replaced.
@@ -55,6 +56,8 @@ def write_folder(out: Path, facts: Facts, write_model: Callable[[Path], Facts]) 
     with atomic_folder(out) as folder:
         facts = facts | write_model(folder)
         (folder / "README.md").write_text(f"{make_card(facts)}\n", encoding="utf-8")
+        (folder / "CONTAMINATION.md").write_text(describe_contamination(facts), encoding="utf-8")
+        (folder / "mteb_model.py").write_text(describe_to_mteb(facts), encoding="utf-8")
         write_json(folder / PROVENANCE, {"schema": SCHEMA, **facts})
 
 

@@ -4,6 +4,7 @@ import statistics
 
 import numpy as np
 import pytest
+import pytrec_eval
 
 from pipeline.core.errors import InputError
 from pipeline.evaluate import retrieval
@@ -12,6 +13,7 @@ from pipeline.evaluate.retrieval import (
     Pairing,
     caption_ranks,
     image_ranks,
+    kept_captions,
     score_retrieval,
 )
 
@@ -190,3 +192,55 @@ def test_ranks_of_repeated_ones_are_those_of_a_plain_loop(seed):
         gallery.images, gallery.captions, lambda i, c: (texts[c], pictures[i]) in pairs
     )
     assert image_ranks(gallery).tolist() == found
+
+
+def test_coco_in_mieb_has_the_first_five_captions_of_an_image():
+    owners = np.array([0, 1, 0, 0, 1, 0, 0, 0, 2])
+    assert kept_captions(owners, "mieb-coco").tolist() == [0, 1, 2, 3, 4, 5, 6, 8]
+    for other in ("karpathy", "mieb-flickr30k"):
+        assert kept_captions(owners, other).tolist() == list(range(9))
+
+
+def by_trec_eval(queries, items, relevant):
+    """nDCG@10 and the share of queries with a right answer among the first k, as mteb has them."""
+    run = {
+        query: {item: float(cosine(vector, other)) for item, other in items.items()}
+        for query, vector in queries.items()
+    }
+    judged = {query: dict.fromkeys(right, 1) for query, right in relevant.items()}
+    wanted = {"ndcg_cut.10", "success.1,5,10"}
+    found = list(pytrec_eval.RelevanceEvaluator(judged, wanted).evaluate(run).values())
+    assert len(found) == len(queries)
+    names = {"ndcg@10": "ndcg_cut_10", **{f"recall@{k}": f"success_{k}" for k in (1, 5, 10)}}
+    return {ours: 100 * np.mean([one[name] for one in found]) for ours, name in names.items()}
+
+
+@pytest.mark.parametrize("convention", ["mieb-flickr30k", "mieb-coco"])
+@pytest.mark.parametrize("seed", range(2))
+def test_mieb_is_what_trec_eval_makes_of_its_pairs(convention, seed):
+    """Equal captions are one query and one answer in COCO, and two in Flickr30k."""
+    gallery, owners = make_gallery(images=14, captions=60, seed=seed)
+    texts = np.random.default_rng(seed).integers(40, size=60).tolist()
+    names = texts if convention == "mieb-coco" else list(range(60))
+    names = [f"c{name}" for name in names]
+    captions = {}
+    for name, vector in zip(names, gallery.captions, strict=True):
+        captions.setdefault(name, vector)
+    images = {f"i{row}": vector for row, vector in enumerate(gallery.images)}
+    pairs = {(name, f"i{owner}") for name, owner in zip(names, owners, strict=True)}
+    expected = {}
+    for task, (queries, items, swap) in {
+        "text_to_image": (captions, images, 1),
+        "image_to_text": (images, captions, -1),
+    }.items():
+        relevant = {query: [] for query in queries}
+        for query, item in (one[::swap] for one in pairs):
+            relevant[query].append(item)
+        found = by_trec_eval(queries, items, relevant)
+        expected |= {(task, measure): value for measure, value in found.items()}
+    pairing = pair(owners, captions=names)
+    scores = score_retrieval(Gallery(gallery.captions, gallery.images, pairing), convention)
+    ours = {(one.task, one.measure): one.value for one in scores if one.measure != "median_rank"}
+    assert ours == pytest.approx(expected)
+    counts = {one.task: one.count for one in scores}
+    assert counts == {"text_to_image": len(captions), "image_to_text": 14}

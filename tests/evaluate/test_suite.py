@@ -296,6 +296,51 @@ def test_equal_pictures_and_captions_of_the_test_split_are_counted(tiny_run, cop
     assert read(copied).retrieval.pairing.repeated()["images"] == 1
 
 
+MIEB = ("mieb-flickr30k", "mieb-coco")
+
+
+@pytest.fixture
+def read_by(default_params):
+    """Read the retrieval of a run's folder by a convention."""
+
+    def read_from(folder: Path, convention: str) -> Suite:
+        update = {"tasks": ["retrieval"], "retrieval": convention}
+        teacher = TeacherParams(model=TINY["teacher"]["model"], pretrained=None)
+        return read_suite(
+            paths_in(folder), teacher, default_params.evaluate.model_copy(update=update)
+        )
+
+    return read_from
+
+
+def test_mieb_tells_pictures_apart_and_flickr30k_captions_too(copied, read_by, student):
+    """Two pictures become equal, and two captions of different pictures."""
+    pairs = read_pairs(copied / "data/pairs")
+    tested = pairs.captions_of("test").drop_duplicates("image_id").index[:2]
+    pairs.captions.loc[tested, "caption"] = "one text"
+    write_pairs(pairs.folder, pairs.images, pairs.captions)
+    edit_features(copied)
+    suites = {name: read_by(copied, name) for name in ("karpathy", *MIEB)}
+    rows = [suites["karpathy"].retrieval.captions.index("one text")]
+    right = {
+        n: int(s.retrieval.pairing.of_captions(np.array(rows)).sum()) for n, s in suites.items()
+    }
+    assert right == {"karpathy": 2, "mieb-flickr30k": 1, "mieb-coco": 2}
+    equal = np.ones_like(suites["karpathy"].retrieval.image_features)
+    same = replace(suites["karpathy"].retrieval, image_features=equal)
+    repeated = {n: replace(same, convention=n).pairing.repeated()["images"] for n in suites}
+    assert repeated == {"karpathy": 1, "mieb-flickr30k": 0, "mieb-coco": 0}
+    assert len({suite.data["retrieval"] for suite in suites.values()}) == 3
+    for name, suite in suites.items():
+        for scores in (evaluate(student.encoder, suite, student), teacher_retrieval(suite)):
+            measures = {score.measure for score in scores}
+            assert ("ndcg@10" in measures) == (name != "karpathy")
+            counts = {score.task: score.count for score in scores}
+            texts = {"mieb-coco": set}.get(name, list)(suite.retrieval.captions)
+            assert counts["text_to_image"] == len(texts)
+            assert "ndcg@10" in headline(scores)["retrieval"]["text_to_image"] or name == "karpathy"
+
+
 def test_first_dimensions_are_scored_as_vectors_cut_short(tiny_run, read, student):
     suite = read(tiny_run, "sts")
     scores = evaluate(student.encoder, suite, dimensions=(16,))
