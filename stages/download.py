@@ -90,8 +90,8 @@ def _print_sources(*, as_json: bool) -> None:
     for source in sources:
         megabytes = sum(file.megabytes for file in source.files)
         size = f"{megabytes:,} MB" if source.files else "yours"
-        roads = (file.roads() for file in source.files)
-        files = "\n".join("\n  or ".join(road.address for road in one) for one in roads)
+        candidates = (file.candidates() for file in source.files)
+        files = "\n".join("\n  or ".join(one.address for one in several) for several in candidates)
         table.add_row(source.name, source.kind, size, files, source.licence, source.citation)
     Console().print(table)
 

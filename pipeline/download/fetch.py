@@ -59,16 +59,18 @@ def fetch(file: RemoteFile, folder: Path, mirror: str | None) -> Path:
     with reports_unwritable(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _turn(folder, file.name):
-        roads: dict[str, _Road] = {}
-        for one in file.roads():
+        candidates: dict[str, _Candidate] = {}
+        for one in file.candidates():
             address = _address(one, mirror)
-            roads.setdefault(address, _Road(one, address, folder))
-        found = next((road.target for road in roads.values() if road.is_there()), None)
-        return found or _bring_first([*roads.values()], is_public=not mirror)
+            candidates.setdefault(address, _Candidate(one, address, folder))
+        found = next(
+            (candidate.target for candidate in candidates.values() if candidate.is_there()), None
+        )
+        return found or _fetch_first([*candidates.values()], is_public=not mirror)
 
 
 @dataclass(frozen=True)
-class _Road:
+class _Candidate:
     """A file, one address of it, and the folder that it is to come to."""
 
     file: RemoteFile
@@ -88,7 +90,7 @@ class _Road:
         _verify(self.target, hash_file(self.target), expected, fix)
         return True
 
-    def bring(self, *, is_public: bool) -> Path:
+    def fetch(self, *, is_public: bool) -> Path:
         """Fetch it; a public address must give the bytes that are on record elsewhere."""
         log.info("fetching %s from %s", self.file.name, self.address)
         part = self.target.with_name(f"{self.file.name}.part")
@@ -133,15 +135,15 @@ class _Road:
             )
 
 
-def _bring_first(roads: Sequence[_Road], *, is_public: bool) -> Path:
-    """Fetch by the first road that leads there; those before it are named in the log."""
+def _fetch_first(candidates: Sequence[_Candidate], *, is_public: bool) -> Path:
+    """Fetch the first candidate that can be reached; the log names those before it."""
     failures = []
-    for road in roads:
+    for candidate in candidates:
         try:
-            return road.bring(is_public=is_public)
+            return candidate.fetch(is_public=is_public)
         except _UnreachableError as error:
             failures.append(error)
-            if len(roads) > 1:
+            if len(candidates) > 1:
                 log.warning("%s", error.what)
     raise failures[0]
 

@@ -21,14 +21,14 @@ class RemoteFile:
     """Its bytes, where they are on record;"""
     sha256: str | None = None
     """and their hash."""
-    otherwise: "RemoteFile | None" = None
+    fallback: "RemoteFile | None" = None
     """What serves as well, where this cannot be fetched: another address, or another file."""
 
-    def roads(self) -> Iterator["RemoteFile"]:
+    def candidates(self) -> Iterator["RemoteFile"]:
         """This file and what serves as well, in the order in which they are tried."""
         yield self
-        if self.otherwise is not None:
-            yield from self.otherwise.roads()
+        if self.fallback is not None:
+            yield from self.fallback.candidates()
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Source:
 
 
 def _file(
-    address: str, megabytes: int, size: int | None = None, otherwise: RemoteFile | None = None
+    address: str, megabytes: int, size: int | None = None, fallback: RemoteFile | None = None
 ) -> RemoteFile:
-    return RemoteFile(address.rpartition("/")[2], address, megabytes, size, otherwise=otherwise)
+    return RemoteFile(address.rpartition("/")[2], address, megabytes, size, fallback=fallback)
 
 
 def _pairs(captions: int, train: int, val: int, test: int) -> dict[str, int]:
@@ -81,7 +81,7 @@ def _splits(dataset: str, folder: str, megabytes: int) -> RemoteFile:
 
 def _coco(name: str, megabytes: int) -> RemoteFile:
     return _file(
-        f"{_S3}/{_COCO}/{name}", megabytes, otherwise=_file(f"http://{_COCO}/{name}", megabytes)
+        f"{_S3}/{_COCO}/{name}", megabytes, fallback=_file(f"http://{_COCO}/{name}", megabytes)
     )
 
 
@@ -183,7 +183,7 @@ SOURCES = (
     Source(
         "mteb",
         "evaluation",
-        (_SENTEVAL, _file(f"https://{_STSB}", 1, otherwise=_file(f"http://{_STSB}", 1))),
+        (_SENTEVAL, _file(f"https://{_STSB}", 1, fallback=_file(f"http://{_STSB}", 1))),
         licence=_SENTEVAL_LICENCE,
         citation=f"{_SENTEVAL_CITATION}; Cer et al., SemEval 2017 (STS-B)",
         counts=_SENTEVAL_COUNTS | {"sts_b_cased": _STSB_PAIRS},

@@ -14,6 +14,7 @@ CONTAMINATED = 0.01
 _TRAINED_ON: Mapping[str, frozenset[str]] = {
     "flickr30k": frozenset(RETRIEVAL_NAMES["mieb-flickr30k"].values()),
     "coco": frozenset(RETRIEVAL_NAMES["mieb-coco"].values()),
+    "coco-train2014": frozenset(RETRIEVAL_NAMES["mieb-coco"].values()),
     **dict.fromkeys(("flickr8k", "wiki1m", "scenes"), frozenset()),
 }
 """mteb's tasks that were made of a corpus, whatever the split; own corpora are not known to it."""

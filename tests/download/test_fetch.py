@@ -148,7 +148,7 @@ def test_hub_files_come_through_the_hub_library(connected, tmp_path):
 def test_the_next_address_is_tried_named_and_remembered(served, tmp_path, caplog):
     url, handler = served
     second = RemoteFile("file.bin", f"{url}/file.bin", 1)
-    file = RemoteFile("first.bin", f"{url}/first.bin", 1, otherwise=second)
+    file = RemoteFile("first.bin", f"{url}/first.bin", 1, fallback=second)
     fetched = fetch(file, tmp_path / "to", None)
     assert (fetched.name, fetched.read_bytes()) == ("file.bin", CONTENT)
     assert f"{url}/first.bin could not be downloaded: 404" in caplog.text
@@ -156,7 +156,7 @@ def test_the_next_address_is_tried_named_and_remembered(served, tmp_path, caplog
     assert fetch(file, tmp_path / "to", None) == fetched
     assert len(handler.requests) == 2
     with pytest.raises(DownloadError, match=r"first\.bin could not be downloaded"):
-        fetch(replace(file, otherwise=RemoteFile("no", f"{url}/no", 1)), tmp_path / "other", None)
+        fetch(replace(file, fallback=RemoteFile("no", f"{url}/no", 1)), tmp_path / "other", None)
     assert f"{url}/no could not be downloaded" in caplog.text
 
 
@@ -174,21 +174,21 @@ def test_other_bytes_than_those_on_record_are_refused_of_a_public_address(
     own = mirror(tmp_path / "mirror", b"own")
     assert fetch(file, tmp_path / "to", own).read_bytes() == b"own"  # one's own word
     right = {"size": len(CONTENT), "sha256": hashlib.sha256(CONTENT).hexdigest()}
-    better = replace(file, otherwise=RemoteFile("file.bin", f"{url}/./file.bin", 1, **right))
+    better = replace(file, fallback=RemoteFile("file.bin", f"{url}/./file.bin", 1, **right))
     assert fetch(better, tmp_path / "again", None).read_bytes() == CONTENT
     assert "on record" in caplog.text
 
 
-def roads() -> dict[str, RemoteFile]:
+def candidates() -> dict[str, RemoteFile]:
     """Every address of every public file."""
     files = [file for source in SOURCES for file in source.files]
-    return {road.address: road for file in files for road in file.roads()}
+    return {candidate.address: candidate for file in files for candidate in file.candidates()}
 
 
-@pytest.mark.parametrize("address", roads())
+@pytest.mark.parametrize("address", candidates())
 def test_every_public_address_is_fetched_as_it_is_written(server, connected, tmp_path, address):
     """The path of a URL below its host; of the Hub, data set, revision and file."""
-    road, (url, folder, _) = roads()[address], server
+    candidate, (url, folder, _) = candidates()[address], server
     if address.startswith("hf://"):
         _, owner, named, file = address.removeprefix("hf://").split("/", 3)
         name, _, revision = named.partition("@")
@@ -199,14 +199,14 @@ def test_every_public_address_is_fetched_as_it_is_written(server, connected, tmp
         host_and_path = address.partition("://")[2]
         (folder / host_and_path).parent.mkdir(parents=True)
         (folder / host_and_path).write_bytes(CONTENT)
-        road = replace(road, address=f"{url}/{host_and_path}")
-    road = replace(road, size=None, sha256=None, otherwise=None)
-    fetched = fetch(road, tmp_path / "to", None)
-    assert (fetched.name, fetched.read_bytes()) == (road.name, CONTENT)
+        candidate = replace(candidate, address=f"{url}/{host_and_path}")
+    candidate = replace(candidate, size=None, sha256=None, fallback=None)
+    fetched = fetch(candidate, tmp_path / "to", None)
+    assert (fetched.name, fetched.read_bytes()) == (candidate.name, CONTENT)
     assert not address.startswith("hf://") or asked in connected.seen
 
 
 def test_names_of_public_files_do_not_collide():
     """A mirror and the folder of downloads hold them by their names alone."""
-    named = {(road.name, road.size) for road in roads().values()}
+    named = {(candidate.name, candidate.size) for candidate in candidates().values()}
     assert len({name for name, _ in named}) == len(named)

@@ -76,6 +76,7 @@ COCO = {"MSCOCOI2TRetrieval", "MSCOCOT2IRetrieval"}
     [
         (facts(), {*FLICKR, "STS15", "STSBenchmark"}),
         (facts("coco"), {*COCO, "STS15", "STSBenchmark"}),
+        (facts("coco-train2014"), {*COCO, "STS15", "STSBenchmark"}),
         (facts("scenes", "scenes", leak=[leak("SCENES", "", 10, 9)]), set()),
         (facts("flickr8k", leak=[leak("STS12", "x", 99, 1)]), {"STS12"}),
         (facts("flickr8k", leak=[leak("STS12", "x", 101, 1)]), set()),
