@@ -275,7 +275,7 @@ def read_world(job: Job) -> World:
         rng.standard_normal((len(rows), TEACHER_DIM), np.float32) for rows in (images, captions)
     ]
     return World(
-        read_sentences_file(mirror / "wiki1m_for_simcse.txt"),
+        read_sentences_file(mirror / "wiki1m_for_simcse.txt", "check --mirror."),
         images,
         captions,
         *(rows.astype(np.float16) for rows in draw),

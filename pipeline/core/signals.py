@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -26,11 +27,27 @@ def ends_on_signal(command: str) -> Iterator[None]:
 
     _stops.clear()
     try:
-        with _handles(stop):
+        with _handles(stop), _hides_swallowed_stops():
             yield
             require_running()
     finally:
         _stops.clear()
+
+
+@contextlib.contextmanager
+def _hides_swallowed_stops() -> Iterator[None]:
+    """Print no traceback where the signal comes in a `__del__`, which swallows the error."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if unraisable.exc_value not in _stops:
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def require_running() -> None:

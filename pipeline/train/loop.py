@@ -163,7 +163,7 @@ class TrainingRun:
         """Make the forward pass fast, and the optimiser."""
         train, encoder = self._params.train, self.model.encoder
         self._optimiser = AdamW(
-            self.model.parameters(),
+            self._parameter_groups(),
             lr=train.learning_rate,
             eps=train.adam_epsilon,
             weight_decay=0.0,
@@ -177,6 +177,19 @@ class TrainingRun:
         elif not (self._is_unpadded or train.compile):
             take_masks_unseen(encoder)
         self._context.seed_dropout(self._seed)
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """All parameters; where the heads into the shared space have a rate, these apart."""
+        rate = self._params.train.head_learning_rate
+        if rate is None:
+            return [{"params": list(self.model.parameters())}]
+        heads = ("heads.grounding.", "heads.image.", "heads.caption.")
+        named = list(self.model.named_parameters())
+        others = [one for name, one in named if not name.startswith(heads)]
+        return [
+            {"params": others},
+            {"params": [one for name, one in named if name.startswith(heads)], "lr": rate},
+        ]
 
     def _prepare_batches(self, tokens: Path | None) -> None:
         pack = functools.partial(

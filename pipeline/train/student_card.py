@@ -27,6 +27,7 @@ SentenceTransformer("this folder").encode(["a red circle above a blue square"])
 | steps, batch size, learning rate, seed | {steps}, {batch_size}, {learning_rate:g}, {seed} |
 | margin and its kind, text margin (radians) | {margin:g} {margin_kind}, {text_margin:g} |
 | temperature, weight (lambda), grounded losses | {temperature:g}, {grounding_weight:g}, {terms} |
+| positives, weight of the teacher's rows | {positives}, {rows:g} |
 | noise filter | {filter} |
 | STS dev, Spearman x100: before, after | {dev_before:.2f}, {dev_best:.2f} |
 
@@ -42,16 +43,24 @@ def model_card(
     """The README of a student directory: what it is, how it was made, how it scores on dev."""
     train, loss = params.train, params.loss
     tag = f" ({teacher.pretrained})" if teacher.pretrained else ""
-    settings = {"margin", "margin_kind", "text_margin", "temperature", "grounding_weight"}
+    settings = {
+        "margin",
+        "margin_kind",
+        "text_margin",
+        "temperature",
+        "grounding_weight",
+        "positives",
+    }
     return _TEMPLATE.format(
         objective=train.objective,
         encoder=params.student.encoder,
         pooling=params.student.pooling,
         teacher=teacher.model + tag if loss.terms else "none",
         filter=loss.filter.kind,
+        rows=loss.distillation.weight,
         terms=" and ".join(loss.terms) or "none",
         seed=seed,
         **train.model_dump(include={"batch_size", "learning_rate"}),
-        **loss.model_dump(include=settings),
+        **loss.model_dump(include={*settings, "positives"}),
         **{key: metrics[key] for key in ("steps", "dev_before", "dev_best")},
     )

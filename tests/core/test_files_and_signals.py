@@ -213,6 +213,27 @@ def test_a_stop_that_a_library_swallows_ends_the_run_before_anything_is_renamed(
     assert (tmp_path / "folder").is_dir()
 
 
+def test_a_stop_in_a_destructor_ends_the_run_without_a_traceback(monkeypatch):
+    """Python swallows what `__del__` raises, and prints it."""
+
+    class Loud:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    class Broken:
+        def __del__(self):
+            raise ValueError
+
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda given: printed.append(given.exc_type))
+    with pytest.raises(InterruptedRunError, match="stopped by SIGTERM"), ends_on_signal("x"):
+        Broken()
+        Loud()
+    assert printed == [ValueError]
+    Broken()
+    assert printed == [ValueError, ValueError]
+
+
 def test_fetched_waits_for_one_when_the_next_is_on_its_way():
     begun: list[int] = []
 

@@ -108,6 +108,30 @@ def test_each_objective_trains_its_heads(data, objective, trained):
     }
 
 
+def test_the_heads_into_the_shared_space_have_a_rate_of_their_own(data, tmp_path):
+    """AdamW's first step moves every weight with a gradient by its rate; a stopped run resumes."""
+    moved = {}
+    for rate in (None, 0.03):
+        settings = {"steps": 1, "pair_every": 1, "learning_rate": 0.001, "head_learning_rate": rate}
+        params = run_params(train=settings)
+        model = TrainingRun(data, params, 0).model
+        before = {name: value.clone() for name, value in model.named_parameters()}
+        run = TrainingRun(data, params, 0)
+        run.train(constant(0.0))
+        for name, value in run.model.named_parameters():
+            change = (value - before[name]).abs().median().item()
+            moved.setdefault(".".join(name.split(".")[:2]), []).append(change)
+    heads = ("heads.grounding", "heads.image", "heads.caption")
+    for name in ("heads.text", *heads):
+        own = 0.03 if name in heads else 0.001
+        assert moved[name] == pytest.approx([0.001, 0.001, own, own], rel=0.05), name
+    params = run_params(train={"head_learning_rate": 0.03})
+    checkpoint = Checkpoint(tmp_path / "kept", "fingerprint", 0.0)
+    _, curves = train(data, params, checkpoint=checkpoint)
+    _, resumed = train(data, params, checkpoint=checkpoint)
+    assert curves == resumed
+
+
 def test_golden_losses_of_a_seeded_run(data):
     """Guards against silent changes of data order, initialisation or maths."""
     _, curves = train(data, run_params(train={"steps": 20, "evaluate_every": 20}))
