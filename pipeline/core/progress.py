@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ INTERVAL = 10.0
 
 _RUNNING = "{desc}: {n_fmt}/{total_fmt} {unit}, {rate_fmt}, {remaining} left{postfix}"
 _ENDED = "{desc}: {n_fmt}/{total_fmt} {unit} in {elapsed}, {rate_fmt}{postfix}"
+tqdm.set_lock(threading.RLock())  # its own stays locked where a forked process is killed with it
 _bars: "weakref.WeakSet[tqdm[Any]]" = weakref.WeakSet()
 
 T = TypeVar("T")

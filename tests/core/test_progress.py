@@ -1,13 +1,17 @@
 """Progress on a terminal moves; in a log it is a line every few seconds."""
 
 import io
+import multiprocessing
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 
 import pytest
+from tqdm import tqdm
 
 from pipeline.core import progress as shown
 from pipeline.core.progress import counter, end_bars, progress
@@ -92,3 +96,16 @@ def test_bars_of_libraries_are_rare_in_the_log_of_a_command(tmp_path, given):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
     assert float(done.stdout) == float(given or 10)
+
+
+@pytest.mark.timeout(20)
+def test_a_forked_process_that_is_killed_within_a_bar_blocks_no_other():
+    def die() -> None:
+        with tqdm.get_lock():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    forked = multiprocessing.get_context("fork").Process(target=die)
+    forked.start()
+    forked.join()
+    assert forked.exitcode == -signal.SIGKILL
+    assert list(progress(range(3), what="rows", unit="row")) == [0, 1, 2]
