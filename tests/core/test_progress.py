@@ -104,6 +104,7 @@ def test_a_forked_process_that_is_killed_within_a_bar_blocks_no_other():
         with tqdm.get_lock():
             os.kill(os.getpid(), signal.SIGKILL)
 
+    assert list(progress(range(3), what="rows", unit="row")) == [0, 1, 2]
     forked = multiprocessing.get_context("fork").Process(target=die)
     forked.start()
     forked.join()
