@@ -33,7 +33,7 @@ from tests.params.test_json_schema import LEAVES
 
 RUNS = times(2, 25)
 FIXED = {
-    *(key for key in LEAVES if key.startswith(("download.", "teacher."))),
+    *(key for key in LEAVES if key.startswith(("download.", "teacher.", "features.import."))),
     "student.encoder",
     "features.engine",  # a cluster takes half a minute to start
     "train.compile",  # takes a minute
@@ -69,6 +69,7 @@ TINY_VALUES: dict[str, st.SearchStrategy] = {
     "train.evaluate_every": st.integers(1, 9),
     "train.report_to": st.sampled_from([[], ["tensorboard"]]),
     "train.learning_rate": st.floats(1e-6, 1e-2),
+    "train.head_learning_rate": st.one_of(st.none(), st.floats(1e-6, 1e-1)),
     "train.pairs.hard_negatives": st.one_of(st.just(0), st.integers(0, 40)),
     "train.pairs.pool": st.integers(2, 16),
     "evaluate.resamples": st.integers(100, 200),
