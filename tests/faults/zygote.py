@@ -24,7 +24,17 @@ from typing import Any, Self
 
 from tests.conftest import ROOT
 
-COMMANDS = ("download", "features", "train", "baselines", "evaluate", "summary", "index", "search", "embed")
+COMMANDS = (
+    "download",
+    "features",
+    "train",
+    "baselines",
+    "evaluate",
+    "summary",
+    "index",
+    "search",
+    "embed",
+)
 _CAPABILITIES = 0x20080522
 """_LINUX_CAPABILITY_VERSION_3."""
 _OVERRIDES = 0b110
