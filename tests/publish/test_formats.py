@@ -79,7 +79,7 @@ def own_vectors(student: Student, teacher: Teacher) -> np.ndarray:
         ("open_clip", 16, "about: ", "transformers"),
         ("quick_gelu", None, "", "transformers"),
         pytest.param("resnet", 16, "", "onnx", marks=pytest.mark.slow),
-        ("average", 16, "", "onnx"),
+        pytest.param("average", 16, "", "onnx", marks=[pytest.mark.slow, pytest.mark.smoke]),
     ],
 )
 def test_the_directory_gives_the_vectors_of_student_and_teacher(
