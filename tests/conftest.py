@@ -1,5 +1,6 @@
 """Shared fixtures: the models of data/demo, a tiny world, stages run in a scratch folder."""
 
+import copy
 import functools
 import gc
 import http.server
@@ -74,8 +75,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="NO ../shared: real test not run"))
 
 
+_DEFAULT_PARAMS = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())
+
+
 def read_default_params() -> dict:
-    return YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())
+    return copy.deepcopy(_DEFAULT_PARAMS)
 
 
 def merge(base: dict, changes: dict) -> dict:

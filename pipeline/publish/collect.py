@@ -239,7 +239,7 @@ def _corpus(part: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
         addresses = [f"{_HUB_DATASET}{name}"]
     elif name in OWN_KINDS:
         name = f"own {part} ({name})"
-    on_hub = re.findall(f"{_HUB_DATASET}([^/ ]+/[^/ ]+)", " ".join(addresses))
+    on_hub = re.findall(f"{_HUB_DATASET}([^/ ]+/[^/@ ]+)", " ".join(addresses))
     return {
         "part": part,
         "name": name,

@@ -113,6 +113,7 @@ def files_of(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
+@pytest.mark.integration
 def test_a_download_logs_to_stderr_alone_and_tells_no_secret(remote_shard):
     """It writes none either, except into params.yaml, where the user wrote them."""
     done = run("-m", "stages.download", cwd=remote_shard)
@@ -158,6 +159,7 @@ run_stage(main)()
 """
 
 
+@pytest.mark.integration
 def test_an_unexpected_error_and_its_traceback_tell_no_secret(tmp_path):
     script = tmp_path / "stage.py"
     script.write_text(FAILS.format(address=address("http://x", "y")))

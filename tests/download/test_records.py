@@ -191,6 +191,7 @@ assert len(os.listdir("/proc/self/task")) == before
 """
 
 
+@pytest.mark.integration
 def test_tables_are_read_by_one_thread(tmp_path):
     """Arrow's own threads hang or end the process where there is no memory for them."""
     from pipeline.index.reader import ROWS
@@ -202,6 +203,7 @@ def test_tables_are_read_by_one_thread(tmp_path):
     subprocess.run([sys.executable, "-c", READS_ALONE, str(tmp_path)], cwd=ROOT, check=True)
 
 
+@pytest.mark.integration
 def test_showing_pictures_needs_no_torch():
     code = "import pipeline.search.gallery, sys; assert not {'torch', 'h5py'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -125,6 +125,7 @@ def test_blocks_change_nothing(block, monkeypatch):
     [
         (["a"], ["x"], [0], True),
         ([], ["x"], [], False),
+        ([], [], [], False),
         (["a"], ["x", "y"], [0], False),
         (["a"], ["x", "x"], [1], True),
         (["a", "b"], ["x", "y"], [1, 0], True),

@@ -104,6 +104,8 @@ def test_few_rounds_of_every_protocol_equal_the_plain_evaluator(few_rounds, size
     split = "all" if "all" in sizes else "test"
     assert [one.split for one in (accuracy, dev_accuracy, average)] == [split, split, "test"]
     assert {one.count for one in (accuracy, dev_accuracy, average)} == {sizes[split]}
+    named = [one.measure for one in (accuracy, dev_accuracy, average)]
+    assert named == ["accuracy", "dev_accuracy", "accuracy"]
 
 
 def test_a_class_of_the_test_split_alone_is_always_missed(few_rounds):

@@ -80,10 +80,11 @@ def test_no_stage_after_features_can_make_the_teacher_work():
     """They do not import it: tests/test_dvc_yaml.py verifies that deps list every import."""
     stages = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
     assert stages["features"]["params"] == ["teacher", "features"]
-    for stage in ("train", "evaluate", "index"):
+    for stage in ("train", "index"):
         assert not {"pipeline/features", "pipeline/features/teacher.py"} & set(
             stages[stage]["deps"]
         )
+    assert "--with" not in stages["evaluate"]["cmd"]  # `--with mteb` alone reads pictures
 
 
 def test_the_layout_of_older_params_is_said_to_be_removed(scratch):

@@ -339,7 +339,7 @@ def decode_with_little_memory(content: bytes, send) -> None:
 
 def test_running_out_of_memory_is_not_a_fault_of_the_image():
     """Or it would be left out of the features for good, because memory was short for a moment."""
-    content = save(Image.new("RGB", (9_000, 9_000)), "PNG")
+    content = make_bomb(9_000)  # of 81 million pixels, which is not too many
     receive, send = multiprocessing.Pipe(duplex=False)
     context = multiprocessing.get_context("fork")
     process = context.Process(target=decode_with_little_memory, args=(content, send))

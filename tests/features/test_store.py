@@ -266,7 +266,7 @@ def test_a_missing_file_names_the_stage_that_makes_it(tmp_path):
 def test_a_flipped_bit_anywhere_is_noticed(out, monkeypatch, in_memory):
     monkeypatch.setattr(store, "IN_MEMORY", in_memory)
     whole = out.read_bytes()
-    places = range(0, len(whole), times(29, 1))
+    places = range(0, len(whole), times(61, 1))
     for place in places:
         content = bytearray(whole)
         content[place] ^= 1 << place % 8

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import faiss
@@ -176,6 +177,13 @@ def test_a_sweep_ends_where_two_doublings_find_no_more(probe, monkeypatch, recal
     )
     found = choose.sweep("hnsw", None, [Setting()] * len(recalls), probe)
     assert [one.recall for one in found] == recalls[:tried]
+
+
+def test_a_trial_is_a_row_of_the_curve():
+    speed = {"queries_per_second": 333.3, "milliseconds": 31.5}
+    found = Trial("ivf-pq", Setting(nprobe=4), 0.9, 100.0, **speed, bytes=7).row()
+    measured = {"recall": 0.9, "cost": 100.0, "bytes": 7, **speed}
+    assert found == {"kind": "ivf-pq", **asdict(Setting(nprobe=4)), **measured}
 
 
 @pytest.mark.parametrize(
