@@ -7,32 +7,43 @@ from typing import Annotated
 import typer
 
 from pipeline.core.files import write_text
-from pipeline.params.presets import Data, Method, changed_values, edit_params, read_preset
+from pipeline.params.presets import (
+    Data,
+    Method,
+    TeacherName,
+    changed_values,
+    edit_params,
+    read_preset,
+)
 from stages._cli import PARAMS_FILE, read_params, run_stage
 
 
 def main(
     data: Annotated[Data, typer.Argument(help="Data and models.")],
     method: Annotated[Method, typer.Argument(help="Settings of the method.")],
+    teacher: Annotated[
+        TeacherName | None, typer.Option(help="Another teacher than the preset's own.")
+    ] = None,
     write: Annotated[bool, typer.Option("--write", help="Also write params.yaml.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON: old and new values.")
     ] = False,
 ) -> None:
     """Show what a preset changes in params.yaml; with --write, change it."""
-    preset = read_preset(data, method)
+    preset = read_preset(data, method, teacher)
+    name = f"{data} {method} with {teacher}" if teacher else f"{data} {method}"
     changed = changed_values(read_params(), preset)
     before = PARAMS_FILE.read_text(encoding="utf-8")
     after = edit_params(before, {key: preset[key] for key in changed}) if changed else before
     if as_json or changed:
         typer.echo(json.dumps(changed, indent=2) if as_json else _difference(before, after))
     if not changed:
-        outcome = f"{PARAMS_FILE} is {data} {method} already; nothing changes."
+        outcome = f"{PARAMS_FILE} is {name} already; nothing changes."
     elif write:
         write_text(PARAMS_FILE, after)
-        outcome = f"{PARAMS_FILE} is {data} {method} now."
+        outcome = f"{PARAMS_FILE} is {name} now."
     else:
-        outcome = f"nothing was written; --write makes {PARAMS_FILE} {data} {method}."
+        outcome = f"nothing was written; --write makes {PARAMS_FILE} {name}."
     typer.echo(outcome, err=True)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import tarfile
+import weakref
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,7 @@ class Archive:
                 stack.callback(self._file.close)
                 members = self._list_members()
             stack.pop_all()
+        weakref.finalize(self, self._file.close)  # where nobody does
         self._entries = {name: entry for name, entry, _ in members}
         self.sizes = {name: size for name, _, size in members}
         self.repeated = len(members) - len(self.sizes)

@@ -17,17 +17,21 @@ from pipeline.params.schema import Params
 
 Data = Literal["demo", "flickr8k", "flickr30k", "coco"]
 Method = Literal["paper", "released", "mcse", "simcse", "dalr", "rankcse", "best"]
+TeacherName = Literal["openai", "siglip2", "dfn", "mobileclip2"]
 
 FILE = Path(__file__).with_name("presets.yaml")
 
 
-def read_preset(data: Data, method: Method) -> Changes:
+def read_preset(data: Data, method: Method, teacher: TeacherName | None = None) -> Changes:
     """All keys that a preset owns, with its values; those of the data win over the method's.
+
+    `teacher` replaces the teacher that these name.
 
     Values know how they are written in the file of presets, such as `3e-5`.
     """
     content = YAML().load(FILE.read_text(encoding="utf-8"))
-    return {**content["shared"], **content["methods"][method], **content["data"][data]}
+    preset = {**content["shared"], **content["methods"][method], **content["data"][data]}
+    return preset | content["teachers"][teacher] if teacher else preset
 
 
 def changed_values(params: Params, preset: Changes) -> dict[str, tuple[Any, Any]]:

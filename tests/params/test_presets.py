@@ -8,13 +8,14 @@ import subprocess
 from pathlib import Path
 from typing import Any, get_args
 
+import open_clip
 import pytest
 from ruamel.yaml import YAML
 
 from pipeline.params import presets
 from pipeline.params.block import dotted, load_params
 from pipeline.params.changes import apply_changes
-from pipeline.params.presets import Data, Method, edit_params, read_preset
+from pipeline.params.presets import Data, Method, TeacherName, edit_params, read_preset
 from pipeline.params.schema import Params
 from tests.conftest import ROOT, assert_clear_error, invoke, read_default_params
 from tests.params.test_json_schema import CHECK
@@ -22,7 +23,7 @@ from tests.params.test_json_schema import CHECK
 TEXT = (ROOT / "params.yaml").read_text()
 DOCS = (ROOT / "docs/presets.md").read_text()
 load_yaml = YAML(typ="safe", pure=True).load
-METHODS, DATA = get_args(Method), get_args(Data)
+METHODS, DATA, TEACHERS = get_args(Method), get_args(Data), get_args(TeacherName)
 ALL = list(itertools.product(DATA, METHODS))
 PUBLISHED: dict[str, dict[str, Any]] = {
     "paper": {
@@ -81,6 +82,7 @@ def run(*arguments: str):
 def test_presets_are_named_complete_and_valid():
     content = load_yaml(presets.FILE.read_text())
     assert (list(content["methods"]), list(content["data"])) == ([*METHODS], [*DATA])
+    assert list(content["teachers"]) == [*TEACHERS]
     for data, method in ALL:
         preset = read_preset(data, method)
         assert sorted(preset) == sorted(owned()), (data, method)
@@ -105,6 +107,21 @@ def test_published_settings(method):
         preset = read_preset(data, method)
         wanted = {"download.pairs": data, **PUBLISHED_BY_ALL, **PUBLISHED[method]}
         assert {key: preset[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_a_teacher_is_one_of_open_clip_and_replaces_the_preset_s_own_alone(params, name):
+    keys, known = ["teacher.model", "teacher.pretrained"], open_clip.list_pretrained()
+    for data, method in ALL:
+        own, other = read_preset(data, method), read_preset(data, method, name)
+        assert {key for key in own if own[key] != other[key]} <= {*keys}
+        assert tuple(other[key] for key in keys) in known
+        assert data == "demo" or own["teacher.pretrained"] == "openai"
+    command, words = ("coco", "paper", "--teacher", name), f"coco paper with {name}"
+    assert f"{words} now" in run(*command, "--write").stderr
+    wanted = values_of(TEXT) | read_preset("coco", "paper", name)
+    assert values_of(params.read_text()) == wanted
+    assert f"{words} already" in run(*command).stderr
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -271,9 +288,9 @@ def test_a_full_disk_leaves_the_file_as_it_was(params):
     assert list(params.parent.iterdir()) == [params]
 
 
-@pytest.mark.parametrize("names", [("cc12m", "paper"), ("coco", "papper"), ("coco",)])
+@pytest.mark.parametrize("names", ["cc12m paper", "coco papper", "coco", "coco paper --teacher x"])
 def test_an_unknown_name_is_a_usage_error(params, names):
-    assert invoke("preset", *names, "--write").exit_code == 2
+    assert invoke("preset", *names.split(), "--write").exit_code == 2
     assert params.read_text() == TEXT
 
 
@@ -293,6 +310,7 @@ def test_tables_and_overrides_of_the_docs_are_the_data():
     methods = {name: {**content["shared"], **own} for name, own in content["methods"].items()}
     assert table("Methods") == methods
     assert table("Data sets") == content["data"]
+    assert table("Teachers") == content["teachers"]
     lines = [line for line in DOCS.splitlines() if "-S " in line]
     assert len(lines) > 3
     for line in lines:
