@@ -48,8 +48,8 @@ class TrainParams(Block):
     """AdamW's peak rate, decayed linearly to 0 without warm-up; change of a weight
     a step, no other unit."""
     head_learning_rate: Annotated[Number, Field(gt=0, le=1)] | None = None
-    """Peak rate of the heads into the shared space, which start from random weights, in the same
-    unit; null: learning_rate."""
+    """Peak rate of the heads into the shared space, which start from random weights; change of a
+    weight a step, no other unit; null: learning_rate."""
     adam_epsilon: Annotated[Number, Field(gt=0, le=1)] = 1e-8
     """AdamW's eps, which keeps its quotient finite, no unit (released code: 1e-6)."""
     length_buckets: Annotated[int, Field(ge=1, le=65_536)] = 1

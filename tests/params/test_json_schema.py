@@ -40,8 +40,8 @@ LEAVES = dict(leaves(SCHEMA))
 def kinds(field: dict) -> Iterator[dict]:
     """The plain kinds that a key may be of, those of a list's items too."""
     for part in field.get("anyOf", [field]):
-        if part.get("type") == "array":
-            yield from kinds(part["items"])
+        if "anyOf" in part or part.get("type") == "array":
+            yield from kinds(part.get("items", part))
         else:
             yield part
 
