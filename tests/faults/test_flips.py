@@ -72,7 +72,8 @@ def test_flipped_bits(finished, bench, name):
         path = draw.choice(files_of(bench, READS[name]))
         before = flip(path, draw)
         ended = bench.run(stage)
-        outcome = bench.require(stage, ended)
+        is_named = ended.code == 0 and "rejected image" in ended.err  # by the CRC of its member
+        outcome = "picture rejected by name" if is_named else bench.require(stage, ended)
         record("flipped bits", name, outcome)
         assert ended.code in {0, 1}, (path, ended)
         if str(path.relative_to(bench.folder)).startswith(stage.keeps or "-"):

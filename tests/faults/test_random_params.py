@@ -57,6 +57,8 @@ TINY_VALUES: dict[str, st.SearchStrategy] = {
         lambda dimensions: sorted(dimensions, reverse=True)
     ),
     "loss.temperature": st.floats(0.01, 10),
+    "loss.distillation.temperature": st.floats(0.01, 10),
+    "loss.distillation.teacher_temperature": st.floats(0.01, 10),
     "loss.distillation.target": st.sampled_from(["caption", "image", "cross-modal", "mean"]),
     "loss.grounding_weight": st.one_of(st.floats(0, 1), st.floats(0, 1000)),
     "train.seeds": st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=2, unique=True),
@@ -69,6 +71,7 @@ TINY_VALUES: dict[str, st.SearchStrategy] = {
     "train.evaluate_every": st.integers(1, 9),
     "train.report_to": st.sampled_from([[], ["tensorboard"]]),
     "train.learning_rate": st.floats(1e-6, 1e-2),
+    "train.adam_epsilon": st.floats(1e-12, 1),
     "train.head_learning_rate": st.one_of(st.none(), st.floats(1e-6, 1e-1)),
     "train.pairs.hard_negatives": st.one_of(st.just(0), st.integers(0, 40)),
     "train.pairs.pool": st.integers(2, 16),
