@@ -111,8 +111,12 @@ def _change_place(scene: Scene, rng: np.random.Generator) -> Scene:
 def _exchange(scene: Scene, rng: np.random.Generator) -> Scene:
     if scene.relation is None:
         return _change_group(scene, rng)
+    return exchange(scene, pick(("colour", "shape", "place"), rng))
+
+
+def exchange(scene: Scene, name: str) -> Scene:
+    """Exchange the colours, shapes or places of two groups; the result may be of another split."""
     first, second = scene.groups
-    name = pick(("colour", "shape", "place"), rng)
     if name == "place":
         return replace(scene, groups=(second, first))
     mine, others = getattr(first, name), getattr(second, name)
