@@ -34,7 +34,9 @@ TINY = {
         "evaluate_every": 3,
         "pair_every": 2,
         "precision": "fp32",  # the same on every machine
+        "head_learning_rate": None,
     },
+    "loss": {"positives": "dropout", "grounding_weight": 0.1},  # do not follow the default
     "teacher": {"model": f"local-dir:{ROOT / 'data/demo/teacher'}"},
     "student": {"encoder": str(ROOT / "data/demo/student")},
 }

@@ -107,13 +107,13 @@ class LossParams(Block):
     m * Delta (`shift`)."""
     text_margin: Margin = 0.0
     """Fixed margin m1 of the text loss, radians."""
-    positives: Literal["dropout", "sibling", "both"] = "dropout"
+    positives: Literal["dropout", "sibling", "both"] = "sibling"
     """The other view of a caption in batches of pairs: itself under another dropout mask; a
     sibling, which is another caption of its image, drawn anew every epoch; or both. A caption
     without siblings has its dropout view."""
     temperature: Temperature = 0.05
     """tau of the contrastive losses, which divides cosines; no unit."""
-    grounding_weight: Weight = 0.1
+    grounding_weight: Weight = 0.3
     """lambda: weight of the grounded losses against the text loss, no unit."""
     terms: Annotated[list[Term], Field(min_length=1), AfterValidator(distinct), UNIQUE] = [
         "image",

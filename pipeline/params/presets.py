@@ -31,6 +31,8 @@ def read_preset(data: Data, method: Method, teacher: TeacherName | None = None) 
     """
     content = YAML().load(FILE.read_text(encoding="utf-8"))
     preset = {**content["shared"], **content["methods"][method], **content["data"][data]}
+    if (data, method) == ("demo", "best"):
+        preset |= content["best_on_demo"]
     return preset | content["teachers"][teacher] if teacher else preset
 
 

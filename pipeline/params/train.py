@@ -47,7 +47,7 @@ class TrainParams(Block):
     learning_rate: Annotated[Number, Field(gt=0, le=1)] = 0.001
     """AdamW's peak rate, decayed linearly to 0 without warm-up; change of a weight
     a step, no other unit."""
-    head_learning_rate: Annotated[Number, Field(gt=0, le=1)] | None = None
+    head_learning_rate: Annotated[Number, Field(gt=0, le=1)] | None = 0.003
     """Peak rate of the heads into the shared space, which start from random weights; change of a
     weight a step, no other unit; null: learning_rate."""
     adam_epsilon: Annotated[Number, Field(gt=0, le=1)] = 1e-8
