@@ -4,6 +4,7 @@
     python -m benchmarks.run_grid GRID.yaml --out runs/NAME --dev           # dev scores alone
     python -m benchmarks.run_grid GRID.yaml --out runs/NAME --captions 1    # one caption an image
     python -m benchmarks.run_grid GRID.yaml --out runs/NAME --part 0/2      # half of the images
+    python -m benchmarks.run_grid GRID.yaml --out runs/NAME -S train.steps=360  # over the grid's
 
 It reads params.yaml and the artefacts of `download` and `features` in the working folder, and
 writes one report a configuration and seed, `OUT/CONFIGURATION/SEED.json`, as `stages.evaluate`
@@ -33,14 +34,12 @@ from pipeline.features.store import read_features
 from pipeline.features.teacher_rows import SplitPairs, pairs_of_split
 from pipeline.params.changes import apply_changes
 from pipeline.params.schema import Params
-from pipeline.results.grid import Grid, read_grid
+from pipeline.results.grid import read_grid
 from pipeline.student.encoder import SentenceEncoder, Student
 from pipeline.train.batches import TrainingData
 from pipeline.train.loop import TrainingRun
 from pipeline.train.run_params import RunParams
 from stages import paths
-
-UNTRAINED = "untrained"
 
 
 def main() -> None:
@@ -52,12 +51,19 @@ def main() -> None:
     parser.add_argument("--dev", action="store_true", help="train and keep the dev scores alone")
     parser.add_argument("--captions", type=int, help="training captions an image; default: all")
     parser.add_argument("--part", help="K/N: every N-th training image from the K-th; default: all")
+    parser.add_argument("-S", dest="settings", nargs="*", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     keep_freed_memory()
     grid = read_grid(arguments.grid)
-    base = YAML(typ="safe", pure=True).load(Path("params.yaml").read_text(encoding="utf-8"))
+    yaml = YAML(typ="safe", pure=True)
+    base = yaml.load(Path("params.yaml").read_text(encoding="utf-8"))
+    settings = (setting.split("=", 1) for setting in arguments.settings)
+    over = {key: yaml.load(value) for key, value in settings}
     names = arguments.only or list(grid.configurations)
-    runs = {name: _params(base, grid, name) for name in names}
+    runs = {
+        name: Params.model_validate(apply_changes(base, {**grid.changes(name), **over}))
+        for name in names
+    }
     _require_one_world(runs)
     world = _World(next(iter(runs.values())), arguments.captions, arguments.part)
     for seed in sorted({seed for params in runs.values() for seed in params.train.seeds}):
@@ -66,10 +72,6 @@ def main() -> None:
             done = out.with_suffix(".train") if arguments.dev else out
             if seed in params.train.seeds and not done.exists():
                 world.run(name, params, seed, out, scores=not arguments.dev)
-
-
-def _params(base: Mapping[str, Any], grid: Grid, name: str) -> Params:
-    return Params.model_validate(apply_changes(base, grid.changes(name)))
 
 
 def _require_one_world(runs: Mapping[str, Params]) -> None:

@@ -178,6 +178,7 @@ def test_own_photos(folder, with_text):
     assert load_params(folder / "params.yaml", Params).student.pooling == "cls"
 
 
+@pytest.mark.integration
 def test_the_text_side_of_a_frozen_clip(folder):
     query = "a small red circle"
     (folder / "texts.txt").write_text(f"{query}\n")
@@ -247,6 +248,7 @@ def shards(folder) -> Path:
     return folder / "cc3m"
 
 
+@pytest.mark.integration
 def test_a_million_pairs(folder, shards):
     (shards / "00002.tar").write_bytes(b"damaged" * 1000)
     hits = hits_of(cook(MILLION, ("/data/cc3m", shards), ("{00000..00099}", "{00000..00002}")))
@@ -262,6 +264,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+@pytest.mark.integration
 def test_vectors_that_others_computed(folder, shards):
     images, noise = np.random.default_rng(0).standard_normal((2, COUNT, 16))
     sides = {"img_emb": unit(images), "text_emb": unit(images + noise / 4)}
@@ -298,6 +301,7 @@ def test_any_model_by_mteb_and_ours(tiny_run, tmp_path, monkeypatch):
     assert list(Path("reports/mteb").rglob("SCENES-local.json"))
 
 
+@pytest.mark.integration
 def test_a_student_with_pictures_for_sentence_transformers(folder):
     teacher = save_open_clip(folder / "teacher")
     places = [("ViT-B-32", teacher), ("data/router", folder / "router")]

@@ -110,7 +110,7 @@ def test_more_effort_reads_and_finds_more_and_recall_is_that_of_brute_force(prob
     assert good > 0.95
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS[:-1], pytest.param(KINDS[-1], marks=pytest.mark.slow)])
 def test_equal_vectors_give_equal_bytes(tmp_path, kind):
     parts, before = make_parts(tmp_path / "vectors", 2500), faiss.omp_get_max_threads()
     try:

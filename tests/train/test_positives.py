@@ -106,8 +106,15 @@ def test_a_step_reads_the_captions_and_features_of_its_views(positives, data, mo
             torch.testing.assert_close(got, torch.from_numpy(table[of[chosen]]).float())
 
 
-@pytest.mark.parametrize("positives", ["sibling", "both"])
-@pytest.mark.parametrize("mini_batch_size", [None, 5])
+@pytest.mark.parametrize(
+    ("positives", "mini_batch_size"),
+    [
+        ("sibling", None),
+        ("both", 5),
+        pytest.param("sibling", 5, marks=pytest.mark.slow),
+        pytest.param("both", None, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_run_with_siblings_resumes_with_the_same_bits(
     positives, mini_batch_size, data, tmp_path
 ):
