@@ -16,7 +16,7 @@ import argparse
 import json
 import operator
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from pipeline.evaluate.selection import DevScorer
 from pipeline.evaluate.suite import RunPaths, Suite, evaluate, read_suite
 from pipeline.features.store import read_features
 from pipeline.features.teacher_rows import SplitPairs, pairs_of_split
-from pipeline.params.changes import apply_changes
+from pipeline.params.changes import Changes, apply_changes
 from pipeline.params.schema import Params
 from pipeline.results.grid import read_grid
 from pipeline.student.encoder import SentenceEncoder, Student
@@ -54,16 +54,9 @@ def main() -> None:
     parser.add_argument("-S", dest="settings", nargs="*", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     keep_freed_memory()
-    grid = read_grid(arguments.grid)
-    yaml = YAML(typ="safe", pure=True)
-    base = yaml.load(Path("params.yaml").read_text(encoding="utf-8"))
     settings = (setting.split("=", 1) for setting in arguments.settings)
-    over = {key: yaml.load(value) for key, value in settings}
-    names = arguments.only or list(grid.configurations)
-    runs = {
-        name: Params.model_validate(apply_changes(base, {**grid.changes(name), **over}))
-        for name in names
-    }
+    over = {key: YAML(typ="safe", pure=True).load(value) for key, value in settings}
+    runs = read_configurations(arguments.grid, arguments.only, over)
     _require_one_world(runs)
     world = _World(next(iter(runs.values())), arguments.captions, arguments.part)
     for seed in sorted({seed for params in runs.values() for seed in params.train.seeds}):
@@ -72,6 +65,28 @@ def main() -> None:
             done = out.with_suffix(".train") if arguments.dev else out
             if seed in params.train.seeds and not done.exists():
                 world.run(name, params, seed, out, scores=not arguments.dev)
+
+
+def read_configurations(
+    path: Path, names: Sequence[str] | None, over: Changes
+) -> dict[str, Params]:
+    """The params of a grid's configurations, of all where no names are given, with `over` last."""
+    grid = read_grid(path)
+    base = YAML(typ="safe", pure=True).load(Path("params.yaml").read_text(encoding="utf-8"))
+    return {
+        name: Params.model_validate(apply_changes(base, {**grid.changes(name), **over}))
+        for name in names or grid.configurations
+    }
+
+
+def read_training_data(
+    params: Params, captions: int | None = None, part: str | None = None
+) -> TrainingData:
+    """The corpora of the working folder, of them some captions an image or a part of the images."""
+    corpus = read_pairs(paths.PAIRS)
+    features = read_features(paths.FEATURES, params.teacher, corpus.fingerprint())
+    pairs = _choose(pairs_of_split(corpus, features, "train"), captions, part)
+    return TrainingData(read_sentences(paths.TEXT), pairs)
 
 
 def _require_one_world(runs: Mapping[str, Params]) -> None:
@@ -86,10 +101,7 @@ class _World:
     """Data and tasks, read once."""
 
     def __init__(self, params: Params, captions: int | None, part: str | None) -> None:
-        corpus = read_pairs(paths.PAIRS)
-        features = read_features(paths.FEATURES, params.teacher, corpus.fingerprint())
-        pairs = _choose(pairs_of_split(corpus, features, "train"), captions, part)
-        self._data = TrainingData(read_sentences(paths.TEXT), pairs)
+        self._data = read_training_data(params, captions, part)
         self._score_dev = DevScorer(read_sts(paths.EVALUATION), params.train.batch_size)
         places = RunPaths(paths.EVALUATION, paths.PAIRS, paths.TEXT, paths.FEATURES)
         self._suite = read_suite(places, params.teacher, params.evaluate)
