@@ -4,6 +4,8 @@
     python -m benchmarks.run_grid GRID.yaml --out runs/NAME --dev           # dev scores alone
     python -m benchmarks.run_grid GRID.yaml --out runs/NAME --captions 1    # one caption an image
     python -m benchmarks.run_grid GRID.yaml --out runs/NAME --part 0/2      # half of the images
+    python -m benchmarks.run_grid GRID.yaml --out runs/NAME --text-pairs caption_datasets.zip
+                                        # Flickr30k's captions, which have no teacher here
     python -m benchmarks.run_grid GRID.yaml --out runs/NAME -S train.steps=360  # over the grid's
 
 It reads params.yaml and the artefacts of `download` and `features` in the working folder, and
@@ -26,11 +28,12 @@ from ruamel.yaml import YAML
 
 from pipeline.core.device import keep_freed_memory
 from pipeline.core.files import write_json
-from pipeline.download.records import read_pairs, read_sentences, read_sts
+from pipeline.download.karpathy import read_karpathy
+from pipeline.download.records import Pairs, read_pairs, read_sentences, read_sts
 from pipeline.evaluate.report import System, describe, describe_encoder, write_report
 from pipeline.evaluate.selection import DevScorer
 from pipeline.evaluate.suite import RunPaths, Suite, evaluate, read_suite
-from pipeline.features.store import read_features
+from pipeline.features.store import Features, read_features
 from pipeline.features.teacher_rows import SplitPairs, pairs_of_split
 from pipeline.params.changes import Changes, apply_changes
 from pipeline.params.schema import Params
@@ -51,6 +54,7 @@ def main() -> None:
     parser.add_argument("--dev", action="store_true", help="train and keep the dev scores alone")
     parser.add_argument("--captions", type=int, help="training captions an image; default: all")
     parser.add_argument("--part", help="K/N: every N-th training image from the K-th; default: all")
+    parser.add_argument("--text-pairs", type=Path, help="caption_datasets.zip")
     parser.add_argument("-S", dest="settings", nargs="*", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     keep_freed_memory()
@@ -58,7 +62,13 @@ def main() -> None:
     over = {key: YAML(typ="safe", pure=True).load(value) for key, value in settings}
     runs = read_configurations(arguments.grid, arguments.only, over)
     _require_one_world(runs)
-    world = _World(next(iter(runs.values())), arguments.captions, arguments.part)
+    first = next(iter(runs.values()))
+    if arguments.text_pairs:
+        _require_no_teacher(runs)
+        data = TrainingData(read_sentences(paths.TEXT), read_text_pairs(arguments.text_pairs))
+    else:
+        data = read_training_data(first, arguments.captions, arguments.part)
+    world = _World(data, first)
     for seed in sorted({seed for params in runs.values() for seed in params.train.seeds}):
         for name, params in runs.items():
             out = arguments.out / name / f"{seed}.json"
@@ -89,6 +99,23 @@ def read_training_data(
     return TrainingData(read_sentences(paths.TEXT), pairs)
 
 
+def read_text_pairs(archive: Path) -> SplitPairs:
+    """The captions of Flickr30k's training images, with empty features."""
+    images, captions = read_karpathy(archive, "flickr30k", [])
+    nothing = [np.zeros((len(rows), 1), np.float16) for rows in (images, captions)]
+    ids = images["image_id"].to_numpy()
+    rows = images["image_id"].reset_index().set_index("image_id")["index"]
+    of_caption = rows.loc[captions["image_id"]].to_numpy()
+    features = Features(nothing[0], ids, nothing[1], captions["caption_id"].to_numpy(), of_caption)
+    return pairs_of_split(Pairs(Path(), images, captions), features, "train")
+
+
+def _require_no_teacher(runs: Mapping[str, Params]) -> None:
+    for name, params in runs.items():
+        if params.train.objective != "simcse" or params.loss.distillation.weight:
+            raise SystemExit(f"{name} needs a teacher, which --text-pairs has none of")
+
+
 def _require_one_world(runs: Mapping[str, Params]) -> None:
     """One process reads one teacher, one encoder and one evaluation."""
     for what in ("teacher", "evaluate", "student.encoder", "train.batch_size"):
@@ -100,8 +127,8 @@ def _require_one_world(runs: Mapping[str, Params]) -> None:
 class _World:
     """Data and tasks, read once."""
 
-    def __init__(self, params: Params, captions: int | None, part: str | None) -> None:
-        self._data = read_training_data(params, captions, part)
+    def __init__(self, data: TrainingData, params: Params) -> None:
+        self._data = data
         self._score_dev = DevScorer(read_sts(paths.EVALUATION), params.train.batch_size)
         places = RunPaths(paths.EVALUATION, paths.PAIRS, paths.TEXT, paths.FEATURES)
         self._suite = read_suite(places, params.teacher, params.evaluate)
