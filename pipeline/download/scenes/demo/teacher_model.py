@@ -66,9 +66,9 @@ class TeacherRecipe:
 
     lessons: tuple[Lesson, ...] = (
         Lesson(800, 96, ("change",), ("caption",), learning_rate=2e-3),
-        Lesson(80, 24, _EVERY, ("picture",)),
-        Lesson(300, 32, _EVERY, ("caption",), frozen=True),
-        Lesson(120, 32, _EVERY, ("caption", "picture")),
+        Lesson(120, 24, _EVERY, ("picture",)),
+        Lesson(500, 32, _EVERY, ("caption",), frozen=True),
+        Lesson(500, 40, _EVERY, ("caption", "picture")),
     )
     weight_decay: float = 0.05
     """Of matrices."""
