@@ -1,6 +1,8 @@
 """The demo's models as they are kept in data/demo: they load, they know the world."""
 
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -9,6 +11,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModel, AutoTokenizer
 
+from benchmarks.binding import binding, draw_scenes, encode
 from pipeline.download.scenes.demo.rebuild import (
     HELD_OUT,
     WORLD,
@@ -17,10 +20,11 @@ from pipeline.download.scenes.demo.rebuild import (
     recall_at,
 )
 from pipeline.download.scenes.demo.student_model import StudentRecipe
-from pipeline.download.scenes.demo.teacher_model import TeacherRecipe, render_lessons
+from pipeline.download.scenes.demo.teacher_model import TeacherRecipe, draw_families
 from pipeline.download.scenes.demo.tokenizer import build_tokenizer
+from pipeline.download.scenes.sentence_pairs import exchange
 from pipeline.download.scenes.tables import draw_picture, make_sentences
-from pipeline.download.scenes.world import split_of
+from pipeline.download.scenes.world import generator, split_of
 
 DEMO = Path(__file__).resolve().parents[2] / "data" / "demo"
 
@@ -35,6 +39,15 @@ def test_teacher_finds_held_out_pictures() -> None:
     recall = held_out_recall(DEMO / "teacher", HELD_OUT)
     assert recall[10] > 0.95  # chance is 0.02
     assert recall[1] > 0.7  # chance is 0.002
+
+
+@pytest.mark.slow
+def test_teacher_knows_which_colour_is_whose_and_which_thing_is_where() -> None:
+    scenes = list(itertools.islice(draw_scenes(), 200))
+    views = encode(scenes, f"local-dir:{DEMO / 'teacher'}", None, None)["teacher"]
+    shares = binding(views)
+    assert min(shares["colour"]) > 0.9  # chance is 0.5
+    assert min(shares["place"]) > 0.65
 
 
 def test_teacher_loads_by_its_folder_in_full_precision() -> None:
@@ -81,10 +94,15 @@ def test_kept_vocabulary_is_the_one_of_the_world(sentences: list[str]) -> None:
         assert AutoTokenizer.from_pretrained(DEMO / name).get_vocab() == built.get_vocab()
 
 
-def test_teacher_learns_from_train_scenes_only() -> None:
-    scenes, pictures = render_lessons(200, seed=0)
+def test_teacher_learns_from_train_scenes_and_their_exchanged_relatives() -> None:
+    scenes = draw_families(200, ("change", "place", "colour"), generator(0, 0, 0))
     assert {split_of(scene.combination) for scene in scenes} == {"train"}
-    assert pictures.shape == (200, 3, 64, 64)
+    families = [scenes[start : start + 4] for start in range(0, len(scenes), 4)]
+    assert all(scene not in relatives for scene, *relatives in families)
+    related = [family for family in families if family[0].relation]
+    assert len(related) > 100
+    assert all(family[2] == exchange(family[0], "place") for family in related)
+    assert sum(family[3] == exchange(family[0], "colour") for family in related) > 50
 
 
 def test_recall_counts_texts_whose_image_is_near_enough() -> None:
@@ -103,10 +121,11 @@ def test_a_tiny_rebuild_gives_the_same_layout_and_equal_bytes(
         "pipeline.download.scenes.demo.rebuild.make_sentences", lambda _world: sentences
     )
     monkeypatch.setattr("pipeline.download.scenes.demo.rebuild.HELD_OUT", 20)
+    tiny = {"steps": 2, "families": 2}
     for name in "ab":
         build_demo(
             tmp_path / name,
-            TeacherRecipe(scenes=16, steps=3, batch_size=8),
+            TeacherRecipe(lessons=tuple(replace(one, **tiny) for one in TeacherRecipe().lessons)),
             StudentRecipe(steps=2, batch_size=4),
         )
     made = {path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*")}

@@ -32,9 +32,8 @@ def build_demo(folder: Path, teacher: TeacherRecipe, student: StudentRecipe) -> 
     Raises:
         ResourceError: the disk is full.
     """
-    sentences = make_sentences(WORLD)
-    tokenizer = build_tokenizer(sentences)
-    encoder = pretrain_student(tokenizer, sentences, student)
+    tokenizer = build_tokenizer(make_sentences(WORLD))
+    encoder = pretrain_student(tokenizer, student)
     with atomic_folder(folder / "student") as temporary:
         save_student(encoder, tokenizer, temporary)
     model = train_teacher(tokenizer, teacher)
