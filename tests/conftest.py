@@ -34,11 +34,16 @@ TINY = {
         "evaluate_every": 3,
         "pair_every": 2,
         "precision": "fp32",  # the same on every machine
+        "learning_rate": 1e-3,
         "head_learning_rate": None,
     },
-    "loss": {"positives": "dropout", "grounding_weight": 0.1},  # do not follow the default
+    "loss": {  # does not follow the default, nor does grounding_dim
+        "positives": "dropout",
+        "grounding_weight": 0.1,
+        "distillation": {"weight": 0.0, "temperature": 0.05, "teacher_temperature": 0.05},
+    },
     "teacher": {"model": f"local-dir:{ROOT / 'data/demo/teacher'}"},
-    "student": {"encoder": str(ROOT / "data/demo/student")},
+    "student": {"encoder": str(ROOT / "data/demo/student"), "grounding_dim": 256},
 }
 
 

@@ -63,7 +63,7 @@ _THRESHOLDS = {
 class DistillationParams(Block):
     """The teacher's rows of similarities, which the student's are pulled towards."""
 
-    weight: Weight = 0.0
+    weight: Weight = 1.0
     """Of the student's sentence-to-sentence rows; 0: off."""
     target: Literal["caption", "image", "cross-modal", "mean", "text"] = "caption"
     """The teacher's rows of a batch of pairs: caption to caption, image to image, caption to image,
@@ -72,9 +72,9 @@ class DistillationParams(Block):
     kind: Literal["kl", "listnet", "listmle", "listmle+kl"] = "kl"
     """kl: divergence of the softmax of the rows; listnet: their cross-entropy; listmle: the
     likelihood of the teacher's order; listmle+kl: the sum of both (DALR)."""
-    temperature: Temperature = 0.05
+    temperature: Temperature = 0.1
     """Divides the student's cosines, no unit."""
-    teacher_temperature: Temperature = 0.05
+    teacher_temperature: Temperature = 0.1
     """Divides the teacher's cosines, no unit; listmle has no use for it."""
     space: Literal["sentence", "head"] = "sentence"
     """The student's vectors: sentence embeddings, or these after the text head."""
@@ -113,7 +113,7 @@ class LossParams(Block):
     without siblings has its dropout view."""
     temperature: Temperature = 0.05
     """tau of the contrastive losses, which divides cosines; no unit."""
-    grounding_weight: Weight = 0.3
+    grounding_weight: Weight = 1.0
     """lambda: weight of the grounded losses against the text loss, no unit."""
     terms: Annotated[list[Term], Field(min_length=1), AfterValidator(distinct), UNIQUE] = [
         "image",

@@ -17,7 +17,7 @@ class StudentParams(Block):
     """Sentence vector: the first token, or the mean over all tokens that are not padding."""
     max_length: Annotated[int, Field(ge=4, le=8192)] = 32
     """Tokens a training sentence is cut to (scoring and search never cut below the model's own)."""
-    grounding_dim: Annotated[int, Field(ge=2, le=8192)] | None = 256
+    grounding_dim: Annotated[int, Field(ge=2, le=8192)] | None = None
     """Dimensions of the space shared with the teacher, which heads of both sides lead to; null: the
     teacher's own space, which a head of the student alone leads to."""
     matryoshka: Annotated[list[Annotated[int, Field(ge=2, le=8192)]], UNIQUE] = []

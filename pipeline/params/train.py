@@ -38,16 +38,16 @@ class TrainParams(Block):
     steps: Annotated[int, Field(ge=1, le=10**9)] | None = None
     """Optimiser steps; null: as many as `epochs` give."""
     epochs: Annotated[int, Field(ge=1, le=10**6)] = 1
-    """Passes over text and pairs; used where `steps` is null."""
+    """Passes over the text and pairs that are read; used where `steps` is null."""
     batch_size: Annotated[int, Field(ge=2, le=65_536)] = 64
     """Sentences a batch, over all processes; in-batch negatives need at least 2."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=4096)] = 1
     """Batches whose gradients make one step. Negatives come from the same batch only: a step of 4
     batches of 64 has 63 negatives an anchor, not 255."""
-    learning_rate: Annotated[Number, Field(gt=0, le=1)] = 0.001
+    learning_rate: Annotated[Number, Field(gt=0, le=1)] = 0.002
     """AdamW's peak rate, decayed linearly to 0 without warm-up; change of a weight
     a step, no other unit."""
-    head_learning_rate: Annotated[Number, Field(gt=0, le=1)] | None = 0.003
+    head_learning_rate: Annotated[Number, Field(gt=0, le=1)] | None = 0.006
     """Peak rate of the heads into the shared space, which start from random weights; change of a
     weight a step, no other unit; null: learning_rate."""
     adam_epsilon: Annotated[Number, Field(gt=0, le=1)] = 1e-8
@@ -73,7 +73,7 @@ class TrainParams(Block):
         list[Literal["tensorboard", "wandb", "dvclive"]], AfterValidator(distinct), UNIQUE
     ] = []
     """Trackers that get the curves during training; each must be installed."""
-    pair_every: Annotated[int, Field(ge=1, le=10**9)] | Literal["auto"] = "auto"
+    pair_every: Annotated[int, Field(ge=1, le=10**9)] | Literal["auto"] = 1
     """Every how many steps a batch of pairs comes; auto: text batches // pair batches."""
     evaluate_every: Annotated[int, Field(ge=1, le=10**9)] = 125
     """Steps between two scores on STS dev; the best student is kept."""

@@ -406,8 +406,15 @@ class TrainingRun:
 
 
 def count_steps(data: TrainingData, params: TrainParams) -> int:
-    """`steps`, or what `epochs` give: an epoch has as many batches as both streams together."""
+    """`steps`, or what `epochs` give: an epoch has the batches of the streams that are read.
+
+    With `pair_every` 1 no text is read, and with one that an epoch of text does not reach no pair.
+    """
     if params.steps is not None:
         return params.steps
-    batches = len(data.sentences) // params.batch_size + epoch_batches(data.pairs, params)
-    return max(1, params.epochs * batches // params.gradient_accumulation_steps)
+    text, pairs = len(data.sentences) // params.batch_size, epoch_batches(data.pairs, params)
+    if params.pair_every == 1:
+        text = 0
+    elif params.pair_every != "auto" and params.pair_every > params.epochs * text:
+        pairs = 0
+    return max(1, params.epochs * (text + pairs) // params.gradient_accumulation_steps)

@@ -131,9 +131,9 @@ def test_a_missing_key_is_named_although_blocks_have_defaults(tmp_path, key):
 @pytest.mark.parametrize(
     ("old", "new", "key", "value"),
     [
-        ("learning_rate: 1e-3", "learning_rate: 1e-5", "train.learning_rate", 1e-5),
-        ("learning_rate: 1e-3", "learning_rate: '1e-5'", "train.learning_rate", 1e-5),
-        ("learning_rate: 1e-3", "learning_rate: 1.0E-05", "train.learning_rate", 1e-5),
+        ("learning_rate: 2e-3", "learning_rate: 1e-5", "train.learning_rate", 1e-5),
+        ("learning_rate: 2e-3", "learning_rate: '1e-5'", "train.learning_rate", 1e-5),
+        ("learning_rate: 2e-3", "learning_rate: 1.0E-05", "train.learning_rate", 1e-5),
         ("text_margin: 0.0", "text_margin: *m", "loss.text_margin", 0.15),
         ("# yaml-language", "\ufeff# yaml-language", "loss.margin", 0.15),
         ("kind: none ", "kind: 'none' ", "loss.filter.kind", "none"),

@@ -166,6 +166,16 @@ def test_steps_win_over_epochs(data):
     assert count_steps(data, run_params(train={"steps": 5, "epochs": 2}).train) == 5
 
 
+@pytest.mark.parametrize(
+    ("pair_every", "streams"), [(1, "pairs"), (2, "both"), ("auto", "both"), (10**9, "text")]
+)
+def test_an_epoch_has_the_batches_of_the_streams_that_are_read(data, pair_every, streams):
+    sentences, pairs = len(data.sentences) // 16, len(data.pairs) // 16
+    params = run_params(train={"steps": None, "epochs": 3, "pair_every": pair_every}).train
+    read = {"text": sentences, "pairs": pairs, "both": sentences + pairs}
+    assert count_steps(data, params) == 3 * read[streams]
+
+
 @pytest.mark.slow
 def test_training_raises_the_score_on_dev(data, tiny_run):
     params = run_params(
