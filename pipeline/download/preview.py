@@ -28,7 +28,7 @@ class Part:
     """What is read of one part of the corpora."""
 
     source: str
-    is_read: bool
+    is_read: bool = False
     """Whether it is one's own; what is public or rendered is not read for this."""
     rows: Rows = field(default_factory=list)
     counts: Metrics = field(default_factory=dict)
@@ -49,17 +49,16 @@ def preview(params: DownloadParams, downloads: Path, show: Show) -> dict[str, Pa
     Raises:
         InputError, DownloadError, ResourceError: as `download`.
     """
-    parts = {"pairs": _part(params.pairs), "text": _part(params.text)}
+    parts = {"pairs": Part(params.pairs), "text": Part(params.text)}
     for name, read in (("pairs", _read_pairs), ("text", _read_text)):
-        if parts[name].is_read:
-            with _collects_warnings(parts[name].warnings):
-                parts[name].rows, parts[name].counts = read(params, downloads, show)
+        part = parts[name]
+        if part.source in OWN_KINDS:
+            part.is_read = True
+            with _collects_warnings(part.warnings):
+                part.rows, part.counts = read(params, downloads, show)
+        elif part.source in BY_NAME:
+            part.counts = dict(BY_NAME[part.source].counts)
     return parts
-
-
-def _part(source: str) -> Part:
-    counts = BY_NAME[source].counts if source in BY_NAME else {}
-    return Part(source, source in OWN_KINDS, counts=dict(counts))
 
 
 def _read_pairs(params: DownloadParams, downloads: Path, show: Show) -> tuple[Rows, Metrics]:
@@ -67,13 +66,9 @@ def _read_pairs(params: DownloadParams, downloads: Path, show: Show) -> tuple[Ro
     add_own_pairs(rows, params, downloads)
     if rows.captions < SHOWN:
         show(rows.first())
+    counts = {"images": rows.images, "captions": rows.captions}
     splits = {f"{split}_images": count for split, count in rows.in_split.items()}
-    return rows.first(), {
-        "images": rows.images,
-        "captions": rows.captions,
-        **splits,
-        **rows.left_out,
-    }
+    return rows.first(), counts | splits | rows.left_out
 
 
 def _read_text(params: DownloadParams, _downloads: Path, show: Show) -> tuple[Rows, Metrics]:
@@ -102,7 +97,7 @@ class _FirstRows(PairRows):
     @contextlib.contextmanager
     def pack(self, name: str) -> Iterator[Packer]:  # noqa: ARG002
         """Count what would be packed."""
-        yield _Counter()
+        yield Packer(None)
 
     def to_fetch(self, files: Sequence[str]) -> Sequence[str]:
         """The first."""
@@ -123,17 +118,6 @@ class _FirstCells:
             self.rows.append(cells)
             if len(self.rows) == SHOWN:
                 self.when_full()
-
-
-class _Counter(Packer):
-    """Adds nothing to a zip."""
-
-    def __init__(self) -> None:
-        self.members = 0
-
-    def add(self, member: str, content: bytes) -> None:  # noqa: ARG002
-        """Count a member."""
-        self.members += 1
 
 
 @contextlib.contextmanager
