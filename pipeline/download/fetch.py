@@ -63,10 +63,10 @@ def fetch(file: RemoteFile, folder: Path, mirror: str | None) -> Path:
         for one in file.candidates():
             address = _address(one, mirror)
             candidates.setdefault(address, _Candidate(one, address, folder))
-        found = next(
-            (candidate.target for candidate in candidates.values() if candidate.is_there()), None
-        )
-        return found or _fetch_first([*candidates.values()], is_public=not mirror)
+        for candidate in candidates.values():
+            if candidate.is_there():
+                return candidate.target
+        return _fetch_first([*candidates.values()], is_public=not mirror)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pipeline.core.progress import log
 from pipeline.download.archives import Packer
@@ -65,10 +64,10 @@ def _read_pairs(params: DownloadParams, downloads: Path, show: Show) -> tuple[Ro
     rows = _FirstRows(params.splits, show)
     add_own_pairs(rows, params, downloads)
     if rows.captions < SHOWN:
-        show(rows.first())
+        show(rows.first)
     counts = {"images": rows.images, "captions": rows.captions}
     splits = {f"{split}_images": count for split, count in rows.in_split.items()}
-    return rows.first(), counts | splits | rows.left_out
+    return rows.first, counts | splits | rows.left_out
 
 
 def _read_text(params: DownloadParams, _downloads: Path, show: Show) -> tuple[Rows, Metrics]:
@@ -79,20 +78,23 @@ def _read_text(params: DownloadParams, _downloads: Path, show: Show) -> tuple[Ro
 
 
 class _FirstRows(PairRows):
-    """Counts all rows, keeps the first, and writes nothing."""
+    """Counts all rows, keeps the first captions with their images, and writes nothing."""
 
     def __init__(self, splits: SplitsParams, show: Show) -> None:
-        self._images, self._captions = _FirstCells(), _FirstCells()
-        self._captions.when_full = lambda: show(self.first())
-        super().__init__(Path(), splits, self._images, self._captions)
+        super().__init__(Path(), splits, self._keep_image, self._keep_caption)
+        self.first: Rows = []
+        self._show = show
+        self._images: dict[int, dict[str, str]] = {}
 
-    def first(self) -> Rows:
-        """The first captions, each with its image: images are numbered in the order of captions."""
-        images = {image_id: (member, split) for image_id, split, _, member in self._images.rows}
-        return [
-            dict(zip(("image", "split", "caption"), (*images[image_id], text), strict=True))
-            for _, image_id, text in self._captions.rows
-        ]
+    def _keep_image(self, image_id: int, split: str, _archive: str, member: str) -> None:
+        if len(self.first) < SHOWN:
+            self._images[image_id] = {"image": member, "split": split}
+
+    def _keep_caption(self, _caption_id: int, image_id: int, text: str) -> None:
+        if len(self.first) < SHOWN:
+            self.first.append(self._images[image_id] | {"caption": text})
+            if len(self.first) == SHOWN:
+                self._show(self.first)
 
     @contextlib.contextmanager
     def pack(self, name: str) -> Iterator[Packer]:  # noqa: ARG002
@@ -104,20 +106,6 @@ class _FirstRows(PairRows):
         if len(files) > 1:
             log.warning("only the first of %d files is fetched, and counted", len(files))
         return files[:1]
-
-
-class _FirstCells:
-    """A table of which the first rows are kept."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[Any, ...]] = []
-        self.when_full: Callable[[], None] = lambda: None
-
-    def add(self, *cells: Any) -> None:
-        if len(self.rows) < SHOWN:
-            self.rows.append(cells)
-            if len(self.rows) == SHOWN:
-                self.when_full()
 
 
 @contextlib.contextmanager
