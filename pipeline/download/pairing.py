@@ -21,14 +21,7 @@ from pipeline.core.errors import InputError
 from pipeline.core.files import reports_unreadable
 from pipeline.core.plaintext import MARK, is_blank
 from pipeline.download.archives import Packer, pack
-from pipeline.download.records import (
-    ARCHIVES,
-    CAPTIONS,
-    ELSEWHERE,
-    IMAGES,
-    open_table,
-    write_table,
-)
+from pipeline.download.records import ARCHIVES, CAPTIONS, ELSEWHERE, IMAGES, open_table
 from pipeline.params.download import SplitsParams
 
 MOST_CHARACTERS = 10_000
@@ -211,6 +204,6 @@ def write_rows_to(folder: Path, splits: SplitsParams | None = None) -> Iterator[
             )
         (folder / ELSEWHERE).unlink(missing_ok=True)  # from an earlier run
         if rows.archives:
-            cells = [(name, *stat) for name, stat in rows.archives.items()]
-            columns = dict(zip(ARCHIVES.names, zip(*cells, strict=True), strict=True))
-            write_table(folder / ELSEWHERE, columns, ARCHIVES)
+            with open_table(folder / ELSEWHERE, ARCHIVES) as archives:
+                for name, stat in rows.archives.items():
+                    archives.add(name, *stat)
