@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 import typer
+from rich.console import Console
 from tqdm import tqdm
 
 from pipeline.core.device import keep_freed_memory, ran_out_of_memory
@@ -51,6 +52,13 @@ def note_times(report: Path, *, seconds_before: float = 0.0, **measured: Any) ->
     """
     seconds = time.monotonic() - STARTED + seconds_before
     write_times(paths.REPORTS, report, seconds, measured)
+
+
+def wide_console(*, stderr: bool = False) -> Console:
+    """A console for tables, which shows nothing as markup; wide where it is not a terminal."""
+    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    console.width = console.width if console.is_terminal else 160
+    return console
 
 
 def run_stage(main: Callable[P, None]) -> typer.Typer:

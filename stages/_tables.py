@@ -5,22 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
 from pipeline.evaluate.report import System, headline_name, plot_table, shortened, write_report
 from pipeline.evaluate.score import Score
-from stages._cli import note_times
-
-_PIPE_WIDTH = 160
-"""Columns of output that is not a terminal."""
-
-
-def wide_console(*, stderr: bool = False) -> Console:
-    """A console for tables; what they show is never read as markup."""
-    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
-    console.width = console.width if console.is_terminal else _PIPE_WIDTH
-    return console
+from stages._cli import note_times, wide_console
 
 
 def finish(report: Path, systems: Sequence[System]) -> None:

@@ -10,8 +10,7 @@ from rich.table import Column, Table
 from pipeline.params.places import expanded
 from pipeline.results.compare import SeedStatistics, compare
 from pipeline.results.scores import read_configuration
-from stages._cli import run_stage
-from stages._tables import wide_console
+from stages._cli import run_stage, wide_console
 
 
 def main(

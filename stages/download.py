@@ -19,7 +19,7 @@ from pipeline.download.preview import Part, Rows, preview
 from pipeline.download.sources import OWN_KINDS, SOURCES
 from pipeline.params.places import expanded
 from stages import paths
-from stages._cli import note_times, read_params, run_stage
+from stages._cli import note_times, read_params, run_stage, wide_console
 
 
 def main(
@@ -61,12 +61,10 @@ def main(
 
 def _print_rows(rows: Rows) -> None:
     """As they were read; the counts may take longer."""
-    console = Console(markup=False, emoji=False, highlight=False)
-    console.width = console.width if console.is_terminal else 160
     table = Table(*rows[0], box=None)
     for row in rows:
         table.add_row(*(one_line(cell, 100) for cell in row.values()))
-    console.print(table, "")
+    wide_console().print(table, "")
 
 
 def _print_parts(parts: Mapping[str, Part], *, as_json: bool) -> None:

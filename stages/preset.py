@@ -35,8 +35,11 @@ def main(
     changed = changed_values(read_params(), preset)
     before = PARAMS_FILE.read_text(encoding="utf-8")
     after = edit_params(before, {key: preset[key] for key in changed}) if changed else before
-    if as_json or changed:
-        typer.echo(json.dumps(changed, indent=2) if as_json else _difference(before, after))
+    if as_json:
+        typer.echo(json.dumps(changed, indent=2))
+    elif changed:  # as `git apply -p0` reads it
+        old, new, file = before.splitlines(), after.splitlines(), str(PARAMS_FILE)
+        typer.echo("\n".join(difflib.unified_diff(old, new, file, file, lineterm="")))
     if not changed:
         outcome = f"{PARAMS_FILE} is {name} already; nothing changes."
     elif write:
@@ -45,13 +48,6 @@ def main(
     else:
         outcome = f"nothing was written; --write makes {PARAMS_FILE} {name}."
     typer.echo(outcome, err=True)
-
-
-def _difference(before: str, after: str) -> str:
-    """A unified diff, as `git apply -p0` reads it."""
-    name = str(PARAMS_FILE)
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), name, name, lineterm="")
-    return "\n".join(lines)
 
 
 app = run_stage(main)

@@ -1,6 +1,5 @@
 """Write a finished run as a folder for the model hub, and optionally upload it."""
 
-import functools
 import json
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,7 +10,6 @@ from pipeline.core.errors import ParamsError
 from pipeline.core.extras import require_extra
 from pipeline.core.progress import log
 from pipeline.evaluate import suite as evaluation_suite
-from pipeline.params.schema import Params
 from pipeline.publish.collect import Facts, RunPaths, collect
 from pipeline.publish.push import check_names, copy_student, push, write_folder
 from stages import paths
@@ -59,10 +57,24 @@ def main(
     run, params = RunPaths(models, train, evaluate, summary, features, lock), read_params()
     facts = collect(run, params, seed=seed, licence=licence, repository=repository)
     chosen = facts["selection"]["seed"]
-    model, report = models / str(chosen), evaluate / f"{chosen}.json"
-    of_onnx = evaluation_suite.RunPaths(evaluation, pairs, text, features) if onnx else None
-    written = functools.partial(_write, model=model, form=form, params=params)
-    write_folder(out, facts, functools.partial(written, onnx=of_onnx, report=report))
+
+    def write_model(folder: Path) -> Facts:
+        if form == "sentence-transformers":
+            from pipeline.publish.router import write_router
+
+            return {"onnx": None, **write_router(folder, models / str(chosen), params.teacher)}
+        copy_student(folder, models / str(chosen))
+        scores = None
+        if onnx:
+            from pipeline.publish.onnx_files import write_onnx
+
+            settings = params.evaluate.model_copy(update={"tasks": ["sts"]})
+            data = evaluation_suite.RunPaths(evaluation, pairs, text, features)
+            suite = evaluation_suite.read_suite(data, params.teacher, settings)
+            scores = write_onnx(folder, suite, evaluate / f"{chosen}.json")
+        return {"format": form, "image_tower": None, "onnx": scores}
+
+    write_folder(out, facts, write_model)
     log.info("seed %d is in %s", chosen, out)
     url = push(out, repository, private=private) if repository else None
     result = {"folder": str(out), "seed": chosen, "url": url}
@@ -80,31 +92,6 @@ def _check_form(form: str, *, onnx: bool) -> None:
             "Router by one library, and has none that runs an image tower as ONNX.",
             "publish twice, with two names for --out.",
         )
-
-
-def _write(
-    folder: Path,
-    *,
-    model: Path,
-    form: str,
-    params: Params,
-    onnx: evaluation_suite.RunPaths | None,
-    report: Path,
-) -> Facts:
-    """Write the model into an empty folder; what the card says about its form."""
-    found: Facts = {"format": form, "image_tower": None, "onnx": None}
-    if form == "sentence-transformers":
-        from pipeline.publish.router import write_router
-
-        return found | write_router(folder, model, params.teacher)
-    copy_student(folder, model)
-    if onnx:
-        from pipeline.publish.onnx_files import write_onnx
-
-        settings = params.evaluate.model_copy(update={"tasks": ["sts"]})
-        suite = evaluation_suite.read_suite(onnx, params.teacher, settings)
-        found["onnx"] = write_onnx(folder, suite, report)
-    return found
 
 
 app = run_stage(main)

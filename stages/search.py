@@ -77,7 +77,13 @@ def main(
         if picture is None:
             answers = _answer(searcher, queries, target, window)
         else:
-            answers = _answer_picture(searcher, queries[0], picture, target, window)
+            import torch
+
+            from pipeline.features.teacher import Teacher
+
+            teacher = Teacher(read_params().teacher, torch.device("cpu"))
+            hits = searcher.search_by_image(picture, teacher, target=target, window=window)
+            answers = iter([Answer(queries[0], hits)])
         show = _print_json if as_json or not sys.stdout.isatty() else _print_table
         kept = [show(answer) for answer in answers]
     if save is not None:
@@ -104,17 +110,6 @@ def _answer(
     for start in range(0, len(queries), _AT_ONCE):
         part = queries[start : start + _AT_ONCE]
         yield from map(Answer, part, searcher.search(part, target=target, window=window))
-
-
-def _answer_picture(
-    searcher: Searcher, name: str, picture: bytes, target: Target, window: Window
-) -> Iterator[Answer]:
-    import torch
-
-    from pipeline.features.teacher import Teacher
-
-    teacher = Teacher(read_params().teacher, torch.device("cpu"))
-    yield Answer(name, searcher.search_by_image(picture, teacher, target=target, window=window))
 
 
 def _read_queries(query: str | None, file: Path | None, by_image: Path | None) -> list[str]:

@@ -8,8 +8,7 @@ from rich.table import Table
 
 from pipeline.results.summary import METRICS, read_run, write_summary
 from stages import paths
-from stages._cli import note_times, read_params, run_stage
-from stages._tables import wide_console
+from stages._cli import note_times, read_params, run_stage, wide_console
 
 
 def main(

@@ -3,6 +3,10 @@
 import os
 import re
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 _HIDDEN = "***"
 _SHORTEST = 8
@@ -50,6 +54,13 @@ def first_line(error: BaseException, longest: int = 300) -> str:
     """The first line of an error's message, or its type where the message is empty."""
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
     return one_line(said, longest).rstrip(".")
+
+
+def first_fault(error: "ValidationError") -> str:
+    """The first fault that pydantic found, as `key: message` without a full stop."""
+    fault = error.errors(include_url=False, include_input=False)[0]
+    key = ".".join(map(str, fault["loc"])) or "object"
+    return one_line(f"{key}: {fault['msg']}", 160).rstrip(".")
 
 
 def _shown(character: str) -> str:

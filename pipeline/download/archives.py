@@ -130,19 +130,20 @@ class Archive:
 
 
 class Packer:
-    """Adds members to a zip that is being written."""
+    """Adds members to a zip that is being written; without one, they are only counted."""
 
-    def __init__(self, archive: zipfile.ZipFile) -> None:
+    def __init__(self, archive: zipfile.ZipFile | None) -> None:
         self.members = 0
         """Members that were added."""
         self._archive = archive
 
     def add(self, member: str, content: bytes) -> None:
         """Add one member; its name must be new."""
-        entry = zipfile.ZipInfo(member)  # dated alike, but it names the operating system
-        entry.create_system = 3
-        self._archive.writestr(entry, content)
         self.members += 1
+        if self._archive is not None:
+            entry = zipfile.ZipInfo(member)  # dated alike, but it names the operating system
+            entry.create_system = 3
+            self._archive.writestr(entry, content)
 
 
 @contextlib.contextmanager

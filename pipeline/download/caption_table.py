@@ -8,8 +8,7 @@ Objects are read by json, not pyarrow.json, which wants all captions to be of on
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.core.errors import InputError
 from pipeline.core.files import reports_unreadable
 from pipeline.core.plaintext import LONGEST_LINE, decode, is_blank, read_lines
-from pipeline.core.redact import first_line, one_line
+from pipeline.core.redact import first_fault, first_line, one_line
 from pipeline.download.pairing import is_missing, read_captions
 from pipeline.download.parquet import Columns, ParquetRows, find_columns, has_text
 from pipeline.params.download import FolderParams
@@ -29,23 +28,8 @@ _SEPARATORS = (",", "\t", ";", "|")
 _TOKEN = re.compile(r"([^\t]*[^\t\s])#\d+\t(.*)", re.DOTALL)
 """A line of Flickr8k.token.txt: name of the image, number, caption."""
 
-Cells = tuple[str, dict[str, dict[str, Any]]]
-"""Where a row is, for messages, and for each param its cells by column."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is read of a table."""
-
-    file: str
-    """The param that names the table."""
-    columns: Columns
-    separator: str | None = None
-    """Of fields; None: it is recognised."""
-
-    def pick(self, where: str, row: Mapping[str, Any]) -> Cells:
-        """The cells of a row that has columns of its own."""
-        return where, pick(row, find_columns(where, list(row), self.columns))
+_Rows = Iterator[tuple[str, Mapping[str, Any]]]
+"""Where each row is, for messages, and its cells by column."""
 
 
 class Row(NamedTuple):
@@ -68,19 +52,13 @@ def read_rows(path: Path, params: FolderParams) -> Iterator[Row]:
     if params.split_column is not None:
         columns = {**columns, split: params.split_column}
     separator = "\t" if params.separator == "tab" else params.separator
-    wanted = Wanted(f"{_BLOCK}.captions", columns, separator)
-    for where, cells in read_cells(path, wanted):
+    for where, cells in read_cells(path, f"{_BLOCK}.captions", columns, separator):
         yield Row(
             where,
             image=_text(cells[image], where),
             captions=join_captions(cells[caption], where),
             split=_text(cells[split], where) if split in cells else None,
         )
-
-
-def pick(row: Mapping[str, Any], columns: Mapping[str, list[str]]) -> dict[str, dict[str, Any]]:
-    """The cells of a row for each param."""
-    return {key: {column: row[column] for column in several} for key, several in columns.items()}
 
 
 def as_list(columns: str | list[str]) -> list[str]:
@@ -96,23 +74,27 @@ def join_captions(cells: Mapping[str, Any], where: str) -> list[str]:
     return found if len(cells) == 1 else [text for text in found if not is_blank(text)] or [""]
 
 
-def read_cells(path: Path, wanted: Wanted) -> Iterator[Cells]:
-    """The rows of a table, in order.
+def read_cells(
+    path: Path, file: str, columns: Columns, separator: str | None = None
+) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
+    """The rows of a table, which the param `file` names: where each is, and its cells by param.
 
     A .csv, .tsv or .txt has a header and fields quoted as in CSV, separated by commas, tabs,
-    semicolons or bars, or lines as in Flickr8k.token.txt; .jsonl has an object a line; .json has a
-    list of objects, or is COCO's. The last two kinds of lines have the columns `image` and
-    `caption`. Errors count the lines of text files from 1, rows of Parquet and entries of lists
-    from 0.
+    semicolons or bars (None: recognised), or lines as in Flickr8k.token.txt; .jsonl has an object
+    a line; .json has a list of objects, or is COCO's. Flickr8k's and COCO's have the columns
+    `image` and `caption`. Errors count the lines of text files from 1, rows of Parquet and entries
+    of lists from 0.
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(
             f"{path} is none of {', '.join(READERS)} by its ending.",
-            f"name an uncompressed table of one of these formats as {wanted.file}.",
+            f"name an uncompressed table of one of these formats as {file}.",
         )
-    require_file(path, wanted.file)
-    yield from reader(path, wanted)
+    require_file(path, file)
+    for where, row in reader(path, columns, separator):
+        found = find_columns(where, list(row), columns)
+        yield where, {key: {one: row[one] for one in several} for key, several in found.items()}
 
 
 def require_file(path: Path, key: str) -> None:
@@ -132,13 +114,13 @@ def _text(cells: Mapping[str, Any], where: str) -> str:
     raise InputError(f"{where}: {column} is {shown}.", "fix the row, or remove it.")
 
 
-def _read_fields(path: Path, wanted: Wanted) -> Iterator[Cells]:
+def _read_fields(path: Path, columns: Columns, separator: str | None) -> _Rows:
     csv.field_size_limit(LONGEST_LINE)  # for the whole process; a long caption exceeds the default
     first = next((line for _, line in _lines(path) if line.strip()), "")
-    if wanted.separator in {None, "\t"} and _TOKEN.fullmatch(first.rstrip("\n")):
-        yield from _read_tokens(path, wanted)
+    if separator in {None, "\t"} and _TOKEN.fullmatch(first.rstrip("\n")):
+        yield from _read_tokens(path)
         return
-    separator, columns = _separator(path, wanted)
+    separator = _separator(path, columns, [separator] if separator else _SEPARATORS)
     records = _records(path, separator)
     _, header = next(records)
     for line, fields in records:
@@ -149,14 +131,14 @@ def _read_fields(path: Path, wanted: Wanted) -> Iterator[Cells]:
                 f"{separator!r}.",
                 f"complete the row, quote fields that hold {separator!r}, or use .jsonl.",
             )
-        yield where, pick(dict(zip(header, fields, strict=True)), columns)
+        yield where, dict(zip(header, fields, strict=True))
 
 
-def _read_tokens(path: Path, wanted: Wanted) -> Iterator[Cells]:
+def _read_tokens(path: Path) -> _Rows:
     for number, line in _lines(path):
         where, found = f"{path} line {number:,}", _TOKEN.fullmatch(line.rstrip("\n"))
         if found:
-            yield wanted.pick(where, {"image": found[1], "caption": found[2]})
+            yield where, {"image": found[1], "caption": found[2]}
         elif line.strip():
             raise InputError(
                 f"{where} is not NAME#NUMBER, a tab and a caption, as the first line is.",
@@ -164,18 +146,20 @@ def _read_tokens(path: Path, wanted: Wanted) -> Iterator[Cells]:
             )
 
 
-def _separator(path: Path, wanted: Wanted) -> tuple[str, dict[str, list[str]]]:
-    """The separator by which the header has the columns that are read, and these."""
+def _separator(path: Path, columns: Columns, separators: Sequence[str]) -> str:
+    """The one by which the header has the columns that are read."""
     hint = ", or write a first line with the names of the columns if there is none"
     refusals: list[tuple[int, InputError]] = []
-    for one in [wanted.separator] if wanted.separator else _SEPARATORS:
+    for one in separators:
         record = next(_records(path, one, strict=False), None)
         header = record[1] if record else []
         table = f"{path}, separated by {one!r}," if header else f"{path}"
         try:
-            return one, find_columns(table, header, wanted.columns, hint)
+            find_columns(table, header, columns, hint)
         except InputError as error:
             refusals.append((len(header), error))
+        else:
+            return one
     raise max(refusals, key=lambda refusal: refusal[0])[1]
 
 
@@ -196,20 +180,19 @@ def _records(path: Path, separator: str, *, strict: bool = True) -> Iterator[tup
             yield line, [field.strip() for field in fields]
 
 
-def _read_jsonl(path: Path, wanted: Wanted) -> Iterator[Cells]:
+def _read_jsonl(path: Path, *_: object) -> _Rows:
     for number, line in _lines(path):
         if line.strip():
             where = f"{path} line {number:,}"
-            yield wanted.pick(where, _object(_parse(line, where), where))
+            yield where, _object(_parse(line, where), where)
 
 
-def _read_json(path: Path, wanted: Wanted) -> Iterator[Cells]:
+def _read_json(path: Path, *_: object) -> _Rows:
     with reports_unreadable(path):
         content = path.read_bytes()
     found = _parse(decode(content, str(path)), str(path))
     if isinstance(found, dict) and {"images", "annotations"} <= found.keys():
-        for number, cells in enumerate(_read_coco(found, path)):
-            yield wanted.pick(f"{path} annotation {number:,}", cells)
+        yield from _read_coco(found, path)
         return
     if not isinstance(found, list):
         keys = one_line(", ".join(map(str, found)), 120) if isinstance(found, dict) else "no keys"
@@ -220,7 +203,7 @@ def _read_json(path: Path, wanted: Wanted) -> Iterator[Cells]:
         )
     for number, cells in enumerate(found):
         where = f"{path} entry {number:,}"
-        yield wanted.pick(where, _object(cells, where))
+        yield where, _object(cells, where)
 
 
 class _CocoImage(BaseModel):
@@ -238,26 +221,24 @@ class _Coco(BaseModel):
     annotations: list[_CocoCaption]
 
 
-def _read_coco(content: Mapping[str, Any], path: Path) -> Iterator[dict[str, str]]:
+def _read_coco(content: Mapping[str, Any], path: Path) -> _Rows:
     """The captions of a file such as captions_train2014.json, each with the name of its image."""
     try:
         coco = _Coco.model_validate(content, strict=True)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        key = one_line(".".join(map(str, fault["loc"])), 60)
         raise InputError(
-            f"{path} has no usable {key}: {one_line(fault['msg'], 120)}.",
+            f"{path} has no usable {first_fault(error)}.",
             "name one of COCO's files of captions, such as captions_train2014.json.",
         ) from None
     names = {image.id: image.file_name for image in coco.images}
     for number, one in enumerate(coco.annotations):
+        where = f"{path} annotation {number:,}"
         if one.image_id not in names:
             raise InputError(
-                f"{path} annotation {number:,} is of the image {one.image_id!r:.60}, which is none "
-                "of its images.",
+                f"{where} is of the image {one.image_id!r:.60}, which is none of its images.",
                 "add the image, or remove the annotation.",
             )
-        yield {"image": names[one.image_id], "caption": one.caption}
+        yield where, {"image": names[one.image_id], "caption": one.caption}
 
 
 def _parse(text: str, where: str) -> Any:
@@ -286,15 +267,15 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         yield from read_lines(stream, str(path))
 
 
-def _read_parquet(path: Path, wanted: Wanted) -> Iterator[Cells]:
+def _read_parquet(path: Path, columns: Columns, _: object) -> _Rows:
     table = ParquetRows(path, str(path))
-    found = table.find(wanted.columns, has_text)
-    columns = [column for several in found.values() for column in several]
-    for row, cells in table.rows(columns, at_once=4096):
-        yield f"{path} row {row:,}", pick(cells, found)
+    found = table.find(columns, has_text)
+    names = [name for several in found.values() for name in several]
+    for row, cells in table.rows(names, at_once=4096):
+        yield f"{path} row {row:,}", cells
 
 
-READERS: Mapping[str, Callable[[Path, Wanted], Iterator[Cells]]] = {
+READERS: Mapping[str, Callable[[Path, Columns, str | None], _Rows]] = {
     ".csv": _read_fields,
     ".tsv": _read_fields,
     ".txt": _read_fields,

@@ -92,22 +92,19 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 def make_text(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metrics:
     """Write the text-only sentences that `params.text` names, which may be none; counts them."""
+    left_out: Metrics = {}
     with atomic_folder(folder) as target:
-        sentences, left_out = _read_text(params, fetcher)
+        match params.text:
+            case "scenes":
+                sentences = make_sentences(params.scenes)
+            case "file":
+                sentences, left_out = read_own_sentences(params)
+            case "none":
+                sentences = []
+            case source:
+                sentences = read_sentences_file(fetcher(source)[0], "fetch the file again.")
         records.write_sentences(target, sentences)
     return _account(params.text, {"sentences": len(sentences)}) | left_out
-
-
-def _read_text(params: DownloadParams, fetcher: Fetcher) -> tuple[list[str], Metrics]:
-    match params.text:
-        case "scenes":
-            return make_sentences(params.scenes), {}
-        case "file":
-            return read_own_sentences(params)
-        case "none":
-            return [], {}
-        case source:
-            return read_sentences_file(fetcher(source)[0], "fetch the file again."), {}
 
 
 def make_evaluation(folder: Path, params: DownloadParams, fetcher: Fetcher) -> Metrics:

@@ -62,24 +62,20 @@ def fetch(file: RemoteFile, folder: Path, mirror: str | None) -> Path:
         candidates: dict[str, _Candidate] = {}
         for one in file.candidates():
             address = _address(one, mirror)
-            candidates.setdefault(address, _Candidate(one, address, folder))
-        found = next(
-            (candidate.target for candidate in candidates.values() if candidate.is_there()), None
-        )
-        return found or _fetch_first([*candidates.values()], is_public=not mirror)
+            candidates.setdefault(address, _Candidate(one, address, folder / one.name))
+        for candidate in candidates.values():
+            if candidate.is_there():
+                return candidate.target
+        return _fetch_first([*candidates.values()], is_public=not mirror)
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A file, one address of it, and the folder that it is to come to."""
+    """A file, one address of it, and the place that it is to come to."""
 
     file: RemoteFile
     address: str
-    folder: Path
-
-    @property
-    def target(self) -> Path:
-        return self.folder / self.file.name
+    target: Path
 
     def is_there(self) -> bool:
         """Whether an earlier run fetched it from this address; it must be the same still."""
@@ -105,7 +101,7 @@ class _Candidate:
             self._check_record(part, digest)
         if expected not in {None, digest}:
             part.unlink()
-        checksums = self.folder / CHECKSUMS
+        checksums = self.target.with_name(CHECKSUMS)
         accept = f"to accept that, remove the entry of {self.file.name} from {checksums}."
         _verify(self.address, digest, expected, f"the source changed; {accept}")
         part.replace(self.target)
@@ -120,7 +116,7 @@ class _Candidate:
         return f"{self.file.name} {redact(self.address)}"
 
     def _checksums(self) -> dict[str, str]:
-        return read_checksums(self.folder, f"delete {self.folder / CHECKSUMS}.")
+        return read_checksums(self.target.parent, f"delete {self.target.with_name(CHECKSUMS)}.")
 
     def _check_record(self, part: Path, digest: str) -> None:
         size, record = part.stat().st_size, self.file

@@ -12,7 +12,7 @@ from pipeline.core.plaintext import decode
 from pipeline.core.progress import log, progress
 from pipeline.download.archives import MAX_MEMBER_BYTES, Packer
 from pipeline.download.caption_table import Row, read_rows
-from pipeline.download.image_tables import PARQUET, add_tables, configs_of, local_files
+from pipeline.download.image_tables import PARQUET, add_tables, local_files, require_one_config
 from pipeline.download.packed_images import IMAGE_ENDINGS
 from pipeline.download.pairing import PairRows, draw_split, named_split, read_caption_lines
 from pipeline.download.parquet import ParquetRows
@@ -59,12 +59,7 @@ def _add_parquet(rows: PairRows, params: FolderParams) -> None:
             f"{params.captions} holds no .parquet file, and {_KEY} is null.",
             f"set {_KEY} to the folder of the images.",
         )
-    if len(configs := configs_of(tables)) > 1:
-        raise InputError(
-            f"{params.captions} has Parquet files in several folders: {', '.join(configs[:5])}; "
-            "they may hold the same pictures in other splits.",
-            f"name one of these folders as {_TABLE}.",
-        )
+    require_one_config(tables, f"{params.captions}", f"name one of these folders as {_TABLE}.")
     add_tables(rows, (ParquetRows(root / file, file) for file in tables), params)
 
 

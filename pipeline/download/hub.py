@@ -15,8 +15,8 @@ from pipeline.core.progress import log
 from pipeline.download.image_tables import (
     PARQUET,
     add_tables,
-    configs_of,
     local_files,
+    require_one_config,
     split_in_name,
 )
 from pipeline.download.pairing import PairRows
@@ -25,9 +25,6 @@ from pipeline.download.webdataset import Shard, add_shards
 from pipeline.params.download import HubParams
 
 _KEY = "download.hub"
-_TARS = (".tar", ".tar.gz", ".tgz")
-_SHOWN = 5
-
 _Files = tuple[list[str], Callable[[str], Path]]
 """The names of a data set's files, and what gets one."""
 
@@ -42,8 +39,13 @@ def write_hub_pairs(rows: PairRows, params: HubParams) -> None:
     is_here = Path(name).is_absolute() or Path(name).exists()
     files, fetch = _on_this_machine(name, params) if is_here else _on_the_hub(name, params)
 
-    def chosen(ending: tuple[str, ...]) -> Sequence[str]:
-        found = _chosen(files, params, ending)
+    def chosen(*endings: str) -> Sequence[str]:
+        found = [file for file in files if file.lower().endswith(endings)]
+        if params.files is not None:
+            found = fnmatch.filter(found, params.files)
+        else:
+            fix = f"choose with {_KEY}.files, such as {{}}/**; ** takes all."
+            require_one_config(found, name, fix)
         return found if is_here else rows.to_fetch(found)
 
     def shard(file: str) -> Shard:
@@ -51,12 +53,12 @@ def write_hub_pairs(rows: PairRows, params: HubParams) -> None:
         again = "get it again" if is_here else f"delete {path.resolve()} to fetch it again"
         return Shard(path, split_in_name(file), f"{again}.")
 
-    if tars := chosen(_TARS):
+    if tars := chosen(".tar", ".tar.gz", ".tgz"):
         add_shards(rows, map(shard, tars), total=len(tars))
-    elif tables := chosen((PARQUET,)):
+    elif tables := chosen(PARQUET):
         add_tables(rows, (ParquetRows(fetch(file), file) for file in tables), params)
     else:
-        shown = ", ".join(files[:_SHOWN]) or "none"
+        shown = ", ".join(files[:5]) or "none"
         wanted = "" if params.files is None else f" that match {_KEY}.files, {params.files}"
         raise InputError(
             f"{name} has no .parquet or .tar files{wanted}, but {shown}.",
@@ -118,27 +120,12 @@ def _reports_refusal(name: str, revision: str | None) -> Iterator[None]:
     }
     try:
         yield
-    except tuple(refusals) as error:
-        why, fix = next(said for kind, said in refusals.items() if isinstance(error, kind))
-        raise DownloadError(f"the data set {name} {why}.", fix) from None
     except Exception as error:  # noqa: BLE001  # errors of the transport are not wrapped
         reason = " ".join((str(error) or type(error).__name__).split()).rstrip(".")[:300]
-        raise DownloadError(
-            f"the data set {name} could not be downloaded: {reason}.",
+        other = (
+            f"could not be downloaded: {reason}",
             "check the network and HF_ENDPOINT, and run it again; what was transferred is kept.",
-        ) from None
-
-
-def _chosen(files: Sequence[str], params: HubParams, endings: tuple[str, ...]) -> list[str]:
-    """The files of these endings that `params.files` names, else all of them, of one config."""
-    files = [file for file in files if file.lower().endswith(endings)]
-    if params.files is not None:
-        return [file for file in files if fnmatch.fnmatchcase(file, params.files)]
-    if len(configs := configs_of(files)) > 1:
-        shown = ", ".join(configs[:_SHOWN]) + (", ..." if len(configs) > _SHOWN else "")
-        raise InputError(
-            f"{params.dataset} has files of several configs: {shown}; they may hold the same "
-            "pictures in other splits.",
-            f"choose with {_KEY}.files, such as {configs[-1]}/**; ** takes all.",
         )
-    return files
+        known = (said for kind, said in refusals.items() if isinstance(error, kind))
+        why, fix = next(known, other)
+        raise DownloadError(f"the data set {name} {why}.", fix) from None

@@ -22,6 +22,7 @@ PARQUET = ".parquet"
 _SPLIT = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_OF_NAME)})(?![a-z])", re.IGNORECASE)
 _SPLIT_FOLDER = re.compile(rf"(partial-)?({'|'.join(SPLIT_OF_NAME)})[-_]?\d*", re.IGNORECASE)
 _LONGEST_NAME = 200
+_SHOWN = 5
 
 
 def local_files(written: str, key: str) -> tuple[Path, list[str]]:
@@ -49,6 +50,17 @@ def configs_of(files: Sequence[str]) -> list[str]:
     folders = (PurePosixPath(file).parent.parts for file in files)
     kept = (filter(lambda part: not _SPLIT_FOLDER.fullmatch(part), parts) for parts in folders)
     return sorted({str(PurePosixPath(*parts)) for parts in kept})
+
+
+def require_one_config(files: Sequence[str], name: str, fix: str) -> None:
+    """Refuse files of several configs; `fix` gets the name of one of them."""
+    if len(configs := configs_of(files)) > 1:
+        shown = ", ".join(configs[:_SHOWN]) + (", ..." if len(configs) > _SHOWN else "")
+        raise InputError(
+            f"{name} has files of several configs: {shown}; they may hold the same pictures in "
+            "other splits.",
+            fix.format(configs[-1]),
+        )
 
 
 def split_in_name(file: str) -> str | None:

@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.core.errors import InputError
 from pipeline.core.files import reports_unreadable
 from pipeline.core.plaintext import decode
-from pipeline.core.redact import one_line
+from pipeline.core.redact import first_fault, one_line
 from pipeline.download.archives import Archive
 from pipeline.download.pairing import SPLIT_OF_NAME, clean_caption
+from pipeline.download.records import CAPTIONS, IMAGES
 
 _Text = Annotated[str, Field(max_length=1 << 26)]
 """Only where a text is bounded does pydantic refuse half a character (RFC 8259, 8.2)."""
@@ -53,7 +54,10 @@ def read_karpathy(
     captions: list[tuple[int, str]] = []
     for row, content in enumerate(_read_json(splits, name)):
         where = f"{splits.name}: {name}, image {row}"
-        image = _parse(content, where)
+        try:
+            image = _Image.model_validate(content)
+        except ValidationError as error:
+            raise _malformed(where, first_fault(error)) from None
         if image.imgid in images:
             raise _malformed(where, f"imgid: {image.imgid} is that of an earlier image")
         if image.split == "restval" and not restval:
@@ -61,10 +65,10 @@ def read_karpathy(
         archive, member = members.get(image.filename, (fallback, image.filename))
         images[image.imgid] = SPLIT_OF_NAME[image.split], archive, member
         captions += [(image.imgid, clean_caption(sentence.raw)) for sentence in image.sentences]
-    rows = [(image_id, *cells) for image_id, cells in images.items()]
-    caption_table = pd.DataFrame(captions, columns=["image_id", "caption"])
-    caption_table.insert(0, "caption_id", range(len(caption_table)))
-    return pd.DataFrame(rows, columns=["image_id", "split", "archive", "member"]), caption_table
+    return (
+        pd.DataFrame([(one, *cells) for one, cells in images.items()], columns=IMAGES.names),
+        pd.DataFrame([(n, *row) for n, row in enumerate(captions)], columns=CAPTIONS.names),
+    )
 
 
 def _read_json(splits: Path, name: str) -> list[Any]:
@@ -88,20 +92,8 @@ def _read_bytes(splits: Path, name: str) -> bytes:
         return archive.read(name)
 
 
-def _parse(content: object, where: str) -> _Image:
-    try:
-        return _Image.model_validate(content)
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        key = ".".join(map(str, fault["loc"])) or "keys"
-        raise _malformed(where, f"{key}: {fault['msg']}") from None
-
-
 def _malformed(where: str, what: str) -> InputError:
-    return InputError(
-        f"{where} has no usable {one_line(what, 120).rstrip('.')}.",
-        "fetch the splits again from their source.",
-    )
+    return InputError(f"{where} has no usable {what}.", "fetch the splits again from their source.")
 
 
 def _members_by_name(archives: Iterable[Path]) -> Mapping[str, tuple[str, str]]:

@@ -105,11 +105,7 @@ class PackedImages:
 
 
 class _UnfitError(Exception):
-    """A file was understood, but cannot be used."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(detail)
-        self.rejection = Rejection(reason, detail)
+    """A file was understood, but cannot be used: reason and detail."""
 
 
 def decode_image(content: bytes, side: int, transform: Callable[[Image.Image], T]) -> T | Rejection:
@@ -193,7 +189,7 @@ def _make_upright(picture: Image.Image, source: Image.Image) -> Image.Image:
 
 def _reject(error: Exception, content: bytes) -> Rejection:
     if isinstance(error, _UnfitError):
-        return error.rejection
+        return Rejection(*error.args)
     if isinstance(error, UnidentifiedImageError):
         return Rejection("unreadable", _why_unknown(content))
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -12,23 +12,16 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pipeline.core.errors import InputError
 from pipeline.core.files import reports_unreadable
 from pipeline.core.plaintext import MARK, is_blank
 from pipeline.download.archives import Packer, pack
-from pipeline.download.records import (
-    ARCHIVES,
-    CAPTIONS,
-    ELSEWHERE,
-    IMAGES,
-    open_table,
-    write_table,
-)
+from pipeline.download.records import ARCHIVES, CAPTIONS, ELSEWHERE, IMAGES, open_table
 from pipeline.params.download import SplitsParams
 
 MOST_CHARACTERS = 10_000
@@ -139,21 +132,20 @@ def named_split(name: object, where: str) -> str:
     return split
 
 
-class Table(Protocol):
-    """Takes rows one by one, as `TableWriter`."""
-
-    def add(self, *cells: Any) -> None:
-        """Add one row."""
+AddRow = Callable[..., None]
+"""Takes the cells of a row."""
 
 
 class PairRows:
     """Numbers images and captions in the order of their source, on their way to the tables.
 
-    `folder` gets the tables, and the archives that are made of the images; `splits` draws the
-    splits of images whose source names none.
+    `folder` gets the archives that are made of the images; `splits` draws the splits of images
+    whose source names none.
     """
 
-    def __init__(self, folder: Path, splits: SplitsParams, images: Table, captions: Table) -> None:
+    def __init__(
+        self, folder: Path, splits: SplitsParams, add_image: AddRow, add_caption: AddRow
+    ) -> None:
         self.folder = folder
         self.splits = splits
         self.left_out: Counter[str] = Counter(captions_empty=0, captions_cut=0)
@@ -163,8 +155,7 @@ class PairRows:
         """Images of each split."""
         self.archives: dict[str, tuple[int, int]] = {}
         """Bytes and time of archives that are not in the folder of the tables."""
-        self._image_table = images
-        self._caption_table = captions
+        self._add_image, self._add_caption = add_image, add_caption
 
     def add(self, split: str, archive: str, member: str, captions: Iterable[str] = ()) -> int:
         """Add an image, with captions; returns its id."""
@@ -173,7 +164,7 @@ class PairRows:
                 found = Path(archive).stat()
             self.archives[archive] = (found.st_size, found.st_mtime_ns)
         image_id = self.images
-        self._image_table.add(image_id, split, archive, member)
+        self._add_image(image_id, split, archive, member)
         self.images += 1
         self.in_split[split] += 1
         self.add_captions(image_id, captions)
@@ -194,7 +185,7 @@ class PairRows:
             self.left_out["captions_empty"] += not text
             self.left_out["captions_cut"] += len(text) > MOST_CHARACTERS
             text = text[:MOST_CHARACTERS].rstrip()
-            self._caption_table.add(self.captions, image_id, text)
+            self._add_caption(self.captions, image_id, text)
             self.captions += 1
 
 
@@ -205,7 +196,7 @@ def write_rows_to(folder: Path, splits: SplitsParams | None = None) -> Iterator[
         open_table(folder / "images.parquet", IMAGES) as images,
         open_table(folder / "captions.parquet", CAPTIONS) as captions,
     ):
-        rows = PairRows(folder, splits or SplitsParams(), images, captions)
+        rows = PairRows(folder, splits or SplitsParams(), images.add, captions.add)
         yield rows
         if not (rows.images and rows.captions):
             raise InputError(
@@ -213,6 +204,6 @@ def write_rows_to(folder: Path, splits: SplitsParams | None = None) -> Iterator[
             )
         (folder / ELSEWHERE).unlink(missing_ok=True)  # from an earlier run
         if rows.archives:
-            cells = [(name, *stat) for name, stat in rows.archives.items()]
-            columns = dict(zip(ARCHIVES.names, zip(*cells, strict=True), strict=True))
-            write_table(folder / ELSEWHERE, columns, ARCHIVES)
+            with open_table(folder / ELSEWHERE, ARCHIVES) as archives:
+                for name, stat in rows.archives.items():
+                    archives.add(name, *stat)

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pipeline.core.progress import log
 from pipeline.download.archives import Packer
@@ -28,7 +27,7 @@ class Part:
     """What is read of one part of the corpora."""
 
     source: str
-    is_read: bool
+    is_read: bool = False
     """Whether it is one's own; what is public or rendered is not read for this."""
     rows: Rows = field(default_factory=list)
     counts: Metrics = field(default_factory=dict)
@@ -49,31 +48,26 @@ def preview(params: DownloadParams, downloads: Path, show: Show) -> dict[str, Pa
     Raises:
         InputError, DownloadError, ResourceError: as `download`.
     """
-    parts = {"pairs": _part(params.pairs), "text": _part(params.text)}
+    parts = {"pairs": Part(params.pairs), "text": Part(params.text)}
     for name, read in (("pairs", _read_pairs), ("text", _read_text)):
-        if parts[name].is_read:
-            with _collects_warnings(parts[name].warnings):
-                parts[name].rows, parts[name].counts = read(params, downloads, show)
+        part = parts[name]
+        if part.source in OWN_KINDS:
+            part.is_read = True
+            with _collects_warnings(part.warnings):
+                part.rows, part.counts = read(params, downloads, show)
+        elif part.source in BY_NAME:
+            part.counts = dict(BY_NAME[part.source].counts)
     return parts
-
-
-def _part(source: str) -> Part:
-    counts = BY_NAME[source].counts if source in BY_NAME else {}
-    return Part(source, source in OWN_KINDS, counts=dict(counts))
 
 
 def _read_pairs(params: DownloadParams, downloads: Path, show: Show) -> tuple[Rows, Metrics]:
     rows = _FirstRows(params.splits, show)
     add_own_pairs(rows, params, downloads)
     if rows.captions < SHOWN:
-        show(rows.first())
+        show(rows.first)
+    counts = {"images": rows.images, "captions": rows.captions}
     splits = {f"{split}_images": count for split, count in rows.in_split.items()}
-    return rows.first(), {
-        "images": rows.images,
-        "captions": rows.captions,
-        **splits,
-        **rows.left_out,
-    }
+    return rows.first, counts | splits | rows.left_out
 
 
 def _read_text(params: DownloadParams, _downloads: Path, show: Show) -> tuple[Rows, Metrics]:
@@ -84,56 +78,34 @@ def _read_text(params: DownloadParams, _downloads: Path, show: Show) -> tuple[Ro
 
 
 class _FirstRows(PairRows):
-    """Counts all rows, keeps the first, and writes nothing."""
+    """Counts all rows, keeps the first captions with their images, and writes nothing."""
 
     def __init__(self, splits: SplitsParams, show: Show) -> None:
-        self._images, self._captions = _FirstCells(), _FirstCells()
-        self._captions.when_full = lambda: show(self.first())
-        super().__init__(Path(), splits, self._images, self._captions)
+        super().__init__(Path(), splits, self._keep_image, self._keep_caption)
+        self.first: Rows = []
+        self._show = show
+        self._images: dict[int, dict[str, str]] = {}
 
-    def first(self) -> Rows:
-        """The first captions, each with its image: images are numbered in the order of captions."""
-        images = {image_id: (member, split) for image_id, split, _, member in self._images.rows}
-        return [
-            dict(zip(("image", "split", "caption"), (*images[image_id], text), strict=True))
-            for _, image_id, text in self._captions.rows
-        ]
+    def _keep_image(self, image_id: int, split: str, _archive: str, member: str) -> None:
+        if len(self.first) < SHOWN:
+            self._images[image_id] = {"image": member, "split": split}
+
+    def _keep_caption(self, _caption_id: int, image_id: int, text: str) -> None:
+        if len(self.first) < SHOWN:
+            self.first.append(self._images[image_id] | {"caption": text})
+            if len(self.first) == SHOWN:
+                self._show(self.first)
 
     @contextlib.contextmanager
     def pack(self, name: str) -> Iterator[Packer]:  # noqa: ARG002
         """Count what would be packed."""
-        yield _Counter()
+        yield Packer(None)
 
     def to_fetch(self, files: Sequence[str]) -> Sequence[str]:
         """The first."""
         if len(files) > 1:
             log.warning("only the first of %d files is fetched, and counted", len(files))
         return files[:1]
-
-
-class _FirstCells:
-    """A table of which the first rows are kept."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[Any, ...]] = []
-        self.when_full: Callable[[], None] = lambda: None
-
-    def add(self, *cells: Any) -> None:
-        if len(self.rows) < SHOWN:
-            self.rows.append(cells)
-            if len(self.rows) == SHOWN:
-                self.when_full()
-
-
-class _Counter(Packer):
-    """Adds nothing to a zip."""
-
-    def __init__(self) -> None:
-        self.members = 0
-
-    def add(self, member: str, content: bytes) -> None:  # noqa: ARG002
-        """Count a member."""
-        self.members += 1
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ none, and no other cell is null.
 import contextlib
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ ELSEWHERE = "archives.parquet"
 ROW_GROUP = 1 << 15
 """Rows of a table that are written, and kept in memory, together."""
 
-_REDO = "run `dvc repro -f {}`."
+_REDO = "run `dvc repro -f download`."
 
 Rows = pd.DataFrame | Mapping[str, Sequence[Any]]
 """Columns by name."""
@@ -58,10 +58,6 @@ STS = pa.schema({"task": "string", "subset": "string"} | _STRINGS | {"score": "f
 TRANSFER = pa.schema({"task": "string"} | _STRINGS | {"label": "int64"})
 
 
-def _no_archives() -> pd.DataFrame:
-    return pd.DataFrame(ARCHIVES.empty_table().to_pandas(use_threads=False))
-
-
 @dataclass(frozen=True)
 class Pairs:
     """Images with their captions; `folder` holds the archives that `images` names."""
@@ -69,7 +65,9 @@ class Pairs:
     folder: Path
     images: pd.DataFrame
     captions: pd.DataFrame
-    archives: pd.DataFrame = field(default_factory=_no_archives)
+    archives: pd.DataFrame = field(
+        default_factory=lambda: ARCHIVES.empty_table().to_pandas(use_threads=False)
+    )
     """Those elsewhere, as they were when the rows were made."""
 
     def fingerprint(self) -> str:
@@ -98,10 +96,9 @@ def write_pairs(folder: Path, images: pd.DataFrame, captions: pd.DataFrame) -> N
 def read_pairs(folder: Path) -> Pairs:
     """Read the tables of the pairs; errors as `read_table`."""
     images = read_table(folder / "images.parquet", IMAGES)
-    captions = read_table(folder / "captions.parquet", CAPTIONS)
+    pairs = Pairs(folder, images, read_table(folder / "captions.parquet", CAPTIONS))
     elsewhere = folder / ELSEWHERE
-    archives = read_table(elsewhere, ARCHIVES) if elsewhere.exists() else _no_archives()
-    return Pairs(folder, images, captions, archives)
+    return replace(pairs, archives=read_table(elsewhere, ARCHIVES)) if elsewhere.exists() else pairs
 
 
 def count_pairs(folder: Path) -> dict[str, int]:
@@ -208,21 +205,9 @@ class TableWriter:
 
 
 def read_table(
-    path: Path,
-    schema: pa.Schema,
-    made_by: str = "download",
-    optional: Collection[str] = (),
-    *,
-    may_be_empty: bool = False,
+    path: Path, schema: pa.Schema, optional: Collection[str] = (), *, may_be_empty: bool = False
 ) -> pd.DataFrame:
-    """Read a table and verify its checksum, schema and cells.
-
-    Args:
-        path: the Parquet file.
-        schema: the columns it must have.
-        made_by: the stage that makes it, for the fix.
-        optional: the columns whose cells may be null.
-        may_be_empty: whether it may have no rows.
+    """Read a table and verify its checksum, schema and cells, which may be null if `optional`.
 
     Raises:
         MissingArtifactError: the table is not there.
@@ -230,28 +215,27 @@ def read_table(
             number; the row is named, counted from 0.
     """
     if not path.is_file():
-        raise MissingArtifactError(path, made_by)
-    table, redo = _load(path, made_by), _REDO.format(made_by)
+        raise MissingArtifactError(path, made_by="download")
+    table = _load(path)
     if not table.schema.equals(schema) or (table.num_rows == 0 and not may_be_empty):
         found = "no rows" if table.num_rows == 0 else f"columns {_describe(table.schema)}"
         raise InputError(
-            f"{path} has {found}, expected {_describe(schema)} and at least one row.", redo
+            f"{path} has {found}, expected {_describe(schema)} and at least one row.", _REDO
         )
     for name in (name for name in schema.names if name not in optional):
-        _refuse_rows(path, _is_unusable(table[name]), f"has no usable {name}", made_by)
+        _refuse_rows(path, _is_unusable(table[name]), f"has no usable {name}")
     return pd.DataFrame(table.to_pandas(use_threads=False))
 
 
-def _load(path: Path, made_by: str) -> pa.Table:
+def _load(path: Path) -> pa.Table:
     """All rows, by this thread alone: Arrow's own threads hang or abort when out of memory."""
-    redo = _REDO.format(made_by)
-    verify_checksums(path.parent, path.name, fix=redo)
+    verify_checksums(path.parent, path.name, fix=_REDO)
     try:
         table = pq.ParquetFile(path, pre_buffer=False).read(use_threads=False)
         table.validate(full=True)  # else text that is not UTF-8 fails much later
         _describe(table.schema)  # and so do such names of columns
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {first_line(error)}.", redo) from None
+        raise InputError(f"{path} cannot be read: {first_line(error)}.", _REDO) from None
     return table
 
 
@@ -262,11 +246,11 @@ def _is_unusable(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.is_null(column)
 
 
-def _refuse_rows(path: Path, refused: ArrayLike, what: str, made_by: str = "download") -> None:
+def _refuse_rows(path: Path, refused: ArrayLike, what: str) -> None:
     """Name the first of the refused rows, if there is one."""
     rows = np.flatnonzero(refused)
     if rows.size:
-        raise InputError(f"{path} row {rows[0]:,} {what}.", _REDO.format(made_by))
+        raise InputError(f"{path} row {rows[0]:,} {what}.", _REDO)
 
 
 def _describe(schema: pa.Schema) -> str:

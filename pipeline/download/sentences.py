@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline.core.errors import InputError
 from pipeline.core.files import reports_unreadable
 from pipeline.core.plaintext import is_blank, read_lines
-from pipeline.download.caption_table import Wanted, join_captions, read_cells, require_file
+from pipeline.download.caption_table import join_captions, read_cells, require_file
 from pipeline.download.pairing import clean_caption
 from pipeline.params.download import DownloadParams
 
@@ -40,17 +40,12 @@ def read_own_sentences(params: DownloadParams) -> tuple[list[str], dict[str, int
         if path.suffix.lower() == ".txt":
             sentences += read_sentences_file(path, f"write one a line, or check {_FILE}.")
             continue
-        found = _read_column(path, params.text_column)
-        kept = [sentence for sentence in found if sentence]
+        rows = read_cells(path, _FILE, {_COLUMN: params.text_column})
+        texts = [text for where, cells in rows for text in join_captions(cells[_COLUMN], where)]
+        found = list(map(clean_caption, texts))
+        kept = list(filter(None, found))
         if not kept:
             raise InputError(f"{path} holds no sentence.", f"check {_FILE} and {_COLUMN}.")
         sentences += kept
         empty += len(found) - len(kept)
     return sentences, {"sentences_empty": empty}
-
-
-def _read_column(path: Path, column: str) -> list[str]:
-    """The sentences of a column, whose cells are texts or lists of texts; "" for an empty one."""
-    wanted = Wanted(_FILE, {_COLUMN: column})
-    cells = ((where, found[_COLUMN]) for where, found in read_cells(path, wanted))
-    return [clean_caption(text) for where, cell in cells for text in join_captions(cell, where)]

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.core.errors import InputError
 from pipeline.core.files import refusal
 from pipeline.core.plaintext import MARK, read_lines
-from pipeline.core.redact import first_line, one_line
+from pipeline.core.redact import first_fault, first_line, one_line
 from pipeline.download.archives import MAX_MEMBER_BYTES, Archive
 from pipeline.download.records import STS, TRANSFER
 
@@ -98,9 +98,7 @@ def _mteb_rows(path: Path) -> Iterator[_StsRow]:
         try:
             pair = _MtebPair.model_validate_json(text)
         except ValidationError as error:
-            fault = error.errors(include_url=False, include_input=False)[0]
-            key = ".".join(map(str, fault["loc"])) or "object"
-            raise line.malformed(f"has no usable {key}: {fault['msg']}") from None
+            raise line.malformed(f"has no usable {first_fault(error)}") from None
         sentences = _join(pair.sentence1), _join(pair.sentence2)
         yield _MTEB[name], "all", "dev" if split == "validation" else split, *sentences, pair.score
     if not number:

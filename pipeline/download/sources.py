@@ -85,13 +85,23 @@ def _coco(name: str, megabytes: int) -> RemoteFile:
     )
 
 
-def _mteb(name: str, revision: str, *splits: str) -> tuple[RemoteFile, ...]:
-    """A data set of MTEB, by the revision that its own task reads."""
-    files = ((split, f"{name}@{revision}/{split}.jsonl.gz") for split in splits)
-    return tuple(
-        RemoteFile(f"{name}-{split}.jsonl.gz", f"hf://datasets/mteb/{file}", 1)
-        for split, file in files
+_MTEB = {
+    "sts12-sts": "a0d554a64d88156834ff5ae9920b964011b16384",
+    "sts13-sts": "7e90230a92c190f1bf69ae9002b8cea547a64cca",
+    "sts14-sts": "6031580fec1f6af667f0bd2da0a551cf4f0b2375",
+    "sts15-sts": "ae752c7c21bf194d8b67fd573edf7ae58183cbe3",
+    "sts16-sts": "4d8694f8f0e0100860b497b999b3dbed754a0513",
+    "stsbenchmark-sts": "b0fddb56ed78048fa8b90373c8a3cfc37b684831",
+    "sickr-sts": "20a6d6f312dd54037fe07a32d58e5e168867909d",
+}
+"""The revision of each data set that MTEB's own task reads."""
+_MTEB_FILES = tuple(
+    RemoteFile(
+        f"{name}-{split}.jsonl.gz", f"hf://datasets/mteb/{name}@{revision}/{split}.jsonl.gz", 1
     )
+    for name, revision in _MTEB.items()
+    for split in (("train", "validation", "test") if name == "stsbenchmark-sts" else ("test",))
+)
 
 
 _COCO_FILES = (
@@ -191,21 +201,7 @@ SOURCES = (
     Source(
         "mteb-sts",
         "evaluation",
-        (
-            *_mteb("sts12-sts", "a0d554a64d88156834ff5ae9920b964011b16384", "test"),
-            *_mteb("sts13-sts", "7e90230a92c190f1bf69ae9002b8cea547a64cca", "test"),
-            *_mteb("sts14-sts", "6031580fec1f6af667f0bd2da0a551cf4f0b2375", "test"),
-            *_mteb("sts15-sts", "ae752c7c21bf194d8b67fd573edf7ae58183cbe3", "test"),
-            *_mteb("sts16-sts", "4d8694f8f0e0100860b497b999b3dbed754a0513", "test"),
-            *_mteb(
-                "stsbenchmark-sts",
-                "b0fddb56ed78048fa8b90373c8a3cfc37b684831",
-                "train",
-                "validation",
-                "test",
-            ),
-            *_mteb("sickr-sts", "20a6d6f312dd54037fe07a32d58e5e168867909d", "test"),
-        ),
+        _MTEB_FILES,
         licence="STS: CC BY-SA 4.0; SICK: CC BY-NC-SA 3.0",
         citation="Muennighoff et al., EACL 2023 (MTEB)",
         counts=_YEARS_COUNTS | {"sts_b_cased": _STSB_PAIRS, "sick_r": _SICK_PAIRS},

@@ -30,10 +30,8 @@ def find_shards(names: str | Sequence[str]) -> list[str]:
     `{train,val}` in it; a local one may also be a glob, whose shards are ordered by name.
     """
     written = [names] if isinstance(names, str) else names
-    every = (shard for one in written for name in expand(one) for shard in _find(name))
-    found = list(dict.fromkeys(every))
-    missing = [shard for shard in found if not _is_there(shard)]
-    if missing:
+    found = dict.fromkeys(shard for one in written for name in expand(one) for shard in _find(name))
+    if missing := [shard for shard in found if not _is_there(shard)]:
         what, fix = why_missing(missing[0], _KEY)
         raise InputError(
             f"{len(missing):,} of {len(found):,} shards are not there, the first: {what}", fix

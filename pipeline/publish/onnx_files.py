@@ -1,8 +1,7 @@
 """The student as ONNX where sentence-transformers looks for it, and the STS of each file."""
 
-import functools
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -62,14 +61,14 @@ def _score(student: Student, graph: Path, suite: Suite) -> dict[str, float]:
 
     log.info("STS of %s", graph.name)
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
-    student.encoder.run_backbone = functools.partial(_run, session)
+
+    def run(_: nn.Module, tokens: Tokens) -> Tensor:
+        given = {name: ids.numpy() for name, ids in tokens.items()}
+        return torch.from_numpy(session.run(None, given)[0])
+
+    student.encoder.run_backbone = run
     try:
         scores = headline(evaluate(student.encoder, suite))["sts"]
     finally:
         student.encoder.run_backbone = run_padded
     return cast(dict[str, float], scores)
-
-
-def _run(session: Any, _: nn.Module, tokens: Tokens) -> Tensor:
-    given = {name: ids.numpy() for name, ids in tokens.items()}
-    return torch.from_numpy(session.run(None, given)[0])

@@ -73,7 +73,9 @@ def write_router(folder: Path, model: Path, params: TeacherParams) -> dict[str, 
         )
     teacher = Teacher(params, torch.device("cpu"), "fp32")
     student.require_teacher(teacher.identity.weights)
-    texts = _text_routes(student, model)
+    text: list[nn.Module] = list(SentenceTransformer(str(model), device="cpu").children())
+    shared = [*text, as_dense(student.heads.grounding), Normalize()]
+    texts = {"text": text, "shared": shared}
     try:
         whole = _save(folder, student, texts | {"image": image_modules(teacher, student.heads)})
         _require_pictures(whole.encode, student, teacher)
@@ -85,11 +87,6 @@ def write_router(folder: Path, model: Path, params: TeacherParams) -> dict[str, 
         _write_tower(folder / IMAGES, student, teacher, str(error))
     _require_texts(whole, student)
     return {"format": "sentence-transformers", "image_tower": tower}
-
-
-def _text_routes(student: Student, model: Path) -> dict[str, list[nn.Module]]:
-    text = list(SentenceTransformer(str(model), device="cpu").children())
-    return {"text": text, "shared": [*text, as_dense(student.heads.grounding), Normalize()]}
 
 
 def _save(folder: Path, student: Student, routes: dict[str, list[nn.Module]]) -> Any:

@@ -30,7 +30,7 @@ from pipeline.core.errors import InputError
 from pipeline.core.files import atomic_file, write_csv
 from pipeline.core.plaintext import is_blank, read_lines
 from pipeline.core.progress import counter, log
-from pipeline.download.caption_table import Wanted, join_captions, read_cells
+from pipeline.download.caption_table import join_captions, read_cells
 from pipeline.download.packed_images import IMAGE_ENDINGS
 from pipeline.features.cache import FeatureCache
 from pipeline.features.cached_teacher import ImageFiles
@@ -105,7 +105,7 @@ def read_column(path: Path, column: str) -> Iterator[str]:
         InputError: the table cannot be read, has no such column, or a cell with several texts.
     """
     key = "--column"
-    for where, cells in read_cells(path, Wanted("the input", {key: column})):
+    for where, cells in read_cells(path, "the input", {key: column}):
         texts = join_captions(cells[key], where)
         if len(texts) != 1:
             raise InputError(

@@ -358,7 +358,7 @@ def test_a_table_may_hold_the_images(tmp_path):
             read("t/one.parquet", **changes)
     (tmp_path / "t/en").mkdir()
     pq.write_table(table, tmp_path / "t/en/one.parquet")
-    with pytest.raises(InputError, match=r"Parquet files in several folders: \., en"):
+    with pytest.raises(InputError, match=r"files of several configs: \., en"):
         read("t")
     (tmp_path / "t.csv").write_text("image,caption\na.png,x\n")
     with pytest.raises(InputError, match=r"t\.csv holds no \.parquet file") as error:

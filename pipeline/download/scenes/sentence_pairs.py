@@ -11,7 +11,6 @@ clearly apart from two that are the same.
 
 import copy
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 
@@ -44,15 +43,8 @@ SUBSETS = {
 _VALUES = (("colour", COLOURS), ("shape", SHAPES), ("size", SIZES), ("count", COUNTS))
 
 
-class SentencePair(NamedTuple):
-    """Two sentences of one split with their gold score in 0..5."""
-
-    sentences: tuple[str, str]
-    score: float
-
-
-def draw_sentence_pair(split: str, told: Told, rng: np.random.Generator) -> SentencePair:
-    """Draw two sentences that tell `told` of two scenes of `split`.
+def draw_sentence_pair(split: str, told: Told, rng: np.random.Generator) -> tuple[str, str, float]:
+    """Draw two sentences that tell `told` of two scenes of `split`, and their gold score in 0..5.
 
     The second scene is the first itself, or the first after one to five changed attributes, or with
     two things exchanged (same words, other meaning), or an unrelated one. Unless the scene is the
@@ -69,7 +61,7 @@ def draw_sentence_pair(split: str, told: Told, rng: np.random.Generator) -> Sent
         same_wording = first != second and happens(0.5, rng)
         other = describe(second, told, wording if same_wording else rng)
         if sentence != other:
-            return SentencePair((sentence, other), gold_score(first, second, told))
+            return sentence, other, gold_score(first, second, told)
 
 
 def _alter(kind: str, scene: Scene, split: str, rng: np.random.Generator) -> Scene:

@@ -84,5 +84,5 @@ def make_sts(params: ScenesParams) -> pd.DataFrame:
         split = _STS_SPLITS[index % len(_STS_SPLITS)]
         subset = pick(list(SUBSETS), rng)
         pair = draw_sentence_pair("val" if split == "dev" else split, SUBSETS[subset], rng)
-        rows.append(("SCENES", subset, split, *pair.sentences, pair.score))
+        rows.append(("SCENES", subset, split, *pair))
     return pd.DataFrame(rows, columns=records.STS.names)

@@ -76,9 +76,10 @@ def _draw_until(fits: Callable[[Scene], bool], split: str, rng: np.random.Genera
 
 
 def _draw_paraphrase(split: str, label: int, told: Told, rng: np.random.Generator) -> _Texts:
-    while ((pair := draw_sentence_pair(split, told, rng)).score == HIGHEST) != label:
-        pass
-    return pair.sentences
+    while True:
+        first, second, score = draw_sentence_pair(split, told, rng)
+        if (score == HIGHEST) == label:
+            return first, second
 
 
 _TRAIN_AND_TEST = ("train", "train", "test")
