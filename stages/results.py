@@ -18,7 +18,7 @@ from stages._cli import read_params, run_stage
 _WIDTH = 80
 _NEXT = """
 Next{activation}:
-  python -m stages.search "a green square above a yellow cross" --images
+  python -m stages.search "a green square above a yellow circle" --images
   dvc exp run -S loss.margin={margin:g}  # and then: dvc metrics diff
   dvc plots show                  # one page of charts, without a network:
     {page}"""

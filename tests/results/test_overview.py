@@ -103,7 +103,7 @@ def test_a_result_of_another_run_has_no_time(folder):
 def test_the_three_commands_are_the_next_in_eighty_columns(folder):
     lines = shown().splitlines()
     assert [line.split("#")[0].strip() for line in lines if line[:2] == "  "][-4:] == [
-        'python -m stages.search "a green square above a yellow cross" --images',
+        'python -m stages.search "a green square above a yellow circle" --images',
         "dvc exp run -S loss.margin=0.2",  # another one than that of params.yaml
         "dvc plots show",
         str(folder / "dvc_plots/index.html"),

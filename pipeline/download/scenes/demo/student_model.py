@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -62,7 +63,9 @@ def pretrain_student(tokenizer: BertTokenizer, recipe: StudentRecipe) -> BertMod
     model.tie_weights()
     model.train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate)
-    schedule = get_linear_schedule_with_warmup(optimiser, recipe.warmup, recipe.steps)
+    schedule: LRScheduler = get_linear_schedule_with_warmup(  # type: ignore[no-untyped-call]
+        optimiser, recipe.warmup, recipe.steps
+    )
     rng = generator(recipe.seed, _READING, 0)
     for _ in progress(range(recipe.steps), total=recipe.steps, what="student", unit="step"):
         scenes = [draw_scene("train", rng) for _ in range(recipe.batch_size)]

@@ -153,13 +153,14 @@ def learn(
         # bfloat16 makes the convolutions faster on a CPU, but not the text transformer.
         with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(not lesson.frozen):
             seen = functional.normalize(model.encode_image(drawn).float())
-        pictures, *others = seen.split(len(scenes))
+        pictures, *others = torch.split(seen, len(scenes))
         if "caption" in lesson.near:
             texts = _tokenize(tokenizer, [caption(scene, rng) for scene in scenes])
             others.append(model.encode_text(texts, normalize=True))
         scale = model.logit_scale.exp()
         optimiser.zero_grad()
-        torch.stack([loss_of(pictures, other, scale) for other in others]).sum().backward()
+        loss = torch.stack([loss_of(pictures, other, scale) for other in others]).sum()
+        torch.autograd.backward(loss)
         optimiser.step()
         schedule.step()
         model.logit_scale.data.clamp_(max=math.log(100))
