@@ -533,7 +533,7 @@ def test_words_of_the_server_are_never_markup(visit, compared):
 def test_screenshots(browser, address):
     """Write the pictures of docs/app.md, of the server at KDMCSE_PAGE where there is one."""
     folder, url = Path(os.environ["KDMCSE_SCREENSHOTS"]), os.environ.get("KDMCSE_PAGE", address)
-    query = "?q=a+small+red+circle+above+a+blue+square"
+    query = "?q=a+green+square+above+a+yellow+circle"
     first = ask(url, q="x", k=1)["system"]
     one = f"&show={urllib.parse.quote_plus(first)}"
     shots = {
