@@ -306,8 +306,16 @@ def train_ours(world: World, params: RunParams, seed: int, watch: Watch) -> None
     TrainingRun(data, params, seed).train(score_dev, tokens=world.tokens)
 
 
-TEXT_ONLY = {"train.objective": "simcse", "train.pair_every": NO_PAIRS}
+_PAPER = {
+    "student.grounding_dim": 256,
+    "loss.positives": "dropout",
+    "loss.grounding_weight": 0.01,
+    "loss.distillation.weight": 0.0,
+    "train.head_learning_rate": None,
+}
+TEXT_ONLY = {**_PAPER, "train.objective": "simcse", "train.pair_every": NO_PAIRS}
 PAIRED = {
+    **_PAPER,
     "train.objective": "kdmcse",
     "train.pair_every": PAPER_PAIR_EVERY,
     "loss.filter.kind": "none",

@@ -134,11 +134,24 @@ def draw_data(sentences: int, pairs: int, *, tiny: bool) -> TrainingData:
 
 
 def run_params(encoder: str, changes: Mapping[str, Any]) -> RunParams:
-    """The paper's run of kdmcse as params.yaml has it, with `train` keys over it."""
+    """The paper's run of kdmcse, with `train` keys over it; the rest is params.yaml's."""
     content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    loss = content["loss"]
-    student = content["student"] | {"encoder": encoder, "pooling": "cls", "max_length": LONGEST}
-    train = content["train"] | {"objective": "kdmcse", "pair_every": 6, "report_to": []} | changes
+    loss = content["loss"] | {
+        "positives": "dropout",
+        "grounding_weight": 0.01,
+        "distillation": {"weight": 0.0},
+    }
+    student = content["student"] | {
+        "encoder": encoder,
+        "pooling": "cls",
+        "max_length": LONGEST,
+        "grounding_dim": 256,
+    }
+    train = (
+        content["train"]
+        | {"objective": "kdmcse", "pair_every": 6, "report_to": [], "head_learning_rate": None}
+        | changes
+    )
     return RunParams(
         StudentParams.model_validate(student),
         LossParams.model_validate(loss | {"margin_kind": "adaptive"}),

@@ -30,7 +30,7 @@ class Params(Block):
     @model_validator(mode="after")
     def _text_is_there(self) -> "Params":
         if self.download.text == "none" and self.train.pair_every not in {"auto", 1}:
-            msg = "download.text none has no text-only steps; set train.pair_every to auto"
+            msg = "download.text none has no text-only steps; set train.pair_every to 1"
             raise ValueError(msg)
         if self.download.text == "none" and "sentences" in self.index.items:
             msg = "download.text none has no sentences; take them out of index.items"

@@ -74,7 +74,8 @@ class TrainParams(Block):
     ] = []
     """Trackers that get the curves during training; each must be installed."""
     pair_every: Annotated[int, Field(ge=1, le=10**9)] | Literal["auto"] = 1
-    """Every how many steps a batch of pairs comes; auto: text batches // pair batches."""
+    """Every how many steps a batch of pairs comes: 1, no text is read; auto: text batches // pair
+    batches."""
     evaluate_every: Annotated[int, Field(ge=1, le=10**9)] = 125
     """Steps between two scores on STS dev; the best student is kept."""
     pairs: PairParams = PairParams()

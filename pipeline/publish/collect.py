@@ -146,7 +146,7 @@ def collect(
         "corpora": [
             _corpus(part, parameters)
             for part in ("pairs", "text", "evaluation")
-            if parameters[f"download.{part}"] != NO_TEXT
+            if part != "text" or _reads_text(parameters)
         ],
         "parameters": parameters,
         "parameters_unrecorded": unrecorded,
@@ -163,6 +163,10 @@ def collect(
         "licence": licence or (_OWN_LICENCE if is_own else None),
         "repository": repository,
     }
+
+
+def _reads_text(parameters: Mapping[str, Any]) -> bool:
+    return parameters["download.text"] != NO_TEXT and parameters["train.pair_every"] != 1
 
 
 def _read_summary(path: Path) -> tuple[dict[int, Any], dict[str, Any]]:

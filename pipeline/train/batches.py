@@ -252,7 +252,7 @@ def make_schedule(
         if pair_every not in {"auto", 1}:
             raise InputError(
                 f"train.pair_every is {pair_every}, but there are no text-only sentences.",
-                "set train.pair_every to auto.",
+                "set train.pair_every to 1.",
             )
         return Schedule(1)
     if pair_every != "auto":

@@ -87,7 +87,10 @@ class TrainingRun:
 
     def __init__(self, data: TrainingData, params: RunParams, seed: int) -> None:
         torch.manual_seed(seed)
-        train, sentences = params.train, len(data.sentences)
+        train = params.train
+        if train.pair_every == 1:  # no text is read
+            data = TrainingData([], data.pairs)
+        sentences = len(data.sentences)
         self._params, self._data, self._seed = params, data, seed
         self._context = find_context(
             train.batch_size, choose_device(), gathers=train.gather_negatives

@@ -13,7 +13,7 @@ class RunParams:
 
     `loss` becomes what `train.objective` makes of it, all special cases of kdmcse: mcse is the
     text and image losses without margins or filter (arXiv 2204.10931); simcse is the text loss
-    alone, without its margin.
+    alone, without its margin. Positives, similarity rows and consistency stay as they are set.
     """
 
     student: StudentParams

@@ -32,8 +32,7 @@ SentenceTransformer("this folder").encode(["a red circle above a blue square"])
 | STS dev, Spearman x100: before, after | {dev_before:.2f}, {dev_best:.2f} |
 
 Embeddings are the pooled token vectors, before any head and not normalised; compare them by
-cosine. `heads.safetensors` holds the grounding heads, which map texts and the teacher's image
-features into one space.
+cosine. `heads.safetensors` holds the heads into the space shared with the teacher's pictures.
 """
 
 
@@ -55,7 +54,7 @@ def model_card(
         objective=train.objective,
         encoder=params.student.encoder,
         pooling=params.student.pooling,
-        teacher=teacher.model + tag if loss.terms else "none",
+        teacher=teacher.model + tag if loss.terms or loss.distillation.weight else "none",
         filter=loss.filter.kind,
         rows=loss.distillation.weight,
         terms=" and ".join(loss.terms) or "none",

@@ -65,7 +65,7 @@ def test_the_defaults_of_the_blocks_are_those_of_the_default_file():
         ),
         (
             {"download": {"text": "none"}, "train": {"pair_every": 2}},
-            "download.text none has no text-only steps; set train.pair_every to auto",
+            "download.text none has no text-only steps; set train.pair_every to 1",
         ),
         (
             {"download": {"text": "none"}, "index": {"items": ["sentences"]}},

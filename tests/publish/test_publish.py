@@ -127,7 +127,7 @@ def write_lock(folder: Path, **train: object) -> None:
     recorded = {
         "student": {"encoder": "data/demo/student", "pooling": "mean"},
         "loss": {"margin": 0.125},
-        "train": {"objective": "kdmcse", "batch_size": 48},
+        "train": {"objective": "kdmcse", "batch_size": 48, "pair_every": "auto"},
     }
     stages = {
         "download": {"outs": [file("data/pairs", "aa11.dir")]},
@@ -347,12 +347,21 @@ def test_the_hash_of_a_folder_is_that_of_dvc():
     assert recorded == {folder_md5(ROOT / "data/demo/teacher")}
 
 
+def test_text_that_training_did_not_read_is_not_named(run):
+    write_params(run, {"download": {"pairs": "flickr30k", "text": "wiki1m"}})
+    write_lock(run, train={"pair_every": 1})
+    assert "Trained on flickr30k:" in publish().text
+
+
 def test_the_card_of_a_text_only_student_mentions_no_images(run):
     student = make_student(0, "simcse")
     save_student(run / "data/models/0", student, "")
     write_lock(run)
+    assert "None: training used no pictures." not in publish().text  # it had the teacher's rows
+    write_lock(run, loss={"positives": "dropout", "distillation": {"weight": 0.0}})
     done = publish()
     assert "None: training used no pictures." in done.text
+    assert "Two dropout masks give the two views of a sentence." in done.text
     assert "image_features" not in done.text
     assert table_row(done.card.text, "images with captions (captions used as text)")
 

@@ -266,4 +266,4 @@ def test_without_text_every_step_is_paired_or_refused():
     assert schedule.paired_steps(7) == sum(map(schedule.is_paired, range(1, 8))) == 7
     with pytest.raises(InputError, match="pair_every is 2, but there are no text-only") as error:
         make_schedule(2, text_batches=0, pair_batches=3)
-    assert "auto" in error.value.fix
+    assert "train.pair_every to 1" in error.value.fix
