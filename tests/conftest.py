@@ -40,7 +40,7 @@ TINY = {
     "loss": {  # does not follow the default, nor does grounding_dim
         "positives": "dropout",
         "grounding_weight": 0.1,
-        "distillation": {"weight": 0.0, "temperature": 0.05, "teacher_temperature": 0.05},
+        "distillation": {"weight": 0.0},
     },
     "teacher": {"model": f"local-dir:{ROOT / 'data/demo/teacher'}"},
     "student": {"encoder": str(ROOT / "data/demo/student"), "grounding_dim": 256},

@@ -72,9 +72,9 @@ class DistillationParams(Block):
     kind: Literal["kl", "listnet", "listmle", "listmle+kl"] = "kl"
     """kl: divergence of the softmax of the rows; listnet: their cross-entropy; listmle: the
     likelihood of the teacher's order; listmle+kl: the sum of both (DALR)."""
-    temperature: Temperature = 0.1
+    temperature: Temperature = 0.05
     """Divides the student's cosines, no unit."""
-    teacher_temperature: Temperature = 0.1
+    teacher_temperature: Temperature = 0.05
     """Divides the teacher's cosines, no unit; listmle has no use for it."""
     space: Literal["sentence", "head"] = "sentence"
     """The student's vectors: sentence embeddings, or these after the text head."""
