@@ -166,7 +166,7 @@ def collect(
 
 
 def _reads_text(parameters: Mapping[str, Any]) -> bool:
-    return parameters["download.text"] != NO_TEXT and parameters["train.pair_every"] != 1
+    return bool(parameters["download.text"] != NO_TEXT and parameters["train.pair_every"] != 1)
 
 
 def _read_summary(path: Path) -> tuple[dict[int, Any], dict[str, Any]]:
