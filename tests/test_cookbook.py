@@ -175,7 +175,7 @@ def test_own_photos(folder, with_text):
     assert page.count("<img") == 10
     hits = hits_of(run("search", "a dog on a beach", "--images"))
     assert set(hits["text"]) <= {*CAPTIONS}
-    assert load_params(folder / "params.yaml", Params).student.pooling == "cls"
+    assert load_params(folder / "params.yaml", Params).train.head_learning_rate == 2e-4
 
 
 @pytest.mark.integration
