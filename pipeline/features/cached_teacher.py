@@ -1,6 +1,6 @@
 """A CLIP model whose features are computed once, for users of the library."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,8 @@ from pipeline.core.device import choose_device
 from pipeline.core.errors import InputError
 from pipeline.download.archives import MAX_MEMBER_BYTES
 from pipeline.download.packed_images import PackedImages, Rejection
-from pipeline.features.cache import FeatureCache, Keys, Kind, first_of_each, text_keys
-from pipeline.features.encode import FeatureExtractor, NewCaptions, ShardResult
+from pipeline.features.cache import FeatureCache, Keys, Kind
+from pipeline.features.encode import FeatureExtractor, collect, find_new
 from pipeline.features.hdf5 import DamagedFeaturesError
 from pipeline.features.teacher import Teacher
 from pipeline.params.features import FeaturesParams, Precision
@@ -57,7 +57,6 @@ class CachedTeacher:
         params = FeaturesParams(precision=precision, batch_size=batch_size)
         named = TeacherParams(model=model, pretrained=pretrained)
         teacher = Teacher(named, device or choose_device(), precision)
-        self._shard_rows = params.shard_rows
         self._cache = FeatureCache(Path(cache), teacher.identity, teacher.probe())
         self._extractor = FeatureExtractor(
             teacher, self._cache, params, show_progress=show_progress
@@ -71,15 +70,12 @@ class CachedTeacher:
             ResourceError: the cache cannot be read or written.
         """
         captions = pd.Series(list(texts), dtype="str")
-        keys = text_keys(captions.tolist())
 
         def encode() -> Keys:
-            new = first_of_each(keys) & ~self._cache.known("captions").contains(keys)
-            for _ in self._extractor.encode_captions(
-                NewCaptions(captions, keys, new, self._shard_rows)
-            ):
+            new = find_new(captions, self._cache, self._extractor.params.shard_rows)
+            for _ in self._extractor.encode_captions(new):
                 pass
-            return keys
+            return new.keys
 
         return self._rows("captions", encode)
 
@@ -93,9 +89,16 @@ class CachedTeacher:
         images = ImageFiles([Path(path) for path in paths])
 
         def encode() -> Keys:
-            found = list(self._extractor.encode_images(images, self._cache.known("images")))
-            _require_usable(images.paths, found)
-            return np.concatenate([text_keys([]), *(shard.keys for shard in found)])
+            results = self._extractor.encode_images(images, self._cache.known("images"))
+            keys, rejected, _ = collect(results, len(images))
+            if rejected:
+                row, why = next(iter(rejected.items()))
+                raise InputError(
+                    f"{len(rejected)} of {len(images)} images cannot be used, the first is "
+                    f"{images.paths[row]}: {why.reason} ({why.detail}).",
+                    "leave them out, or replace them.",
+                )
+            return keys
 
         return self._rows("images", encode)
 
@@ -107,17 +110,6 @@ class CachedTeacher:
                     return self._cache.rows(kind, encode())[:].astype(np.float32)
                 except DamagedFeaturesError as error:
                     self._cache.drop(error.path)
-
-
-def _require_usable(paths: Sequence[Path], shards: Iterable[ShardResult]) -> None:
-    rejected = [(one.start + row, why) for one in shards for row, why in one.rejected.items()]
-    if rejected:
-        row, why = min(rejected, key=lambda one: one[0])
-        raise InputError(
-            f"{len(rejected)} of {len(paths)} images cannot be used, the first is {paths[row]}: "
-            f"{why.reason} ({why.detail}).",
-            "leave them out, or replace them.",
-        )
 
 
 class ImageFiles(PackedImages):

@@ -57,19 +57,21 @@ class ImageShard:
     """Images that make one shard, and their first row."""
 
     start: int
+    folder: Path
     archives: list[str]
     members: list[str]
 
 
 @dataclass(frozen=True)
 class RayEngine:
-    """The workers of the cluster that this process is connected to; an `Engine`."""
+    """The workers of the cluster that this process is connected to; each is sent a copy."""
 
     params: FeaturesParams
+    teacher: TeacherParams
     identity: TeacherIdentity
     """The teachers of the workers must equal it."""
-    cache: FeatureCache
-    """The workers write into it."""
+    cache: Path
+    """The folder into which the workers write."""
     marker: Path
     """A new file in the cache; a node that sees it sees this cache."""
 
@@ -83,32 +85,25 @@ class RayEngine:
             ResourceError: a node does not see the cache or the archives, a shard ends its workers,
                 or the cluster fails.
         """
-        starts = range(len(images))[:: self.params.shard_rows]
+        starts, folder = range(len(images))[:: self.params.shard_rows], images.folder.resolve()
         shards = (
             ImageShard(
                 start,
+                folder,
                 list(images.archives[start : start + starts.step]),
                 list(images.members[start : start + starts.step]),
             )
             for start in starts
         )
-        job = self._job(images.folder.resolve())
-        yield from self._encode("images", shards, len(starts), len(images), job, known)
+        yield from self._encode("images", shards, len(starts), len(images), known)
 
     def encode_captions(self, captions: NewCaptions) -> Iterator[ShardResult]:
         """As `FeatureExtractor.encode_captions`, in the order in which workers finish.
 
         Errors as `encode_images`.
         """
-        shards, job = list(captions), self._job(self.cache.folder)
-        yield from self._encode(
-            "captions", iter(shards), len(shards), captions.total, job, KeySet()
-        )
-
-    def _job(self, folder: Path) -> "_Job":
-        """What a worker has to know to read images of this folder."""
-        teacher, cache = _teacher_of(self.identity), self.cache.folder.resolve()
-        return _Job(self.params, teacher, self.identity, cache, self.marker, folder)
+        shards = list(captions)
+        yield from self._encode("captions", iter(shards), len(shards), captions.total, KeySet())
 
     def _encode(
         self,
@@ -116,7 +111,6 @@ class RayEngine:
         shards: Iterator[ImageShard] | Iterator[CaptionShard],
         count: int,
         total: int,
-        job: "_Job",
         known: KeySet,
     ) -> Iterator[ShardResult]:
         import ray
@@ -126,7 +120,7 @@ class RayEngine:
             max_restarts=-1, max_task_retries=_TRIES - 1, **resources
         )
         shared = ray.put(known)
-        workers: list[Any] = [remote.remote(job, shared) for _ in range(min(slots, count))]
+        workers: list[Any] = [remote.remote(self, shared) for _ in range(min(slots, count))]
         try:
             with counter(kind, kind.removesuffix("s"), total) as bar:
                 for result in _spread(ray, workers, shards, kind):
@@ -149,7 +143,8 @@ def ray_engine(
     """
     folder = cache.folder.resolve()
     with _connected(), tempfile.NamedTemporaryFile(prefix=".cluster-", dir=folder) as marker:
-        yield RayEngine(params, teacher.identity, cache, Path(marker.name))
+        named = _teacher_of(teacher.identity)
+        yield RayEngine(params, named, teacher.identity, folder, Path(marker.name))
 
 
 def _spread(
@@ -186,25 +181,11 @@ def _result_of(ray: Any, done: Any, kind: Kind, shard: ImageShard | CaptionShard
     return replace(result, start=shard.start)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What a worker has to know."""
-
-    params: FeaturesParams
-    teacher: TeacherParams
-    identity: TeacherIdentity
-    """The driver's teacher."""
-    cache: Path
-    marker: Path
-    folder: Path
-    """Holds the archives of images."""
-
-
 class _Worker:
     """A teacher on one device of the cluster."""
 
-    def __init__(self, job: _Job, known: KeySet) -> None:
-        self._job = job
+    def __init__(self, engine: RayEngine, known: KeySet) -> None:
+        self._engine = engine
         self._known = known
         self._extractor: FeatureExtractor | None = None
 
@@ -213,12 +194,11 @@ class _Worker:
 
     def encode(self, shard: ImageShard | CaptionShard) -> ShardResult:
         """Encode a shard into the cache."""
-        for path in (self._job.marker, self._job.folder):
-            if not path.exists():
-                raise ResourceError(f"node {platform.node()} does not see {path}.", _SHARE)
+        _require_seen(self._engine.marker)
         extractor = self._extractor = self._extractor or self._load()
         if isinstance(shard, ImageShard):
-            images = PackedImages(self._job.folder, shard.archives, shard.members)
+            _require_seen(shard.folder)
+            images = PackedImages(shard.folder, shard.archives, shard.members)
             results = extractor.encode_images(images, self._known)
         else:
             captions, count = pd.Series(shard.captions, dtype="str"), len(shard.captions)
@@ -228,20 +208,25 @@ class _Worker:
         return result
 
     def _load(self) -> FeatureExtractor:
-        job = self._job
+        engine = self._engine
         torch.set_num_threads(1)
         try:
-            teacher = Teacher(job.teacher, choose_device(), job.params.precision)
+            teacher = Teacher(engine.teacher, choose_device(), engine.params.precision)
         except ModelError as error:
             raise ModelError(f"node {platform.node()}: {error.what}", error.fix) from None
-        _require_equal(teacher.identity, job.identity)
-        cache = FeatureCache(job.cache.parent, teacher.identity, teacher.probe())
-        if cache.folder != job.cache:
+        _require_equal(teacher.identity, engine.identity)
+        cache = FeatureCache(engine.cache.parent, teacher.identity, teacher.probe())
+        if cache.folder != engine.cache:
             raise ModelError(
                 f"node {platform.node()} computes other features from the same weights.",
                 "install the same versions (constraints.txt) on all nodes.",
             )
-        return FeatureExtractor(teacher, cache, job.params, show_progress=False)
+        return FeatureExtractor(teacher, cache, engine.params, show_progress=False)
+
+
+def _require_seen(path: Path) -> None:
+    if not path.exists():
+        raise ResourceError(f"node {platform.node()} does not see {path}.", _SHARE)
 
 
 def _teacher_of(identity: TeacherIdentity) -> TeacherParams:

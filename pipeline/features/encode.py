@@ -6,10 +6,10 @@ A run that was killed therefore resumes with the same batches that it would have
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,7 +22,15 @@ from pipeline.core.batching import ahead, length_batches
 from pipeline.core.errors import ModelError
 from pipeline.core.progress import counter, progress
 from pipeline.download.packed_images import PackedImages, Rejection
-from pipeline.features.cache import FeatureCache, Keys, KeySet, Kind, content_key
+from pipeline.features.cache import (
+    FeatureCache,
+    Keys,
+    KeySet,
+    Kind,
+    content_key,
+    first_of_each,
+    text_keys,
+)
 from pipeline.features.teacher import Teacher
 from pipeline.params.features import FeaturesParams
 
@@ -37,7 +45,10 @@ Prepared = Rejection | tuple[Keys, Tensor | None]
 
 @dataclass(frozen=True)
 class ShardResult:
-    """The outcome of the rows of one shard; of images, these are consecutive."""
+    """The outcome of the rows of one shard; of images, these are consecutive.
+
+    Results come in any order; each row to be encoded is in exactly one of them.
+    """
 
     start: int
     """The first row that the shard may hold; no two results share it."""
@@ -47,6 +58,10 @@ class ShardResult:
     """By row, counted from `start`."""
     encoded: int
     """Rows that the teacher had to encode."""
+
+
+EncodedShard = tuple[ShardResult, Keys, Float16[np.ndarray, "new dim"]]
+"""An outcome, and the rows that are to be written."""
 
 
 @dataclass(frozen=True)
@@ -89,22 +104,18 @@ class FeatureExtractor:
             threads=self.params.workers,
             depth=2 * self.params.batch_size + self.params.workers,
         )
-        with _Writer(self.cache, "images") as writer, contextlib.closing(prepared):
-            for start in rows[::size]:
-                keys = np.zeros((len(rows[start : start + size]), 16), np.uint8)
-                new, features, rejected = self._encode_shard(prepared, keys, known)
-                known.add(keys[new])
-                writer.write(keys[new], features)
-                yield ShardResult(start, keys, rejected, len(new))
+        shards = (
+            self._encode_shard(prepared, rows[start : start + size], known)
+            for start in rows[::size]
+        )
+        with contextlib.closing(prepared):
+            yield from _write_behind(self.cache, "images", shards)
 
     def _encode_shard(
-        self, prepared: Iterator[Prepared], keys: Keys, known: KeySet
-    ) -> tuple[list[int], Float16[np.ndarray, "new dim"], dict[int, Rejection]]:
-        """Take as many images as there are keys, which are filled in; encode the new ones.
-
-        Returns:
-            The rows of the new images, their features, and why the rejected ones have none.
-        """
+        self, prepared: Iterator[Prepared], rows: range, known: KeySet
+    ) -> EncodedShard:
+        """Take the images of these rows, and encode the new ones."""
+        keys = np.zeros((len(rows), 16), np.uint8)
         new: dict[bytes, int] = {}
         rejected: dict[int, Rejection] = {}
         features: list[NDArray[np.float16]] = []
@@ -123,7 +134,10 @@ class FeatureExtractor:
                 features.append(self._encode_batch(waiting))
         if waiting:
             features.append(self._encode_batch(waiting))
-        return list(new.values()), np.concatenate(features or [_NONE]), rejected
+        added = keys[list(new.values())]
+        known.add(added)
+        result = ShardResult(rows.start, keys, rejected, len(new))
+        return result, added, np.concatenate(features or [_NONE])
 
     def _encode_batch(self, waiting: list[Tensor]) -> Float16[np.ndarray, "batch dim"]:
         """Encode the images that wait, and empty the list."""
@@ -174,16 +188,17 @@ def encode_texts(
     def tokenize(shard: CaptionShard) -> tuple[CaptionShard, Any]:
         return shard, tower.tokenize(shard.captions)
 
+    def encode(shard: CaptionShard, tokens: Any) -> EncodedShard:
+        batches, parts = length_batches(tower.lengths(tokens).tolist(), batch_size), []
+        for rows in batches:
+            parts.append(_to_float16(tower.encode_tokens(tokens, rows)))
+            bar.update(len(rows))
+        features = np.concatenate(parts)[np.argsort(np.concatenate(batches))]
+        return ShardResult(shard.start, shard.keys, {}, len(shard.keys)), shard.keys, features
+
     tokenized = ahead(tokenize, texts, threads=1, depth=2)
-    with _Writer(cache, "captions") as writer, contextlib.closing(tokenized), bar:
-        for shard, tokens in tokenized:
-            batches, parts = length_batches(tower.lengths(tokens).tolist(), batch_size), []
-            for rows in batches:
-                parts.append(_to_float16(tower.encode_tokens(tokens, rows)))
-                bar.update(len(rows))
-            order = np.argsort(np.concatenate(batches))
-            writer.write(shard.keys, np.concatenate(parts)[order])
-            yield ShardResult(shard.start, shard.keys, {}, len(shard.keys))
+    with contextlib.closing(tokenized), bar:
+        yield from _write_behind(cache, "captions", itertools.starmap(encode, tokenized))
 
 
 @dataclass(frozen=True)
@@ -219,33 +234,40 @@ class NewCaptions:
                 yield CaptionShard(start, self.captions.iloc[rows].tolist(), self.keys[rows])
 
 
-class _Writer:
-    """Writes shards in a thread, one at a time; a shard that was begun is always finished."""
+def collect(results: Iterable[ShardResult], rows: int) -> tuple[Keys, dict[int, Rejection], int]:
+    """The keys of all images, why the rejected ones have none, and how many were encoded."""
+    keys, encoded = np.zeros((rows, 16), np.uint8), 0
+    rejected: dict[int, Rejection] = {}
+    for result in results:
+        keys[result.start : result.start + len(result.keys)] = result.keys
+        rejected |= {result.start + row: why for row, why in result.rejected.items()}
+        encoded += result.encoded
+    return keys, dict(sorted(rejected.items())), encoded
 
-    def __init__(self, cache: FeatureCache, kind: Kind) -> None:
-        self._cache = cache
-        self._kind = kind
-        self._thread = ThreadPoolExecutor(1)
-        self._pending: Future[object] | None = None
 
-    def __enter__(self) -> "_Writer":
-        return self
+def find_new(texts: "pd.Series[str]", cache: FeatureCache, shard_rows: int) -> NewCaptions:
+    """The texts that are neither cached nor duplicates of earlier ones."""
+    keys = np.zeros((len(texts), 16), np.uint8)
+    for start in range(0, len(texts), shard_rows):
+        rows = slice(start, start + shard_rows)
+        keys[rows] = text_keys(texts.iloc[rows].tolist())
+    new = first_of_each(keys) & ~cache.known("captions").contains(keys)
+    return NewCaptions(texts, keys, new, shard_rows)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, _error: object, _trace: TracebackType | None
-    ) -> None:
-        self._thread.shutdown()
-        if kind is None:
-            self._wait()
 
-    def write(self, keys: Keys, features: Float16[np.ndarray, "rows dim"]) -> None:
-        """Write a shard after the previous one, whose error, if any, is raised here."""
-        self._wait()
-        self._pending = self._thread.submit(self._cache.write, self._kind, keys, features)
-
-    def _wait(self) -> None:
-        if self._pending is not None:
-            self._pending.result()
+def _write_behind(
+    cache: FeatureCache, kind: Kind, shards: Iterable[EncodedShard]
+) -> Iterator[ShardResult]:
+    """Write shards in a thread, one at a time; a shard that was begun is always finished."""
+    pending: Future[object] | None = None
+    with ThreadPoolExecutor(1) as thread:
+        for result, keys, features in shards:
+            if pending is not None:
+                pending.result()
+            pending = thread.submit(cache.write, kind, keys, features)
+            yield result
+        if pending is not None:
+            pending.result()
 
 
 _NONE = np.empty((0, 0), np.float16)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,10 +16,17 @@ from pipeline.core.errors import InputError
 from pipeline.core.progress import log
 from pipeline.download.packed_images import PackedImages, Rejection
 from pipeline.download.records import Pairs
-from pipeline.features.cache import FeatureCache, Keys, KeySet, Kind, first_of_each, text_keys
-from pipeline.features.encode import FeatureExtractor, NewCaptions, ShardResult
+from pipeline.features.cache import FeatureCache, Keys
+from pipeline.features.cluster import RayEngine, ray_engine
+from pipeline.features.encode import (
+    FeatureExtractor,
+    NewCaptions,
+    ShardResult,
+    collect,
+    find_new,
+)
 from pipeline.features.hdf5 import DamagedFeaturesError
-from pipeline.features.rows import FeatureRows, Features, StackedRows
+from pipeline.features.rows import Features, JoinedRows, StackedRows
 from pipeline.features.store import write_features
 from pipeline.features.teacher import Teacher
 from pipeline.features.text_teacher import TextTeacher
@@ -29,21 +36,8 @@ REJECTED = ("kind", "image_id", "caption_id", "archive", "member", "reason", "de
 """Columns of the table of rejected rows."""
 
 
-@runtime_checkable
-class Engine(Protocol):
-    """Encodes rows into the cache: one process (`FeatureExtractor`), or a cluster.
-
-    Results come in any order; each row to be encoded is in exactly one of them. The `start` of a
-    result says which rows it is about.
-    """
-
-    def encode_images(self, images: PackedImages, known: KeySet) -> Iterator[ShardResult]:
-        """See `FeatureExtractor.encode_images`."""
-        ...
-
-    def encode_captions(self, captions: NewCaptions) -> Iterator[ShardResult]:
-        """See `FeatureExtractor.encode_captions`."""
-        ...
+Engine = FeatureExtractor | RayEngine
+"""Encodes rows into the cache: one process, or a cluster."""
 
 
 @contextlib.contextmanager
@@ -56,8 +50,6 @@ def make_engine(params: FeaturesParams, teacher: Teacher, cache: FeatureCache) -
     if params.engine == "local":
         yield FeatureExtractor(teacher, cache, params)
         return
-    from pipeline.features.cluster import ray_engine
-
     with ray_engine(params, teacher, cache) as engine:
         yield engine
 
@@ -91,32 +83,17 @@ class Side:
     """Images or captions: which rows are rejected, and the features of those that are kept."""
 
     rejected: dict[int, Rejection]
-    rows: Callable[[Kept], FeatureRows]
+    rows: Callable[[Kept], JoinedRows]
+    encoded: int = 0
+    """Rows that had to be encoded,"""
+    seconds: float = 0.0
+    """and how long that took."""
 
     def kept(self, count: int) -> Kept:
         """Which of `count` rows have features."""
         kept = np.ones(count, dtype=bool)
         kept[list(self.rejected)] = False
         return kept
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """Images or captions: the keys of all rows, the rejected ones, and the time it took."""
-
-    keys: Keys
-    rejected: dict[int, Rejection]
-    computed: int
-    seconds: float
-
-    @property
-    def rate(self) -> float:
-        """Computed rows per second; 0 if there was nothing to compute."""
-        return round(self.computed / self.seconds, 1) if self.computed else 0.0
-
-    def side(self, cache: FeatureCache, kind: Kind) -> Side:
-        """Its rows, from the cache."""
-        return Side(self.rejected, lambda kept: cache.rows(kind, self.keys[kept]))
 
 
 def extract_features(
@@ -143,18 +120,28 @@ def extract_features(
             `max_rejected`, or none is left.
         InputError: there are no rows, or the cache lost some during the run.
     """
-    images, times = _encode_images(pairs, engine, cache), {}
+    started = time.perf_counter()
+    packed = PackedImages(pairs.folder, pairs.images["archive"].array, pairs.images["member"].array)
+    keys, rejected, encoded = collect(
+        engine.encode_images(packed, cache.known("images")), len(packed)
+    )
+    images = Side(
+        rejected,
+        lambda kept: cache.rows("images", keys[kept]),
+        encoded,
+        time.perf_counter() - started,
+    )
+    times = _times("images", images)
 
     def encode_captions(texts: "pd.Series[str]") -> Side:
         empty = np.array([not caption.strip() for caption in texts], dtype=bool)
         captions = _encode_texts(texts, empty, engine.encode_captions, cache, params.shard_rows)
-        times.update(_times(images=images, captions=captions))
-        return captions.side(cache, "captions")
+        times.update(_times("captions", captions))
+        return captions
 
-    side = images.side(cache, "images")
-    extraction = join_sides(pairs, side, encode_captions, params.max_rejected)
-    kept = side.kept(len(images.keys))
-    repeated = _count_repeated(pairs.images[kept], images.keys[kept])
+    extraction = join_sides(pairs, images, encode_captions, params.max_rejected)
+    kept = images.kept(len(keys))
+    repeated = _count_repeated(pairs.images[kept], keys[kept])
     extraction = replace(extraction, metrics=extraction.metrics | repeated, times=times)
     return extraction if text is None else with_text(extraction, pairs, text, params)
 
@@ -211,13 +198,27 @@ def with_text(
     """The features with the text teacher's rows of the kept captions and of the sentences."""
     table = pairs.captions
     kept = table.loc[table["caption_id"].isin(extraction.features.caption_ids), "caption"]
-    features, encoded = _add_text(extraction.features, kept, text, params)
-    metrics = {"sentences": len(text.sentences), "text_dim": text.dim}
+    texts = pd.concat([kept, pd.Series(text.sentences, dtype="str")], ignore_index=True)
+    none, is_caption = np.zeros(len(texts), dtype=bool), np.arange(len(texts)) < len(kept)
+    sides = [
+        _encode_texts(
+            texts,
+            none,
+            functools.partial(encoder.encode, cache, batch_size=params.batch_size),
+            cache,
+            params.shard_rows,
+        )
+        for encoder, cache in text.encoders
+    ]
+    captions, sentences = (
+        StackedRows([side.rows(chosen) for side in sides], text.shares)
+        for chosen in (is_caption, ~is_caption)
+    )
     return replace(
         extraction,
-        features=features,
-        metrics=extraction.metrics | metrics,
-        times=extraction.times | _times(texts=encoded),
+        features=replace(extraction.features, caption_text=captions, sentence_text=sentences),
+        metrics=extraction.metrics | {"sentences": len(text.sentences), "text_dim": text.dim},
+        times=extraction.times | _times("texts", *sides),
     )
 
 
@@ -251,87 +252,28 @@ def write_extraction(
             return extraction
 
 
-def _encode_images(pairs: Pairs, engine: Engine, cache: FeatureCache) -> _Encoded:
-    members, archives = pairs.images["member"].array, pairs.images["archive"].array
-    keys, computed = np.zeros((len(members), 16), np.uint8), 0
-    rejected: dict[int, Rejection] = {}
-    started = time.perf_counter()
-    packed, known = PackedImages(pairs.folder, archives, members), cache.known("images")
-    for result in _each_row_once(engine.encode_images(packed, known), len(members)):
-        keys[result.start : result.start + len(result.keys)] = result.keys
-        rejected |= {result.start + row: why for row, why in result.rejected.items()}
-        computed += result.encoded
-    return _Encoded(keys, rejected, computed, time.perf_counter() - started)
-
-
 def _encode_texts(
     texts: "pd.Series[str]",
-    empty: Bool[np.ndarray, " texts"],
+    empty: Kept,
     encode: Callable[[NewCaptions], Iterator[ShardResult]],
     cache: FeatureCache,
     shard_rows: int,
-) -> _Encoded:
-    """Encode the texts that are neither empty, nor cached, nor duplicates of earlier ones."""
-    keys = np.zeros((len(texts), 16), np.uint8)
-    for start in range(0, len(texts), shard_rows):
-        rows = slice(start, start + shard_rows)
-        keys[rows] = text_keys(texts.iloc[rows].tolist())
-    new = first_of_each(keys) & ~empty & ~cache.known("captions").contains(keys)
+) -> Side:
+    """Encode the texts that are new; those that are empty are rejected."""
+    new = find_new(texts, cache, shard_rows)
+    new = replace(new, wanted=new.wanted & ~empty)
     started = time.perf_counter()
-    results = encode(NewCaptions(texts, keys, new, shard_rows))
-    computed = sum(result.encoded for result in _each_row_once(results, int(new.sum())))
+    encoded = sum(result.encoded for result in encode(new))
     rejected = dict.fromkeys(np.flatnonzero(empty).tolist(), _EMPTY)
-    return _Encoded(keys, rejected, computed, time.perf_counter() - started)
-
-
-def _add_text(
-    features: Features, captions: "pd.Series[str]", text: TextTeacher, params: FeaturesParams
-) -> tuple[Features, _Encoded]:
-    """The features with the text teacher's rows of the captions and of the sentences."""
-    texts = pd.concat([captions, pd.Series(text.sentences, dtype="str")], ignore_index=True)
-    none = np.zeros(len(texts), dtype=bool)
-    encoded = [
-        _encode_texts(
-            texts,
-            none,
-            functools.partial(encoder.encode, cache, batch_size=params.batch_size),
-            cache,
-            params.shard_rows,
-        )
-        for encoder, cache in text.encoders
-    ]
-    keys = encoded[0].keys
-    sides = [
-        StackedRows([cache.rows("captions", side) for _, cache in text.encoders], text.shares)
-        for side in (keys[: len(captions)], keys[len(captions) :])
-    ]
-    computed, seconds = sum(one.computed for one in encoded), sum(one.seconds for one in encoded)
-    return (
-        replace(features, caption_text=sides[0], sentence_text=sides[1]),
-        _Encoded(keys, {}, computed, seconds),
+    return Side(
+        rejected,
+        lambda kept: cache.rows("captions", new.keys[kept]),
+        encoded,
+        time.perf_counter() - started,
     )
 
 
 _EMPTY = Rejection("empty", "the caption holds no text")
-
-
-def _each_row_once(results: Iterator[ShardResult], rows: int) -> Iterator[ShardResult]:
-    """The results as they come.
-
-    Raises:
-        RuntimeError: the engine does not keep its contract; rows that it left out would get the
-            keys of others.
-    """
-    starts: set[int] = set()
-    given = 0
-    for result in results:
-        if result.start in starts:
-            raise RuntimeError(f"the engine gave the rows from {result.start} twice")
-        starts.add(result.start)
-        given += len(result.keys)
-        yield result
-    if given != rows:
-        raise RuntimeError(f"the engine gave {given} of {rows} rows")
 
 
 def _rejected_table(kind: str, rows: pd.DataFrame, rejected: dict[int, Rejection]) -> pd.DataFrame:
@@ -395,7 +337,8 @@ def _count_repeated(images: pd.DataFrame, keys: Keys) -> dict[str, int]:
     }
 
 
-def _times(**sides: _Encoded) -> dict[str, int | float]:
-    """How many images and captions were computed, and how many per second."""
-    counts = {f"{side}_encoded": one.computed for side, one in sides.items()}
-    return counts | {f"{side}_per_second": one.rate for side, one in sides.items()}
+def _times(name: str, *sides: Side) -> dict[str, int | float]:
+    """How many rows were computed, and how many per second; 0 if there was nothing to compute."""
+    encoded, seconds = sum(side.encoded for side in sides), sum(side.seconds for side in sides)
+    rate = round(encoded / seconds, 1) if encoded else 0.0
+    return {f"{name}_encoded": encoded, f"{name}_per_second": rate}

@@ -34,7 +34,7 @@ from pipeline.download.caption_table import join_captions, read_cells
 from pipeline.download.packed_images import IMAGE_ENDINGS
 from pipeline.features.cache import FeatureCache
 from pipeline.features.cached_teacher import ImageFiles
-from pipeline.features.encode import FeatureExtractor
+from pipeline.features.encode import FeatureExtractor, collect
 from pipeline.features.store import blocks
 from pipeline.index.embed import ROWS_A_PART
 from pipeline.index.format import Vectors, VectorSpace, normalise
@@ -199,8 +199,8 @@ def embed_pictures(
     """
     endings = {f".{ending}" for ending in IMAGE_ENDINGS}
     every = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
-    shards = list(extractor.encode_images(ImageFiles(every), cache.known("images")))
-    rejected = {one.start + row: why for one in shards for row, why in one.rejected.items()}
+    results = extractor.encode_images(ImageFiles(every), cache.known("images"))
+    keys, rejected, _ = collect(results, len(every))
     kept = [row for row in range(len(every)) if row not in rejected]
     for row, why in itertools.islice(rejected.items(), _WARNINGS):
         log.warning("left out %s: %s (%s)", every[row], why.reason, why.detail)
@@ -213,7 +213,7 @@ def embed_pictures(
             "name a folder of pictures.",
         )
     names = [_plain(every[row].relative_to(folder).as_posix()) for row in kept]
-    features = cache.rows("images", np.concatenate([shard.keys for shard in shards])[kept])
+    features = cache.rows("images", keys[kept])
     return Pictures(
         names,
         (
