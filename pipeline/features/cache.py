@@ -61,31 +61,24 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.
 
 
 class KeySet:
-    """A growing set of keys: sorted arrays, of which the small ones are merged from time to time.
+    """A growing set of keys: a sorted array, 16 bytes a key, where a Python set takes over 100.
 
-    It takes 16 bytes a key, where a Python set takes more than 100. One thread may add while others
-    look up.
+    One thread may add while others look up.
     """
 
     def __init__(self) -> None:
-        self._levels: list[NDArray[Any]] = []
+        self._keys: NDArray[Any] = np.empty(0, "S16")
 
     def add(self, keys: Keys) -> None:
-        """Add keys."""
-        levels = [*self._levels, np.sort(_sortable(keys))]
-        while len(levels) > 1 and len(levels[-2]) < 2 * len(levels[-1]):
-            last = levels.pop()
-            levels[-1] = np.sort(np.concatenate([levels[-1], last]), kind="stable")
-        self._levels = levels
+        """Add keys; a stable sort merges what is sorted already."""
+        self._keys = np.sort(np.concatenate([self._keys, np.sort(_sortable(keys))]), kind="stable")
 
     def contains(self, keys: Keys) -> Bool[np.ndarray, " rows"]:
         """Which of the keys are in the set."""
-        wanted, found = _sortable(keys), np.zeros(len(keys), dtype=bool)
-        for level in self._levels:
-            if len(level):
-                place = np.searchsorted(level, wanted).clip(max=len(level) - 1)
-                found |= level[place] == wanted
-        return found
+        known, wanted = self._keys, _sortable(keys)
+        if not len(known):
+            return np.zeros(len(wanted), dtype=bool)
+        return np.asarray(known[np.searchsorted(known, wanted).clip(max=len(known) - 1)] == wanted)
 
 
 class FeatureCache:
@@ -107,9 +100,8 @@ class FeatureCache:
         Raises:
             ResourceError: a shard cannot be read, which says nothing of its content.
         """
-        known, tables = KeySet(), [keys for _, keys in self._load_keys(kind)]
-        if tables:
-            known.add(np.concatenate(tables))
+        known = KeySet()
+        known.add(np.concatenate([text_keys([]), *(keys for _, keys in self._load_keys(kind))]))
         return known
 
     def write(
@@ -265,7 +257,6 @@ def prune(root: Path, name: str = "") -> list[CacheEntry]:
 
 def _folder_for(root: Path, teacher: TeacherIdentity, probe: NDArray[np.float32]) -> Path:
     """The first of the teacher's possible folders that is new, or whose probe agrees."""
-    _warn_of_older(root, teacher)
     first = [f"schema {_SCHEMA}", teacher.fingerprint]
     more = ([*first, teacher.library, str(number)] for number in itertools.count())
     for name in itertools.chain([first], more):
@@ -280,17 +271,6 @@ def _folder_for(root: Path, teacher: TeacherIdentity, probe: NDArray[np.float32]
             "%s gives other features than those in the cache %s", teacher.library, folder.name
         )
     raise AssertionError("there is always another folder")
-
-
-def _warn_of_older(root: Path, teacher: TeacherIdentity) -> None:
-    older = root / hash_strings(["schema 2", teacher.fingerprint])[:16]
-    if older.is_dir():
-        log.warning(
-            "%s holds features in the format of an older version, which are not used; "
-            "`python -m stages.features --prune --teacher %s` frees them",
-            older,
-            older.name,
-        )
 
 
 def _read_probe(folder: Path) -> NDArray[np.float32] | None:

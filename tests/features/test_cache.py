@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.checksums import hash_strings
 from pipeline.core.errors import InputError, ResourceError
 from pipeline.features.cache import (
     FeatureCache,
@@ -138,22 +137,6 @@ def test_a_shard_that_is_open_elsewhere_is_read(cache):
     with h5py.File(path) as file:
         np.testing.assert_array_equal(file["features"][:], features_of(["a", "bb"]))
         np.testing.assert_array_equal(file["keys"][:], text_keys(["a", "bb"]))
-
-
-def test_features_in_the_format_of_an_older_version_are_named_and_left_alone(tmp_path, caplog):
-    """Their folder is that of another schema, whose name is known."""
-    older = tmp_path / "store" / hash_strings(["schema 2", IDENTITY.fingerprint])[:16]
-    (older / "images").mkdir(parents=True)
-    (older / "images/0123.h5").write_bytes(b"no checksum")
-    (older / "teacher.json").write_text("{}")
-    cache = FeatureCache(tmp_path / "store", IDENTITY, PROBE)
-    assert cache.folder != older
-    assert f"{older} holds features in the format of an older version" in caplog.text
-    assert f"--prune --teacher {older.name}" in caplog.text
-    assert len(prune(tmp_path / "store", older.name)) == 1
-    caplog.clear()
-    FeatureCache(tmp_path / "store", IDENTITY, PROBE)
-    assert "older version" not in caplog.text
 
 
 UNREADABLE = "/proc/self/mem"
