@@ -53,7 +53,9 @@ class HuggingFaceTeacher:
         self.library = f"transformers {transformers.__version__}"
         self._is_causal = config.model_type == "clip"
         self._end = config.text_config.eos_token_id
-        self._context = _context_of(config, tokenizer)
+        self._context = min(
+            int(config.text_config.max_position_embeddings), int(tokenizer.model_max_length)
+        )
         self._tokenizer = tokenizer
         self._processor = processor
         self.decode = _make_decoder(name, processor)
@@ -117,19 +119,19 @@ class _Process:
 def _scale(
     processor: Any, pixels: UInt8[Tensor, "batch 3 height width"]
 ) -> Float[Tensor, "batch 3 height width"]:
+    mean, deviation = (
+        tuple(of) if isinstance(of, list) else of
+        for of in (processor.image_mean, processor.image_std)
+    )
     scaled = processor.rescale_and_normalize(
         pixels,
         processor.do_rescale,
         processor.rescale_factor,
         processor.do_normalize,
-        *(tuple(of) if isinstance(of, list) else of for of in _statistics(processor)),
+        mean,
+        deviation,
     )
     return cast(Tensor, scaled.float())
-
-
-def _statistics(processor: Any) -> tuple[Any, Any]:
-    """Mean and standard deviation for normalising: one per channel, or one for all."""
-    return processor.image_mean, processor.image_std
 
 
 def _make_decoder(name: str, processor: Any) -> Decoder:
@@ -164,11 +166,6 @@ def _is_split(part: Tensor, whole: Tensor, processor: Any) -> bool:
     It does not if the processor does more after that, such as padding.
     """
     return part.dtype == torch.uint8 and torch.equal(_scale(processor, part[None])[0], whole)
-
-
-def _context_of(config: Any, tokenizer: Any) -> int:
-    limits = (int(config.text_config.max_position_embeddings), int(tokenizer.model_max_length))
-    return min(limits)
 
 
 def _load_config(name: str) -> Any:

@@ -3,9 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -34,8 +31,3 @@ class Decoder:
             MemoryError: the machine has no memory left.
         """
         return decode_image(content, self.side, self.transform)
-
-
-def to_pixels(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
-    """The pixels of an RGB picture, channels first."""
-    return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())

@@ -3,7 +3,6 @@
 import contextlib
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -217,29 +216,20 @@ def _load(params: TeacherParams, device: torch.device) -> Backend:
             "new picture or text.",
             "search by text, or name in teacher.model a model to load, and train with it.",
         )
-    if params.model.startswith(TRANSFORMERS_PREFIX):
-        return _load_transformers(params.model.removeprefix(TRANSFORMERS_PREFIX), device)
-    folder = folder_of(params.model)
-    if folder is not None and not (folder / "open_clip_config.json").is_file():
-        return _load_transformers(str(_require_config(folder)), device)
-    from pipeline.features.openclip import OpenClipTeacher
+    folder, is_named = folder_of(params.model), params.model.startswith(TRANSFORMERS_PREFIX)
+    if not is_named and (folder is None or (folder / "open_clip_config.json").is_file()):
+        from pipeline.features.openclip import OpenClipTeacher
 
-    return OpenClipTeacher(params, device)
-
-
-def _load_transformers(name: str, device: torch.device) -> Backend:
-    from pipeline.features.huggingface import HuggingFaceTeacher
-
-    return HuggingFaceTeacher(name, device)
-
-
-def _require_config(folder: Path) -> Path:
-    if not (folder / "config.json").is_file():
+        return OpenClipTeacher(params, device)
+    if not is_named and folder is not None and not (folder / "config.json").is_file():
         raise ModelError(
             f"teacher.model: {folder} has neither open_clip_config.json nor config.json.",
             f"name a folder of an open_clip or transformers model after {LOCAL_PREFIX}",
         )
-    return folder
+    from pipeline.features.huggingface import HuggingFaceTeacher
+
+    name = params.model.removeprefix(TRANSFORMERS_PREFIX)
+    return HuggingFaceTeacher(name if is_named else str(folder), device)
 
 
 def _draw_probe() -> bytes:

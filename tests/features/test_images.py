@@ -21,14 +21,14 @@ from torchvision.transforms import Compose, Lambda, PILToTensor
 from pipeline.core.errors import InterruptedRunError
 from pipeline.download import packed_images
 from pipeline.download.packed_images import Rejection
-from pipeline.features.images import Decoder, to_pixels
+from pipeline.features.images import Decoder
 from pipeline.features.openclip import split_transform
 from tests.conftest import SHARED, make_bomb, make_png
 from tests.faults.ledger import record
 
 SIDE = 32
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-WHOLE = Decoder(to_pixels, side=1000)
+WHOLE = Decoder(PILToTensor(), side=1000)
 """Gives the pixels of the picture itself, never scaled."""
 
 
@@ -93,7 +93,7 @@ def sizes_seen(content: bytes) -> tuple[int, int]:
 
     def look(image: Image.Image) -> torch.Tensor:
         seen.append(image.size)
-        return to_pixels(image)
+        return PILToTensor()(image)
 
     pixels(content, Decoder(look, SIDE))
     return seen[0]
@@ -243,7 +243,7 @@ def test_pixels_without_a_meaning_as_brightness_are_rejected():
     ],
 )
 def test_bad_files_are_rejected_with_a_reason(content, reason, words):
-    rejection = Decoder(to_pixels, SIDE)(content)
+    rejection = Decoder(PILToTensor(), SIDE)(content)
     assert isinstance(rejection, Rejection)
     assert rejection.reason == reason
     assert words in rejection.detail
@@ -294,17 +294,17 @@ def test_no_damage_raises_or_warns(seed, places, end):
     damaged = bytearray(seed)
     for place, flip in places:
         damaged[int(place * len(damaged))] ^= flip
-    decoded = Decoder(to_pixels, SIDE)(bytes(damaged[: int(end * len(damaged))]))
+    decoded = Decoder(PILToTensor(), SIDE)(bytes(damaged[: int(end * len(damaged))]))
     assert isinstance(decoded, Rejection) or decoded.dtype == torch.uint8
 
 
 @given(st.binary(max_size=300))
 def test_no_bytes_raise(content):
-    assert isinstance(Decoder(to_pixels, SIDE)(content), Rejection | torch.Tensor)
+    assert isinstance(Decoder(PILToTensor(), SIDE)(content), Rejection | torch.Tensor)
 
 
 def test_threads_decode_as_one_does():
-    decode = Decoder(to_pixels, SIDE)
+    decode = Decoder(PILToTensor(), SIDE)
     contents = [seed[: len(seed) - cut] for cut in (0, 30) for seed in SEEDS] * 20
     with ThreadPoolExecutor(8) as pool:
         many = list(pool.map(decode, contents))

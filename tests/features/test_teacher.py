@@ -21,7 +21,7 @@ from pipeline.core.errors import ModelError
 from pipeline.download.packed_images import Rejection
 from pipeline.features.huggingface import HuggingFaceTeacher
 from pipeline.features.identity import PROBE_TEXTS
-from pipeline.features.openclip import CausalText, WordTokenizer, needs_quick_gelu
+from pipeline.features.openclip import CausalText, needs_quick_gelu, quick_tokenizer
 from pipeline.features.teacher import Teacher
 from pipeline.params.teacher import TeacherParams
 from tests.conftest import SHARED, TINY
@@ -212,11 +212,11 @@ def test_the_teacher_is_in_inference_mode(demo, clip):
 
 @given(st.lists(st.text() | st.text(alphabet="aA z'&;<>_9!\t\n\u00e9"), min_size=1, max_size=4))
 def test_words_give_the_ids_of_the_whole_text(texts):
-    assert torch.equal(WORD_TOKENIZER(texts), LIBRARY(texts))
+    assert torch.equal(QUICK(texts), LIBRARY(texts))
 
 
 LIBRARY = SimpleTokenizer(context_length=CONTEXT)
-WORD_TOKENIZER = WordTokenizer(LIBRARY)
+QUICK = quick_tokenizer(LIBRARY)
 
 
 @pytest.mark.parametrize("clean", ["lower", "whitespace", "canonicalize"])
@@ -230,7 +230,7 @@ def test_words_give_the_ids_of_awkward_texts(clean, context):
         "\ud83d",
         "caf\u00c3\u00a9",
     ]
-    assert torch.equal(WordTokenizer(library)(texts), library(texts))
+    assert torch.equal(quick_tokenizer(library)(texts), library(texts))
 
 
 @pytest.mark.real
@@ -241,7 +241,7 @@ def test_words_give_the_ids_of_all_real_captions():
         for name in ("dataset_flickr8k.json", "dataset_flickr30k.json"):
             images = json.loads(archive.read(name))["images"]
             captions = [one["raw"] for image in images for one in image["sentences"]]
-            assert torch.equal(WordTokenizer(library)(captions), library(captions))
+            assert torch.equal(quick_tokenizer(library)(captions), library(captions))
 
 
 def plain_transformers(folder: str) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from torchvision.transforms import PILToTensor
 
 from pipeline.core.checksums import write_checksums
 from pipeline.core.errors import InputError
@@ -36,7 +37,7 @@ from pipeline.download.senteval import read_cased_benchmark, read_mteb_sts, read
 from pipeline.download.sources import RemoteFile
 from pipeline.download.webdataset import read_shard as read_web_shard
 from pipeline.features.cache import read_shard
-from pipeline.features.images import Decoder, to_pixels
+from pipeline.features.images import Decoder
 from pipeline.features.imported import _read_vectors
 from pipeline.features.store import read_features
 from pipeline.search.app.upload import read_upload
@@ -430,7 +431,7 @@ def _colours(pixels: np.ndarray) -> list[str]:
 
 
 def _scale(picture: Image.Image) -> torch.Tensor:
-    return to_pixels(picture.resize((16, 16)))
+    return PILToTensor()(picture.resize((16, 16)))
 
 
 _DECODE = Decoder(_scale, 16)
