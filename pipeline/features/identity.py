@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,11 +121,6 @@ def describe_text_teacher(params: TextTeacherParams) -> dict[str, str]:
         "text_teacher": named + pooled,
         "text_source": hash_strings(sources) if any(sources) else "",
     }
-
-
-def hash_sentences(sentences: Sequence[str]) -> str:
-    """The fingerprint of the text-only sentences."""
-    return hash_strings(sentences)
 
 
 def hash_architecture(model: nn.Module, config: Mapping[str, Any] | None = None) -> str:

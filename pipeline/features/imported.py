@@ -80,9 +80,12 @@ def write_imported(
         ResourceError: a file cannot be read or written.
     """
     images, captions = _read_sides(params.import_)
+    table = pairs.images
+    by_id = images.has_ids
+    found = images.by_id(table["image_id"]) if by_id else _by_path(images.names, table["member"])
     extraction = join_sides(
         pairs,
-        images.side(_find_images(images, pairs.images)),
+        images.side(images.rows_of(found, len(table))),
         lambda texts: captions.side(_find_captions(captions, pairs.captions, texts)),
         params.max_rejected,
     )
@@ -212,7 +215,6 @@ def _read_side(kind: str, params: ImportParams) -> _Vectors:
     read = functools.lru_cache(maxsize=1)(
         functools.partial(_read_vectors, column=getattr(params, f"{kind}_vector_column"), kind=kind)
     )
-    counts: list[int] = []
     dims: list[int] = []
     parts: list[pd.Series[Any]] = []
     for path, place in zip(paths, places, strict=True):
@@ -229,11 +231,10 @@ def _read_side(kind: str, params: ImportParams) -> _Vectors:
                 f"{dims[0]:,} and {parts[0].dtype}.",
                 "name files of one model, with names of one kind.",
             )
-        counts.append(count)
         dims.append(dim)
         parts.append(names)
-    file = np.repeat(np.arange(len(counts)), counts)
-    row = np.concatenate([np.arange(count) for count in counts])
+    file = np.repeat(np.arange(len(parts)), [len(names) for names in parts])
+    row = np.concatenate([np.arange(len(names)) for names in parts])
     vectors = JoinedRows(paths, file, row, dims[0], read)
     return _Vectors(kind, vectors, pd.concat(parts, ignore_index=True), places)
 
@@ -342,13 +343,6 @@ def _read_names(path: Path, kind: str, column: str) -> "pd.Series[Any]":
             f"name a column of text as {key}, or {kind}_id, the {kind}'s number in data/pairs.",
         )
     return pd.Series(cells)
-
-
-def _find_images(side: _Vectors, images: pd.DataFrame) -> Rows:
-    """The row of each image's vector."""
-    by_id = side.has_ids
-    found = side.by_id(images["image_id"]) if by_id else _by_path(side.names, images["member"])
-    return side.rows_of(found, len(images))
 
 
 def _by_path(names: "pd.Series[str]", members: "pd.Series[str]") -> Rows:

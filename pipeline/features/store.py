@@ -23,7 +23,7 @@ last line is its sha256, which is verified before anything else is read (`hdf5.p
 import errno
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ import numpy as np
 from jaxtyping import Float16
 from numpy.typing import NDArray
 
-from pipeline.core.checksums import add_checksum
+from pipeline.core.checksums import add_checksum, hash_strings
 from pipeline.core.errors import InputError, StaleArtifactError
 from pipeline.core.files import atomic_file
 from pipeline.core.progress import counter
@@ -42,7 +42,6 @@ from pipeline.features.hdf5 import offset_of, open_verified, table_of
 from pipeline.features.identity import (
     TeacherIdentity,
     describe_text_teacher,
-    hash_sentences,
     hash_teacher_source,
 )
 from pipeline.features.rows import FeatureRows, Features, JoinedRows, Places, StackedRows
@@ -205,17 +204,15 @@ def _copy_rows(rows: FeatureRows, path: Path, offset: int, bar: "tqdm[Any]") -> 
     if not len(rows):
         return
     table = np.memmap(path, np.float16, "r+", offset, rows.shape)
-    for places, piece in _pieces(rows):
+    pieces: Iterable[tuple[Places | slice, NDArray[np.float16]]]
+    if isinstance(rows, JoinedRows | StackedRows):
+        pieces = rows.pieces(max(1, _PIECE // (2 * max(1, rows.shape[1]))))
+    else:
+        pieces = [(slice(None), rows)]
+    for places, piece in pieces:
         table[places] = piece
         bar.update(len(piece))
     table.flush()
-
-
-def _pieces(rows: FeatureRows) -> Iterator[tuple[Places | slice, Float16[np.ndarray, "piece dim"]]]:
-    if isinstance(rows, JoinedRows | StackedRows):
-        yield from rows.pieces(max(1, _PIECE // (2 * max(1, rows.shape[1]))))
-    else:
-        yield slice(None), rows
 
 
 def _map(path: Path, table: h5py.Dataset) -> NDArray[np.float16]:
@@ -239,7 +236,7 @@ def _check_identity(
         **describe_text_teacher(teacher.text),
     }
     if teacher.text.encoders and sentences is not None:
-        wanted["sentences"] = hash_sentences(sentences)
+        wanted["sentences"] = hash_strings(sentences)
     for key, value in wanted.items():
         if found.get(key, "") != value:
             raise StaleArtifactError(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.core.checksums import hash_weights
+from pipeline.core.checksums import hash_strings, hash_weights
 from pipeline.core.errors import ModelError
 from pipeline.core.progress import counter
 from pipeline.features.cache import FeatureCache
@@ -26,7 +26,6 @@ from pipeline.features.identity import (
     describe_tokenizer,
     hash_architecture,
     hash_encoder_source,
-    hash_sentences,
     hash_tokenizer,
 )
 from pipeline.params.teacher import TextTeacherParams
@@ -128,7 +127,7 @@ def open_text_teacher(
         ModelError: an encoder cannot be loaded.
         ResourceError: a cache is being pruned, or cannot be read.
     """
-    attributes = describe_text_teacher(params) | {"sentences": hash_sentences(sentences)}
+    attributes = describe_text_teacher(params) | {"sentences": hash_strings(sentences)}
     with contextlib.ExitStack() as stack:
         encoders = []
         for name in params.encoders:

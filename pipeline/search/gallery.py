@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from pipeline.core.files import atomic_file
+from pipeline.core.files import write_text
 from pipeline.download.packed_images import PackedImages, Rejection
 from pipeline.index.format import Hit
 from pipeline.search.searcher import Answer, require_corpus
@@ -47,8 +47,7 @@ def save_gallery(path: Path, answers: Sequence[Answer], folder: Path, corpus: st
         f'<meta name="viewport" content="width=device-width">\n<title>{title}</title>\n'
         f"<style>{_STYLE}</style>\n{sections}\n</html>\n"
     )
-    with atomic_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def _section(answer: Answer, folder: Path) -> str:

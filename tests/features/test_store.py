@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.core.checksums import add_checksum
+from pipeline.core.checksums import add_checksum, hash_strings
 from pipeline.core.errors import (
     InputError,
     MissingArtifactError,
@@ -23,7 +23,6 @@ from pipeline.features.cache import FeatureCache, text_keys
 from pipeline.features.hdf5 import DamagedFeaturesError
 from pipeline.features.identity import (
     describe_text_teacher,
-    hash_sentences,
     hash_teacher_source,
 )
 from pipeline.features.store import Features, read_features, read_identity, write_features
@@ -100,7 +99,7 @@ def test_the_rows_of_a_text_teacher(features, tmp_path, monkeypatch, in_memory):
     with_text = replace(features, caption_text=caption, sentence_text=sentence)
     named = TextTeacherParams(encoders=["hub/a", "hub/b"], weights=[3, 1])
     sentences = ["one", "two"]
-    attributes = describe_text_teacher(named) | {"sentences": hash_sentences(sentences)}
+    attributes = describe_text_teacher(named) | {"sentences": hash_strings(sentences)}
     write_features(out, with_text, IDENTITY, "corpus", attributes)
     teacher = TEACHER.model_copy(update={"text": named})
     found = read_features(out, teacher, "corpus", sentences)
