@@ -61,24 +61,31 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.
 
 
 class KeySet:
-    """A growing set of keys: a sorted array, 16 bytes a key, where a Python set takes over 100.
+    """A growing set of keys: sorted arrays, of which the small ones are merged from time to time.
 
-    One thread may add while others look up.
+    It takes 16 bytes a key, where a Python set takes more than 100. One thread may add while others
+    look up.
     """
 
     def __init__(self) -> None:
-        self._keys: NDArray[Any] = np.empty(0, "S16")
+        self._levels: list[NDArray[Any]] = []
 
     def add(self, keys: Keys) -> None:
-        """Add keys; a stable sort merges what is sorted already."""
-        self._keys = np.sort(np.concatenate([self._keys, np.sort(_sortable(keys))]), kind="stable")
+        """Add keys."""
+        levels = [*self._levels, np.sort(_sortable(keys))]
+        while len(levels) > 1 and len(levels[-2]) < 2 * len(levels[-1]):
+            last = levels.pop()
+            levels[-1] = np.sort(np.concatenate([levels[-1], last]), kind="stable")
+        self._levels = levels
 
     def contains(self, keys: Keys) -> Bool[np.ndarray, " rows"]:
         """Which of the keys are in the set."""
-        known, wanted = self._keys, _sortable(keys)
-        if not len(known):
-            return np.zeros(len(wanted), dtype=bool)
-        return np.asarray(known[np.searchsorted(known, wanted).clip(max=len(known) - 1)] == wanted)
+        wanted, found = _sortable(keys), np.zeros(len(keys), dtype=bool)
+        for level in self._levels:
+            if len(level):
+                place = np.searchsorted(level, wanted).clip(max=len(level) - 1)
+                found |= level[place] == wanted
+        return found
 
 
 class FeatureCache:

@@ -235,13 +235,22 @@ class NewCaptions:
 
 
 def collect(results: Iterable[ShardResult], rows: int) -> tuple[Keys, dict[int, Rejection], int]:
-    """The keys of all images, why the rejected ones have none, and how many were encoded."""
+    """The keys of all images, why the rejected ones have none, and how many were encoded.
+
+    Raises:
+        RuntimeError: an engine left rows out or gave some twice; others would get their keys.
+    """
     keys, encoded = np.zeros((rows, 16), np.uint8), 0
     rejected: dict[int, Rejection] = {}
+    given = np.zeros(rows, np.int8)
     for result in results:
+        given[result.start : result.start + len(result.keys)] += 1
         keys[result.start : result.start + len(result.keys)] = result.keys
         rejected |= {result.start + row: why for row, why in result.rejected.items()}
         encoded += result.encoded
+    if (given != 1).any():
+        row = int((given != 1).argmax())
+        raise RuntimeError(f"the engine gave row {row} {given[row]} times")
     return keys, dict(sorted(rejected.items())), encoded
 
 

@@ -381,3 +381,17 @@ def test_the_order_in_which_an_engine_gives_results_does_not_matter(some_bad, te
     pd.testing.assert_frame_equal(whole.rejected, turned.rejected)
     written = [(tmp_path / name / "features.h5").read_bytes() for name in ("whole", "turned")]
     assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda results: results[:-1], "gave row 8 0 times"),
+        (lambda results: [*results[:-1], results[0]], "gave row 0 2 times"),
+    ],
+)
+def test_an_engine_that_leaves_rows_out_or_repeats_them_is_a_bug(
+    some_bad, teacher, tmp_path, change, words
+):
+    with pytest.raises(RuntimeError, match=words):
+        extract(some_bad, teacher, tmp_path, engine=rearranged(change))
