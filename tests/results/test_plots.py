@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.train.objective import StepLoss
 from tests.conftest import ROOT, assert_clear_error, invoke
 from tests.test_dvc_yaml import DVC
 
@@ -104,6 +105,13 @@ def test_every_chart_names_its_axes_and_tells_its_story():
         text = (ROOT / f".dvc/plots/{name}.json").read_text()
         assert '"subtitle"' in text, name
         assert re.search(r'"title": "[^"]*(?:cosine|step|radians|x100|bytes)[^"]*"', text), name
+
+
+def test_every_term_of_a_loss_has_a_title():
+    text = (ROOT / ".dvc/plots/curves.json").read_text()
+    for term in StepLoss.__dataclass_fields__:
+        curve = "loss" if term == "total" else term
+        assert f"'{curve}': '" in text or f"'loss_{curve}': '" in text, term
 
 
 @pytest.fixture
