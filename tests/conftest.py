@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from filelock import FileLock
 from hypothesis import Phase, settings
 from ruamel.yaml import YAML
@@ -100,8 +101,8 @@ def merge(base: dict, changes: dict) -> dict:
 
 def write_params(folder: Path, *changes: dict) -> None:
     params = functools.reduce(merge, changes, read_default_params())
-    with (folder / "params.yaml").open("w") as stream:
-        YAML().dump(params, stream)
+    text = yaml.dump(params, Dumper=yaml.CSafeDumper, sort_keys=False)
+    (folder / "params.yaml").write_text(text)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import io
 import re
-from functools import reduce
+from functools import cache, reduce
 from operator import getitem
 from pathlib import Path
 from typing import Any, Literal
@@ -29,11 +29,16 @@ def read_preset(data: Data, method: Method, teacher: TeacherName | None = None) 
 
     Values know how they are written in the file of presets, such as `3e-5`.
     """
-    content = YAML().load(FILE.read_text(encoding="utf-8"))
+    content = _presets()
     preset = {**content["shared"], **content["methods"][method], **content["data"][data]}
     if (data, method) == ("demo", "best"):
         preset |= content["best_on_demo"]
     return preset | content["teachers"][teacher] if teacher else preset
+
+
+@cache
+def _presets() -> Any:
+    return YAML().load(FILE.read_text(encoding="utf-8"))
 
 
 def changed_values(params: Params, preset: Changes) -> dict[str, tuple[Any, Any]]:

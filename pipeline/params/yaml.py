@@ -58,8 +58,9 @@ def parse_yaml(text: str, name: Path | str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", ReusedAnchorWarning)
-            _count(reader.compose(text), {})
-            return reader.load(text)
+            document = reader.compose(text)
+            _count(document, {})
+            return document and reader.constructor.construct_document(document)
     except RecursionError:
         reason = "it is nested too deep"
     except MarkedYAMLError as error:

@@ -64,6 +64,15 @@ def data(tiny_run: Path) -> TrainingData:
     )
 
 
+def part(pairs: SplitPairs, rows: np.ndarray) -> SplitPairs:
+    return SplitPairs(
+        [pairs.captions[row] for row in rows],
+        pairs.caption_rows[rows],
+        pairs.image_rows[rows],
+        pairs.features,
+    )
+
+
 def run_params(positives: str, **train_params) -> RunParams:
     changes = {"loss": {"positives": positives}, "train": {"pair_every": 1, **train_params}}
     params = Params.model_validate(merge(merge(read_default_params(), TINY), changes))
@@ -110,23 +119,24 @@ def test_a_step_reads_the_captions_and_features_of_its_views(positives, data, mo
     ("positives", "mini_batch_size"),
     [
         ("sibling", None),
-        ("both", 5),
-        pytest.param("sibling", 5, marks=pytest.mark.slow),
+        ("both", 12),
+        pytest.param("sibling", 12, marks=pytest.mark.slow),
         pytest.param("both", None, marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_run_with_siblings_resumes_with_the_same_bits(
     positives, mini_batch_size, data, tmp_path
 ):
-    """9 batches of an epoch, 12 steps: the stop is in the second epoch."""
-    setting = {"steps": 24, "evaluate_every": 24, "mini_batch_size": mini_batch_size}
+    """An epoch has 8 batches: the stop is in the second one."""
+    data = TrainingData(data.sentences, part(data.pairs, np.arange(8 * 16)))
+    setting = {"steps": 12, "evaluate_every": 12, "mini_batch_size": mini_batch_size}
     whole = train(data, positives, **setting)
 
     class StoppedError(Exception):
         pass
 
     def stop(step, values):
-        if step == 20:
+        if step == 10:
             raise StoppedError
 
     kept = Checkpoint(tmp_path, "run", every=0.0)
@@ -148,14 +158,7 @@ def test_the_gradient_with_mini_batches_is_that_of_the_whole_batch(data):
 def test_a_caption_without_siblings_keeps_its_dropout_view(data, caplog):
     """One caption an image: siblings change nothing, which is said."""
     _, first = np.unique(data.pairs.image_rows, return_index=True)
-    pairs = data.pairs
-    alone = SplitPairs(
-        [pairs.captions[row] for row in first],
-        pairs.caption_rows[first],
-        pairs.image_rows[first],
-        pairs.features,
-    )
-    data = TrainingData(data.sentences, alone)
+    data = TrainingData(data.sentences, part(data.pairs, first))
     one, other = (train(data, positives, steps=3) for positives in ("dropout", "sibling"))
     for point, same in zip(one.curves, other.curves, strict=True):
         assert same == (*point[:2], pytest.approx(point[2], rel=1e-4))
