@@ -162,12 +162,7 @@ def _choose(pairs: SplitPairs, captions: int | None, part: str | None) -> SplitP
     if captions is not None:
         rank = pd.Series(pairs.image_rows[rows]).groupby(pairs.image_rows[rows]).cumcount()
         rows = rows[rank.to_numpy() < captions]
-    return SplitPairs(
-        [pairs.captions[row] for row in rows],
-        pairs.caption_rows[rows],
-        pairs.image_rows[rows],
-        pairs.features,
-    )
+    return pairs.take(rows)
 
 
 def _about(suite: Suite, encoder: SentenceEncoder, seed: int) -> dict[str, Any]:

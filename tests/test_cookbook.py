@@ -219,6 +219,7 @@ def shrunken(model: str, folder: Path) -> str:
     return save_open_clip(folder, text=kept | TEXT, vision_cfg=vision, **config)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("row", tables(TEACHER)[1:], ids=lambda row: row[0])
 def test_a_teacher_of_today(folder, monkeypatch, row):
     name, model, pretrained, width, pixels, tokens, _ = row
@@ -285,6 +286,7 @@ def test_vectors_that_others_computed(folder, shards):
     assert_clear_error(refused, "imported:ViT-B-32 / laion2b_s34b_b79k")
 
 
+@pytest.mark.integration
 def test_any_model_by_mteb_and_ours(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(with_mteb, "is_offline_mode", lambda: True)
     shutil.copytree(tiny_run, tmp_path, dirs_exist_ok=True)
@@ -326,14 +328,14 @@ def test_every_recipe_is_run_and_short():
 SHOWN = [words for text in PAGES.values() for words in commands(text)]
 
 
-@pytest.mark.parametrize("words", SHOWN, ids=" ".join)
-def test_a_command_that_is_shown_parses(words):
-    if words[0] == "dvc":
-        assert_valid(settings(words))
-        return
-    stage = words[2].removeprefix("stages.")
-    command = typer.main.get_command(importlib.import_module(f"stages.{stage}").app)
-    command.make_context(stage, words[3:])
+def test_a_command_that_is_shown_parses():
+    for words in SHOWN:
+        if words[0] == "dvc":
+            assert_valid(settings(words))
+            continue
+        stage = words[2].removeprefix("stages.")
+        command = typer.main.get_command(importlib.import_module(f"stages.{stage}").app)
+        command.make_context(stage, words[3:])
 
 
 def assignments(row: str) -> dict[str, object]:
@@ -342,9 +344,9 @@ def assignments(row: str) -> dict[str, object]:
     return {key: load_yaml(value) for key, value in found}
 
 
-@pytest.mark.parametrize("row", re.findall(r"^\| .+=.+ \|$", PAGES["moving"], re.MULTILINE))
-def test_settings_of_a_row_are_valid_together(row):
-    assert_valid(assignments(row))
+def test_settings_of_a_row_are_valid_together():
+    for row in re.findall(r"^\| .+=.+ \|$", PAGES["moving"], re.MULTILINE):
+        assert_valid(assignments(row))
 
 
 def assert_valid(changes: dict[str, object]) -> None:

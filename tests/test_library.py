@@ -24,6 +24,7 @@ EXAMPLES = re.findall(
 )
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore")
 def test_the_examples_run(tiny_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

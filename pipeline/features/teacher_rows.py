@@ -42,6 +42,11 @@ class SplitPairs:
     def __len__(self) -> int:
         return len(self.captions)
 
+    def take(self, rows: Int64[np.ndarray, " some"]) -> "SplitPairs":
+        """Some of the captions, by their positions in the split."""
+        captions = [self.captions[row] for row in rows]
+        return SplitPairs(captions, self.caption_rows[rows], self.image_rows[rows], self.features)
+
 
 def pairs_of_split(pairs: "Pairs", features: Features, split: str) -> SplitPairs:
     """Join the captions of a split with their feature rows, by id.

@@ -27,6 +27,8 @@ from pipeline.params.teacher import TeacherParams
 from pipeline.student.encoder import Student
 from tests.conftest import TINY, assert_clear_error, invoke, write_params
 
+pytestmark = pytest.mark.integration
+
 DIRECTIONS = {"pairs-t2i-local", "pairs-i2t-local"}
 RECALLS = {"recall@1", "recall@5", "recall@10"}
 

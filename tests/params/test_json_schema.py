@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,11 +17,19 @@ from pipeline.params.schema import Params
 from tests.conftest import ROOT, invoke, merge, read_default_params
 
 SCHEMA = json.loads((ROOT / "params.schema.json").read_text())
-CHECK = jsonschema.Draft202012Validator(SCHEMA)
 UNITS = re.compile(
     "batches|bytes|captions|cosine|dimensions|images|neighbours|no (other )?unit|pairs|passes|"
     "radians|rows|samples|sentences|share|steps|texts|threads|tokens"
 )
+
+
+@pytest.fixture(scope="module")
+def schema():
+    """Checks content against params.schema.json."""
+    from jsonschema import Draft202012Validator  # takes 2 s
+
+    Draft202012Validator.check_schema(SCHEMA)
+    return Draft202012Validator(SCHEMA)
 
 
 def leaves(node: dict, above: str = "") -> Iterator[tuple[str, dict]]:
@@ -74,13 +81,12 @@ def test_the_kept_file_is_what_the_command_prints(tmp_path):
     assert target.read_text() == kept
 
 
-def test_the_schema_is_one_and_the_default_file_names_it_and_is_valid():
-    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+def test_the_schema_is_one_and_the_default_file_names_it_and_is_valid(schema):
     assert SCHEMA["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert all(one["additionalProperties"] is False for one in (SCHEMA, *SCHEMA["$defs"].values()))
     first = (ROOT / "params.yaml").read_text().splitlines()[0]
     assert first == "# yaml-language-server: $schema=params.schema.json"
-    CHECK.validate(read_default_params())
+    schema.validate(read_default_params())
 
 
 def changed(key: str, value: Any) -> dict:
@@ -106,23 +112,23 @@ def changed(key: str, value: Any) -> dict:
         ("loss.filter.kind", None),
     ],
 )
-def test_an_editor_sees_the_fault(key, value):
-    assert not CHECK.is_valid(changed(key, value))
+def test_an_editor_sees_the_fault(key, value, schema):
+    assert not schema.is_valid(changed(key, value))
 
 
 @pytest.mark.parametrize("text", ["1e-5", "1.0E-05", ".5", "1", "+0.25"])
-def test_the_text_of_a_number_is_one(text):
+def test_the_text_of_a_number_is_one(text, schema):
     content = changed("train.learning_rate", text)
     assert Params.model_validate(content).train.learning_rate == pytest.approx(float(text))
-    CHECK.validate(content)
+    schema.validate(content)
 
 
 @pytest.mark.parametrize("text", ["nan", "infinity", "1_0", " 1", "٣", "0x10"])
-def test_text_that_only_python_takes_for_a_number_is_none(text):
+def test_text_that_only_python_takes_for_a_number_is_none(text, schema):
     content = changed("train.learning_rate", text)
     with pytest.raises(ValidationError):
         Params.model_validate(content)
-    assert not CHECK.is_valid(content)
+    assert not schema.is_valid(content)
 
 
 WORDS = sorted(
@@ -159,11 +165,11 @@ def beyond_schema(value: object) -> bool:
     return isinstance(value, str) and any(letter.isdigit() for letter in value)
 
 
-@given(st.sampled_from(list(LEAVES)), VALUES)
-def test_schema_and_code_refuse_the_same_values_of_one_key(key, value):
+@given(key=st.sampled_from(list(LEAVES)), value=VALUES)
+def test_schema_and_code_refuse_the_same_values_of_one_key(key, value, schema):
     content = changed(key, value)
     faults = faults_by_code(content)
     if not faults:
-        CHECK.validate(content)
+        schema.validate(content)
     elif faults - {"value_error"} and not beyond_schema(value):  # no rule over several keys
-        assert not CHECK.is_valid(content)
+        assert not schema.is_valid(content)

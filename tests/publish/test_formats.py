@@ -74,10 +74,10 @@ def own_vectors(student: Student, teacher: Teacher) -> np.ndarray:
     ("kind", "shared", "prompt", "form"),
     [
         ("clip", 16, "", "transformers"),
-        ("clip", None, "", "transformers"),
+        pytest.param("clip", None, "", "transformers", marks=pytest.mark.slow),
         ("siglip", 16, "", "transformers"),
-        ("open_clip", 16, "about: ", "transformers"),
-        ("quick_gelu", None, "", "transformers"),
+        pytest.param("open_clip", 16, "about: ", "transformers", marks=pytest.mark.slow),
+        ("quick_gelu", None, "about: ", "transformers"),
         pytest.param("resnet", 16, "", "onnx", marks=pytest.mark.slow),
         pytest.param("average", 16, "", "onnx", marks=[pytest.mark.slow, pytest.mark.smoke]),
     ],

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -144,12 +145,12 @@ def test_golden_losses_of_a_seeded_run(data):
 
 
 def test_without_text_every_step_takes_pairs_and_a_stopped_run_resumes(data, tmp_path):
-    captions = TrainingData([], data.pairs)
+    captions = TrainingData([], data.pairs.take(np.arange(80)))
     changes = {"pair_every": "auto", "steps": None, "epochs": 1}
     params = run_params(train=changes)
     training, curves = train(captions, params)
     assert training.metrics["paired_share"] == 1
-    assert training.metrics["steps"] == len(data.pairs) // params.train.batch_size
+    assert training.metrics["steps"] == len(captions.pairs) // params.train.batch_size
     checkpoint = Checkpoint(tmp_path / "kept", "fingerprint", 0.0)
     again, resumed = train(captions, params, checkpoint=checkpoint)
     assert resumed == curves

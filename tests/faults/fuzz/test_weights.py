@@ -57,9 +57,10 @@ def unsafe_call(node: ast.Call) -> Iterator[tuple[int, str]]:
             yield node.lineno, f"{name}({keyword}={given[keyword]})"
 
 
-@pytest.mark.parametrize("path", list(sources()), ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_code_of_a_file_is_run(path):
-    assert list(unsafe(ast.parse(path.read_text(encoding="utf-8")))) == []
+def test_no_code_of_a_file_is_run():
+    found = {path: list(unsafe(ast.parse(path.read_text("utf-8")))) for path in sources()}
+    assert len(found) > 100
+    assert {path: lines for path, lines in found.items() if lines} == {}
 
 
 @pytest.mark.parametrize(
