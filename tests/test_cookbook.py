@@ -35,6 +35,7 @@ RECIPES = dict(re.findall(r"^## (.+)\n((?:.*\n)+?)(?=## |\Z)", PAGES["cookbook"]
 OWN = "Your own photos in ten minutes"
 CLIP = "Tune the text side of a frozen CLIP"
 TEACHER = "Replace the teacher by one of today"
+TEXT_TEACHER = "Add a sentence encoder as a second teacher"
 MILLION = "A million pairs from img2dataset"
 IMPORT = "Vectors that others computed"
 MTEB = "Score any model with mteb and ours"
@@ -239,6 +240,18 @@ def test_a_teacher_of_today(folder, monkeypatch, row):
     assert len(features_of(folder).images) == 100
 
 
+@pytest.mark.integration
+def test_a_sentence_encoder_as_a_second_teacher(folder):
+    change_params({"loss": {"distillation": {"weight": 1.0}}})  # as by default
+    here = f"[{ROOT / 'data/demo/student'}]' -S teacher.text.pooling=mean"
+    cook(TEXT_TEACHER, ("[sentence-transformers/all-MiniLM-L6-v2]'", here), stages=OF_REPRO[:3])
+    counts = json.loads(Path("reports/features.json").read_text())
+    assert (counts["text_dim"], counts["sentences"]) == (128, 400)
+    curves = pd.read_csv("reports/train/0/curves.csv")
+    assert {"loss_distillation", "loss_image"} <= set(curves["curve"])
+    assert json.loads(Path("reports/train/0/metrics.json").read_text())["paired_share"] == 0.5
+
+
 @pytest.fixture
 def shards(folder) -> Path:
     """Two shards, as img2dataset writes them."""
@@ -319,7 +332,7 @@ def test_a_student_with_pictures_for_sentence_transformers(folder):
 
 
 def test_every_recipe_is_run_and_short():
-    assert set(RECIPES) == {OWN, CLIP, TEACHER, MILLION, IMPORT, MTEB, ROUTER}
+    assert set(RECIPES) == {OWN, CLIP, TEACHER, TEXT_TEACHER, MILLION, IMPORT, MTEB, ROUTER}
     for title, text in RECIPES.items():
         lines = re.findall(r"^(?:    .*|```\w+\n(?:.*\n)+?```)$", text, re.MULTILINE)
         assert 0 < sum(len(line.splitlines()) for line in lines) <= 25, title
