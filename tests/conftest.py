@@ -3,6 +3,7 @@
 import copy
 import functools
 import gc
+import hashlib
 import http.server
 import os
 import shutil
@@ -154,9 +155,21 @@ def run_tiny(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the whole pipeline ran once."""
-    return made_once(tmp_path_factory, "tiny", run_tiny)
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in which the whole pipeline ran once, and which no test changes."""
+    folder = made_once(tmp_path_factory, "tiny", run_tiny)
+    before = contents(folder)
+    yield folder
+    after = contents(folder)
+    changed = [name for name in before if after.get(name) != before[name]]
+    assert not changed, f"tests changed the tiny run, which others read: {changed}"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).digest() for path in files
+    }
 
 
 @pytest.fixture

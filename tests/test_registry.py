@@ -95,6 +95,7 @@ def test_a_clone_has_what_was_pushed_and_works(origin, tiny_run, link):
     assert json.loads(line)["text"] == "a red circle"
     run(clone, "dvc", "repro", "-q", "--force", "--single-item", "index")
     assert contents(clone) == expected
+    assert run(clone, "git", "diff") == ""
     assert run(clone, "git", "status", "--porcelain") == "?? texts.txt\n"
     assert "in sync" in run(clone, "dvc", "status", "--cloud")
 
