@@ -23,15 +23,6 @@ UNITS = re.compile(
 )
 
 
-@pytest.fixture(scope="module")
-def schema():
-    """Checks content against params.schema.json."""
-    from jsonschema import Draft202012Validator  # takes 2 s
-
-    Draft202012Validator.check_schema(SCHEMA)
-    return Draft202012Validator(SCHEMA)
-
-
 def leaves(node: dict, above: str = "") -> Iterator[tuple[str, dict]]:
     """Every key that has a value of its own, by dotted key, with its part of the schema."""
     for name, field in node["properties"].items():

@@ -18,7 +18,6 @@ from pipeline.params.changes import apply_changes
 from pipeline.params.presets import Data, Method, TeacherName, edit_params, read_preset
 from pipeline.params.schema import Params
 from tests.conftest import ROOT, assert_clear_error, invoke, read_default_params
-from tests.params.test_json_schema import CHECK
 
 TEXT = (ROOT / "params.yaml").read_text()
 DOCS = (ROOT / "docs/presets.md").read_text()
@@ -79,14 +78,14 @@ def run(*arguments: str):
     return result
 
 
-def test_presets_are_named_complete_and_valid():
+def test_presets_are_named_complete_and_valid(schema):
     content = load_yaml(presets.FILE.read_text())
     assert (list(content["methods"]), list(content["data"])) == ([*METHODS], [*DATA])
     assert list(content["teachers"]) == [*TEACHERS]
     for data, method in ALL:
         preset = read_preset(data, method)
         assert sorted(preset) == sorted(owned()), (data, method)
-        CHECK.validate(apply_changes(read_default_params(), preset))
+        schema.validate(apply_changes(read_default_params(), preset))
 
 
 @pytest.mark.integration
