@@ -60,7 +60,7 @@ def parse_yaml(text: str, name: Path | str) -> Any:
             warnings.simplefilter("error", ReusedAnchorWarning)
             document = reader.compose(text)
             _count(document, {})
-            return document and reader.constructor.construct_document(document)
+            return None if document is None else reader.constructor.construct_document(document)
     except RecursionError:
         reason = "it is nested too deep"
     except MarkedYAMLError as error:
