@@ -119,9 +119,10 @@ def test_a_step_reads_the_captions_and_features_of_its_views(positives, data, mo
 def test_a_stopped_run_with_siblings_resumes_with_the_same_bits(
     positives, mini_batch_size, data, tmp_path
 ):
-    """The stop is in the second epoch; images of four captions, so that other siblings are drawn."""
-    pairs = data.pairs.take(np.arange(8 * 16))
-    data = TrainingData(data.sentences, replace(pairs, image_rows=pairs.image_rows // 2))
+    """The stop is in the second epoch; with four captions an image, other siblings are drawn."""
+    some = data.pairs.take(np.arange(8 * 16))
+    fours = replace(some, image_rows=some.image_rows // 2)
+    data = TrainingData(data.sentences, fours)
     setting = {"steps": 12, "evaluate_every": 12, "mini_batch_size": mini_batch_size}
     whole = train(data, positives, **setting)
 
