@@ -54,6 +54,7 @@ def origin(tiny_run, tmp_path_factory) -> Path:
         shutil.copy(ROOT / name, folder / name)
     run(folder, "git", "init", "-q")
     run(folder, "dvc", "init", "-q")
+    shutil.copy(ROOT / ".dvcignore", folder)  # bytecode is not a dependency
     run(folder, "dvc", "remote", "add", "-d", "shelf", "../shelf")
     run(folder, "dvc", "commit", "-f", "-q")
     run(folder, "git", "add", "-A")
