@@ -11,7 +11,7 @@ import socket
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -177,6 +177,13 @@ def in_tiny_run(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder is the tiny run's; do not change it."""
     monkeypatch.chdir(tiny_run)
     return tiny_run
+
+
+def slow_after(quick: int, values: Iterable[object]) -> list:
+    """Values of a parameter, of which all but the first few are for the slow tests."""
+    cases = [value if isinstance(value, tuple) else (value,) for value in values]
+    marks = [()] * quick + [pytest.mark.slow] * (len(cases) - quick)
+    return [pytest.param(*case, marks=mark) for case, mark in zip(cases, marks, strict=True)]
 
 
 def unseal(folder: Path) -> None:

@@ -56,13 +56,13 @@ def edited(edits: list[tuple[int, int, bytes]]) -> bytes:
 
 def outcome(path: Path) -> str:
     """`right result` for params that are valid when they are checked again, or the line."""
-    started = time.monotonic()
+    started = time.process_time()  # of this process alone: machines are shared
     fault, params = None, None
     try:
         params = load_params(path, Params)
     except ParamsError as error:
         fault = error
-    assert time.monotonic() - started < LONGEST_SECONDS
+    assert time.process_time() - started < LONGEST_SECONDS
     if fault is None:
         assert Params.model_validate(params.model_dump()) == params
         return "right result"

@@ -17,7 +17,7 @@ from pipeline.core.errors import ModelError
 from pipeline.features.identity import TeacherIdentity, folder_of, hash_teacher_source
 from pipeline.features.teacher import Teacher
 from pipeline.params.teacher import TeacherParams
-from tests.conftest import ROOT
+from tests.conftest import ROOT, slow_after
 from tests.features.tiny_teachers import VISION, make_tokenizer, save_clip, save_open_clip
 
 CPU = torch.device("cpu")
@@ -89,20 +89,23 @@ def test_the_same_model_saved_again_is_the_same(tmp_path, clip, clip_teacher):
 
 @pytest.mark.parametrize(
     ("change", "fields_changed"),
-    [
-        ({"quick_gelu": True}, {"architecture"}),
-        ({"text": {"heads": 4}}, {"architecture"}),
-        ({"vision_cfg": VISION | {"head_width": 32}}, {"architecture"}),
-        ({"text": {"norm_kwargs": {"eps": 1e-4}}}, {"architecture"}),
-        ({"text": {"pool_type": "eos", "eos_id": 49407}}, {"architecture"}),
-        ({"text": {"tokenizer_kwargs": {"clean": "canonicalize"}}}, {"tokenizer"}),
-        ({"text": {"tokenizer_kwargs": {"clean": "whitespace"}}}, {"tokenizer"}),
-        ({"preprocess": {"mean": [0.5, 0.5, 0.5000001]}}, {"preprocessing", "architecture"}),
-        ({"preprocess": {"std": [0.3, 0.3, 0.2]}}, {"preprocessing", "architecture"}),
-        ({"preprocess": {"interpolation": "bilinear"}}, {"preprocessing"}),
-        ({"preprocess": {"resize_mode": "squash"}}, {"preprocessing"}),
-        ({"preprocess": {"fill_color": 7}}, {"preprocessing"}),
-    ],
+    slow_after(
+        4,
+        [
+            ({"quick_gelu": True}, {"architecture"}),
+            ({"text": {"tokenizer_kwargs": {"clean": "canonicalize"}}}, {"tokenizer"}),
+            ({"preprocess": {"mean": [0.5, 0.5, 0.5000001]}}, {"preprocessing", "architecture"}),
+            ({"preprocess": {"interpolation": "bilinear"}}, {"preprocessing"}),
+            ({"text": {"heads": 4}}, {"architecture"}),
+            ({"vision_cfg": VISION | {"head_width": 32}}, {"architecture"}),
+            ({"text": {"norm_kwargs": {"eps": 1e-4}}}, {"architecture"}),
+            ({"text": {"pool_type": "eos", "eos_id": 49407}}, {"architecture"}),
+            ({"text": {"tokenizer_kwargs": {"clean": "whitespace"}}}, {"tokenizer"}),
+            ({"preprocess": {"std": [0.3, 0.3, 0.2]}}, {"preprocessing", "architecture"}),
+            ({"preprocess": {"resize_mode": "squash"}}, {"preprocessing"}),
+            ({"preprocess": {"fill_color": 7}}, {"preprocessing"}),
+        ],
+    ),
 )
 def test_a_setting_changes_its_own_field(tmp_path, open_clip_teacher, change, fields_changed):
     other = identify(save_open_clip(tmp_path, **change))

@@ -24,7 +24,7 @@ from pipeline.features.identity import PROBE_TEXTS
 from pipeline.features.openclip import CausalText, needs_quick_gelu, quick_tokenizer
 from pipeline.features.teacher import Teacher
 from pipeline.params.teacher import TeacherParams
-from tests.conftest import SHARED, TINY
+from tests.conftest import SHARED, TINY, slow_after
 from tests.features.tiny_teachers import (
     CONTEXT,
     SIDE,
@@ -113,7 +113,7 @@ NOT_CUT = {
 }
 
 
-@pytest.mark.parametrize("kind", OPEN_CLIP_KINDS)
+@pytest.mark.parametrize("kind", slow_after(4, OPEN_CLIP_KINDS))
 def test_open_clip_features_are_those_of_plain_open_clip(tmp_path, kind):
     name = save_open_clip(tmp_path, **OPEN_CLIP_KINDS[kind])
     teacher = load(name)

@@ -110,8 +110,8 @@ def test_a_step_reads_the_captions_and_features_of_its_views(positives, data, mo
 @pytest.mark.parametrize(
     ("positives", "mini_batch_size"),
     [
-        ("sibling", 12),
         pytest.param("sibling", None, marks=pytest.mark.slow),
+        pytest.param("sibling", 12, marks=pytest.mark.slow),
         pytest.param("both", None, marks=pytest.mark.slow),
         pytest.param("both", 5, marks=pytest.mark.slow),
     ],

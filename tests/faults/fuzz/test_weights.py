@@ -16,7 +16,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.features.teacher import Teacher
 from pipeline.params.teacher import TeacherParams
 from pipeline.student.encoder import SentenceEncoder, Student
-from tests.conftest import ROOT, unseal
+from tests.conftest import ROOT, slow_after, unseal
 from tests.faults.ledger import record
 from tests.features.tiny_teachers import save_clip, save_open_clip
 
@@ -113,7 +113,9 @@ def test_such_a_pickle_does_run_where_it_is_loaded(marker, tmp_path):
     assert marker.exists()
 
 
-OPEN_CLIP_NAMES = ["open_clip_pytorch_model.bin", "open_clip_model.safetensors", "model.pt"]
+OPEN_CLIP_NAMES = slow_after(
+    1, ["open_clip_pytorch_model.bin", "open_clip_model.safetensors", "model.pt"]
+)
 
 
 @pytest.mark.parametrize("name", OPEN_CLIP_NAMES)
