@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
+from pipeline.core.device import ran_out_of_memory
 from pipeline.core.errors import InputError
 from pipeline.download.archives import Archive
 
@@ -123,20 +124,24 @@ def decode_image(content: bytes, side: int, transform: Callable[[Image.Image], T
     # whole process: `catch_warnings` is not safe in threads.
     if _QUIET not in warnings.filters:
         warnings.filterwarnings("ignore", module=_QUIET[3].pattern)
+    formats = _formats()  # outside of the block: the file is not to blame for a fault of it
     try:
-        return transform(_read(content, side))
+        return transform(_read(content, side, formats))
     except Exception as error:  # noqa: BLE001  # decoders raise whatever hostile bytes make them
         return _reject(error, content)
 
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """What is decoded, with HEIC where its decoder is installed."""
+    """What is decoded, with HEIC where its decoder is installed and can be loaded."""
     try:
         from pillow_heif import register_heif_opener
-    except ImportError:
+
+        register_heif_opener(decode_threads=1)  # loads its libraries, too
+    except ImportError as error:
+        if ran_out_of_memory(error):
+            raise MemoryError(str(error)) from error
         return _FORMATS
-    register_heif_opener(decode_threads=1)
     return (*_FORMATS, "HEIF")
 
 
@@ -149,8 +154,8 @@ def _why_unknown(content: bytes) -> str:
     return "no known image format"
 
 
-def _read(content: bytes, side: int) -> Image.Image:
-    with Image.open(io.BytesIO(content), formats=_formats()) as image:
+def _read(content: bytes, side: int, formats: tuple[str, ...]) -> Image.Image:
+    with Image.open(io.BytesIO(content), formats=formats) as image:
         _require_safe(image.width * image.height, f"{image.width} x {image.height} pixels")
         # Numbers that are not a brightness between black and white.
         if image.mode in {"I", "F"} or (image.mode.startswith("I;") and image.format != "PNG"):

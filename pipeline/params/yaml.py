@@ -19,7 +19,7 @@ _MOST = 100_000
 """Values, with every alias written out."""
 _LONGEST_NUMBER = 100
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-_OF_CONSTRUCTORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+_OF_LIBRARY = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 """Errors of the library where a value is not of the kind that it looks like."""
 
 
@@ -51,14 +51,16 @@ def parse_yaml(text: str, name: Path | str) -> Any:
         Its content; None where it is empty.
 
     Raises:
-        ParamsError: naming the file: it is not YAML, names a key or an anchor twice, has a tag of
-            another language, a number that is not plain, or stands for more than 100,000 values.
+        ParamsError: naming the file: it is not YAML, declares another version of it, names a key
+            or an anchor twice, has a tag of another language, a number that is not plain, or stands
+            for more than 100,000 values.
     """
     reader = YAML(typ="safe", pure=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", ReusedAnchorWarning)
             document = reader.compose(text)
+            _check_version(reader)
             _count(document, {})
             return None if document is None else reader.constructor.construct_document(document)
     except RecursionError:
@@ -67,10 +69,17 @@ def parse_yaml(text: str, name: Path | str) -> Any:
         mark = error.problem_mark or error.context_mark
         reason = error.problem or error.context or "it is not YAML"
         reason = f"line {mark.line + 1}, column {mark.column + 1}: {reason}" if mark else reason
-    except (YAMLError, ReusedAnchorWarning, *_OF_CONSTRUCTORS) as error:
+    except (YAMLError, ReusedAnchorWarning, *_OF_LIBRARY) as error:
         reason = str(error)
     reason = one_line(" ".join(reason.split()), 300)
     raise ParamsError(f"{name} cannot be read: {reason}.", "correct the YAML.")
+
+
+def _check_version(reader: YAML) -> None:
+    """Refuse YAML 1.1, in which the same text has other values."""
+    if (version := reader.resolver.processing_version) != (1, 2):
+        named = ".".join(map(str, version))
+        raise YAMLError(f"it declares YAML {named}, and is read as YAML 1.2: delete its %YAML line")
 
 
 def _count(node: Node | None, counted: dict[int, int]) -> int:

@@ -4,6 +4,7 @@ import io
 import multiprocessing
 import pickle
 import resource
+import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from pipeline.download import packed_images
 from pipeline.download.packed_images import Rejection
 from pipeline.features.images import Decoder
 from pipeline.features.openclip import split_transform
-from tests.conftest import SHARED, make_bomb, make_png
+from tests.conftest import ROOT, SHARED, make_bomb, make_png
 from tests.faults.ledger import record
 
 SIDE = 32
@@ -335,6 +336,34 @@ def decode_with_little_memory(content: bytes, send) -> None:
         send.send(str(WHOLE(content)))
     except MemoryError:
         send.send("MemoryError")
+
+
+DECODE_WITH_LITTLE_MEMORY = """
+import io, resource
+from pathlib import Path
+from PIL import Image
+from pipeline.download.packed_images import decode_image
+
+stream = io.BytesIO()
+Image.new("RGB", (8, 4)).save(stream, "JPEG")
+taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+own, most = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (taken + {more}, most))
+try:
+    print(decode_image(stream.getvalue(), 8, lambda picture: picture.size))
+except MemoryError:
+    print("MemoryError")
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("more", "said"), [(4 << 20, "MemoryError"), (1 << 30, "(8, 4)")])
+def test_running_out_of_memory_while_decoders_are_loaded_is_not_a_fault_of_the_image(more, said):
+    """The libraries of HEIC, which every format waits for, are loaded with the first picture."""
+    pytest.importorskip("pillow_heif")
+    command = [sys.executable, "-c", DECODE_WITH_LITTLE_MEMORY.format(more=more)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == said, done.stderr
 
 
 def test_running_out_of_memory_is_not_a_fault_of_the_image():

@@ -186,6 +186,8 @@ def test_ways_to_write_a_value(tmp_path, old, new, key, value):
         ),
         ("loss: 0x" + "f" * 5000, "in at most 100 digits"),
         ("loss: 1_000", "write numbers without _"),
+        ("%YAML 1.1\n---\nloss: 2e-3", "it declares YAML 1.1, and is read as YAML 1.2"),
+        ("%YAML 1.3\n---\nloss: 2e-3", "version minor part can only be 2 or 1"),
     ],
 )
 def test_text_that_is_not_a_params_file(tmp_path, text, words):
