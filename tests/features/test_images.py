@@ -9,6 +9,7 @@ import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -190,9 +191,14 @@ def test_heic_is_decoded_upright_where_its_plugin_is_installed(orientation):
     assert isinstance(WHOLE(content[:-50]), Rejection)
 
 
-def test_what_heic_and_avif_need_is_named_where_it_is_not_installed(monkeypatch):
+def fail_to_load(**_: object) -> None:
+    raise ImportError("libheif.so.1: cannot open shared object file")
+
+
+@pytest.mark.parametrize("module", [None, SimpleNamespace(register_heif_opener=fail_to_load)])
+def test_what_heic_and_avif_need_is_named_where_it_is_not_installed(monkeypatch, module):
     content, other = heic(draw(40, 24)), save(draw(40, 24), "AVIF")
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setitem(sys.modules, "pillow_heif", module)
     monkeypatch.setattr(packed_images, "_formats", packed_images._formats.__wrapped__)
     detail = "HEIC, which needs pillow-heif: run `pip install -e '.[heic]'`"
     assert WHOLE(content) == Rejection("unreadable", detail)
