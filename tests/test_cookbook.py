@@ -160,7 +160,7 @@ REAL = [
 ]
 
 
-@pytest.mark.parametrize("with_text", [pytest.param(False, marks=pytest.mark.integration), True])
+@pytest.mark.parametrize("with_text", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_own_photos(folder, with_text):
     write_photos(folder, with_text=with_text)
     table = "" if with_text else folder / "captions.csv"
@@ -262,7 +262,7 @@ def shards(folder) -> Path:
     return folder / "cc3m"
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_million_pairs(folder, shards):
     (shards / "00002.tar").write_bytes(b"damaged" * 1000)
     hits = hits_of(cook(MILLION, ("/data/cc3m", shards), ("{00000..00099}", "{00000..00002}")))

@@ -148,7 +148,7 @@ def test_fetched_shards_are_kept_where_the_environment_says(project, server, mon
     assert paths.KEPT["KDMCSE_DOWNLOADS"] == paths.DOWNLOADS  # what stages.grid sets
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_run_without_text_goes_through_all_stages(tmp_path, monkeypatch):
     """With a teacher of text, whose rows of sentences are then none."""
     monkeypatch.chdir(tmp_path)

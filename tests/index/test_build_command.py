@@ -30,7 +30,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_the_same_index_again_is_the_same_bytes(scratch):
     before = bytes_of(Path("data/index"))
     shutil.rmtree("data/index")
@@ -117,7 +117,7 @@ def test_a_wrong_share_is_refused():
             Partition.read(text)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_text_only_student_has_texts_alone(scratch):
     unseal(Path("data/models/0"))
     about = Path("data/models/0/heads.json")
@@ -159,7 +159,7 @@ def test_an_encoder_that_cannot_be_exported_is_used_as_it_is(scratch, monkeypatc
     assert [hit["score"] for hit in after] == pytest.approx([hit["score"] for hit in before])
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_an_export_with_other_vectors_is_not_kept(scratch, monkeypatch, caplog):
     monkeypatch.setattr(query_module, "_TOLERANCE", 0.0)
     (scratch / "made").mkdir()

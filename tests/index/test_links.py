@@ -70,7 +70,7 @@ def test_a_linked_student_loads_in_all_three_libraries(linked, tiny_run):
 
 
 @pytest.mark.parametrize("linked", ["symlink"], indirect=True)
-@pytest.mark.integration
+@pytest.mark.slow
 def test_an_index_replaces_links_and_leaves_the_cache_alone(linked):
     cache = linked.parent / "cache"
     before, expected = contents(cache), found(linked)

@@ -88,7 +88,7 @@ def test_presets_are_named_complete_and_valid(schema):
         schema.validate(apply_changes(read_default_params(), preset))
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_every_combination_is_written_valid_and_whole_and_leads_back(params):
     for data, method in ALL:
         run(data, method, "--write")

@@ -149,7 +149,7 @@ def code_of(folder: Path) -> list[str]:
     return re.findall(r"```python\n(.+?)```", text, re.DOTALL)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_the_card_s_code_finds_what_a_search_finds(in_tiny_run, tmp_path, monkeypatch):
     out = str(tmp_path / "router")
     result = invoke("publish", "--format", "sentence-transformers", "--json", "--out", out)
@@ -189,7 +189,7 @@ def test_the_directory_needs_nothing_of_this_project(tmp_path):
     assert done.stdout == "torch.Size([1, 1])\n"
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_onnx_files_give_the_student_s_vectors_and_their_sts(in_tiny_run, tmp_path):
     out = tmp_path / "exported"
     result = invoke("publish", "--onnx", "--out", str(out))

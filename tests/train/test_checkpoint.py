@@ -137,7 +137,7 @@ def test_a_checkpoint_that_cannot_be_written_is_a_clear_error(tmp_path):
         Checkpoint(tmp_path / "file", "run", 1.0).save({"step": 3})
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_every_setting_makes_another_run(data, tmp_path, monkeypatch):
     dev = pd.DataFrame({"sentence1": ["a"], "score": [1.0]})
     folder = shutil.copytree(run_params().student.encoder, tmp_path / "encoder")

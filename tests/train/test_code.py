@@ -49,7 +49,7 @@ CHANGES_THE_RUN = {
 }
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_what_trains_changes_the_key_and_nothing_else_does(package):
     before = hash_code(package, *ROOTS)
     for name, (file, old, new) in (CHANGES_NOTHING | CHANGES_THE_RUN).items():
